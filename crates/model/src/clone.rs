@@ -1,0 +1,84 @@
+//! How a node was cloned, and what was measured.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// How a node came to be in a clone, from most to least that came along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rung {
+    /// Memory and disk at the cut: its processes go on.
+    Live,
+    /// Disk at the cut; its processes start afresh.
+    Disk,
+    /// The base image.
+    Image,
+    /// The parent's node was not running: disk only, and it stays stopped.
+    Stopped,
+}
+
+/// What a person asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RungChoice {
+    /// The best that each node allows.
+    #[default]
+    Auto,
+    /// Every running stateful node with its memory, or fail before the parent is touched.
+    Live,
+    /// Disks only.
+    Disk,
+    /// Base images only.
+    Image,
+}
+
+/// What was measured when an environment was cloned; kept with the operation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CloneReport {
+    /// Instant at which all nodes stood still.
+    #[schema(value_type = Option<String>)]
+    pub cut: Option<Timestamp>,
+    /// First node frozen to last node thawed, microseconds.
+    pub freeze_us: u64,
+    /// First node frozen to last node frozen, microseconds.
+    pub skew_us: u64,
+    /// Memory written for all nodes, bytes.
+    pub memory_bytes: u64,
+    /// From the request until every health check of the clone passed, microseconds.
+    pub ready_us: Option<u64>,
+    /// Where the freeze went: named parts in order.
+    pub parts: Vec<Timing>,
+    /// Per node.
+    pub nodes: Vec<NodeCloneReport>,
+}
+
+/// A named span of time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Timing {
+    /// What was done, for instance `freeze`, `dump`, `snapshot`, `thaw`.
+    pub what: String,
+    /// How long, microseconds.
+    pub us: u64,
+}
+
+/// What was measured of one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeCloneReport {
+    /// Node name.
+    pub node: String,
+    /// How it was cloned.
+    pub rung: Rung,
+    /// Why not `live`, when it is not.
+    pub why: Option<String>,
+    /// Time it stood still, microseconds.
+    pub freeze_us: u64,
+    /// Time CRIU took to dump it, microseconds.
+    pub dump_us: u64,
+    /// Time until it ran again in the clone, microseconds.
+    pub restore_us: u64,
+    /// Memory written, bytes.
+    pub memory_bytes: u64,
+    /// Processes restored.
+    pub processes: u32,
+}

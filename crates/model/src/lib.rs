@@ -1,0 +1,21 @@
+//! Offshoot's words as types: what an environment is, what a clone answers, what an error says.
+//!
+//! No I/O, no clock, no async. Everything here can be kept in the database and sent over the API,
+//! so a change to a public field is a change to both.
+
+pub mod clone;
+pub mod environment;
+pub mod id;
+pub mod manifest;
+pub mod name;
+pub mod operation;
+pub mod problem;
+pub mod quantity;
+
+pub use clone::{CloneReport, NodeCloneReport, Rung, RungChoice};
+pub use environment::{Environment, EnvironmentState, Lineage, Node, NodeState, Placement, Volume};
+pub use id::{EnvId, NodeId, OperationId};
+pub use manifest::{ImageSource, Layer, Manifest};
+pub use name::{EnvName, LayerName, VolumeName};
+pub use operation::{Operation, OperationKind, OperationState, StepRecord};
+pub use problem::{Code, Fault, Problem};
