@@ -10,6 +10,7 @@ pub mod manifest;
 pub mod name;
 pub mod operation;
 pub mod problem;
+pub mod progress;
 pub mod quantity;
 
 pub use clone::{CloneReport, NodeCloneReport, Rung, RungChoice};
@@ -18,4 +19,5 @@ pub use id::{EnvId, NodeId, OperationId};
 pub use manifest::{ImageSource, Layer, Manifest};
 pub use name::{EnvName, LayerName, VolumeName};
 pub use operation::{Operation, OperationKind, OperationState, StepRecord};
+pub use progress::{ProgressSink, Unobserved};
 pub use problem::{Code, Fault, Problem};

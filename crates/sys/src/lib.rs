@@ -1,1 +1,12 @@
-//! placeholder
+//! Kernel interfaces: the only crate of Offshoot that holds `unsafe`.
+//!
+//! Each module wraps one interface, says which man page or kernel version it follows, and gives back plain
+//! values and `std::io::Error`. No policy here.
+
+pub mod btrfs;
+pub mod fsx;
+pub mod loopdev;
+pub mod mount;
+pub mod netns;
+pub mod process;
+pub mod sock_diag;

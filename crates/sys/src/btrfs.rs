@@ -1,0 +1,1 @@
+//! Subvolumes and snapshots of btrfs by ioctl (btrfs-ioctl, linux/btrfs.h).

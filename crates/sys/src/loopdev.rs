@@ -1,0 +1,1 @@
+//! Loop devices by ioctl (loop(4), linux/loop.h).

@@ -1,0 +1,1 @@
+//! Entering network namespaces on a thread of its own (setns(2)).

@@ -1,0 +1,1 @@
+//! Sockets of a network namespace by netlink (sock_diag(7)), and destroying them.
