@@ -12,6 +12,7 @@ pub mod operation;
 pub mod problem;
 pub mod progress;
 pub mod quantity;
+pub mod view;
 
 pub use clone::{CloneReport, NodeCloneReport, Rung, RungChoice};
 pub use environment::{Environment, EnvironmentState, Lineage, Node, NodeState, Placement, Volume};

@@ -1,0 +1,146 @@
+//! The application layer: all that the API and the dashboard may ask for.
+//!
+//! A trait, so that the server's tests need no host. Handlers call this and nothing below it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use offshoot_model::view::{
+    CloneRequest, CreateRequest, DoctorReport, EnvironmentView, Event, ExecRequest, ImageView, LogLine, PlanView,
+    PoolView, TerminalSize,
+};
+use offshoot_model::{ImageSource, Manifest, Operation, OperationId, Problem};
+use tokio::sync::mpsc;
+
+/// A change that a person asks for; each becomes an operation.
+#[derive(Debug, Clone)]
+pub enum Request {
+    /// Create an environment and start it.
+    Create(CreateRequest),
+    /// Clone the environment of that name or id.
+    Clone(String, CloneRequest),
+    /// Give an environment another name, and with it another domain.
+    Rename(String, String),
+    /// Start the nodes.
+    Start(String),
+    /// Stop the nodes.
+    Stop(String),
+    /// Remove the environment with its data.
+    Remove(String),
+    /// Fetch or make an image.
+    ImagePull(ImageSource),
+    /// Grow the pool to this many bytes.
+    PoolGrow(u64),
+}
+
+/// Which log lines are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct LogQuery {
+    /// Node or layer name; all nodes when absent.
+    pub node: Option<String>,
+    /// Only this many of the last lines of each node; all when absent.
+    pub tail: Option<usize>,
+    /// Whether to go on with lines as they come.
+    pub follow: bool,
+}
+
+/// A running command. Dropping it ends the command.
+#[derive(Debug)]
+pub struct ExecSession {
+    /// To the command; bounded, so that a slow command slows its sender.
+    pub input: mpsc::Sender<ExecInput>,
+    /// From the command; ends after [`ExecOutput::Exit`] or [`ExecOutput::Problem`].
+    pub output: mpsc::Receiver<ExecOutput>,
+}
+
+/// To a running command.
+#[derive(Debug, Clone)]
+pub enum ExecInput {
+    /// Bytes for its standard input or terminal.
+    Stdin(Bytes),
+    /// End of standard input.
+    CloseStdin,
+    /// The terminal has another size.
+    Resize(TerminalSize),
+    /// Send a signal, a name such as `SIGINT`.
+    Signal(String),
+}
+
+/// From a running command.
+#[derive(Debug, Clone)]
+pub enum ExecOutput {
+    /// Standard output, or the terminal.
+    Stdout(Bytes),
+    /// Standard error.
+    Stderr(Bytes),
+    /// It ended: exit status, or 128 + signal.
+    Exit(i32),
+    /// It could not be run.
+    Problem(Problem),
+}
+
+/// Chunks of a stream that may break.
+pub type ByteStream = mpsc::Receiver<Result<Bytes, Problem>>;
+
+/// All that can be asked for. Environments are named by name or id, nodes by name (`web-1`) or layer (`web`, its
+/// first node).
+#[async_trait]
+pub trait Platform: Send + Sync + 'static {
+    /// Checks a request, records it as an operation and lets it run. Answers as soon as it is recorded.
+    async fn submit(&self, request: Request) -> Result<Operation, Problem>;
+
+    /// What a create would do. `name` as in the request to come.
+    async fn plan_create(&self, name: &str, manifest: &Manifest) -> Result<PlanView, Problem>;
+
+    /// What a clone would do, with pre-flight of every node; touches nothing.
+    async fn plan_clone(&self, environment: &str, request: &CloneRequest) -> Result<PlanView, Problem>;
+
+    /// An operation.
+    async fn operation(&self, id: OperationId) -> Result<Operation, Problem>;
+
+    /// Operations, newest first, at most `limit`.
+    async fn operations(&self, limit: usize) -> Result<Vec<Operation>, Problem>;
+
+    /// Asks an operation to stop at its next safe point and undo what it did.
+    async fn cancel(&self, id: OperationId) -> Result<Operation, Problem>;
+
+    /// Changes of operations from after `seq` on (0: from the oldest still kept), then as they come.
+    async fn events(&self, seq: u64) -> Result<mpsc::Receiver<Event>, Problem>;
+
+    /// All environments, by name.
+    async fn environments(&self) -> Result<Vec<EnvironmentView>, Problem>;
+
+    /// One environment.
+    async fn environment(&self, environment: &str) -> Result<EnvironmentView, Problem>;
+
+    /// An environment's manifest, secrets left out.
+    async fn manifest(&self, environment: &str) -> Result<Manifest, Problem>;
+
+    /// Runs a command in a node.
+    async fn exec(&self, environment: &str, node: &str, request: ExecRequest) -> Result<ExecSession, Problem>;
+
+    /// Output of nodes.
+    async fn logs(&self, environment: &str, query: LogQuery) -> Result<mpsc::Receiver<LogLine>, Problem>;
+
+    /// A file or directory of a node as a tar archive.
+    async fn copy_out(&self, environment: &str, node: &str, path: &str) -> Result<ByteStream, Problem>;
+
+    /// Unpacks a tar archive into a directory of a node.
+    async fn copy_in(&self, environment: &str, node: &str, path: &str, archive: ByteStream) -> Result<(), Problem>;
+
+    /// Images in the pool.
+    async fn images(&self) -> Result<Vec<ImageView>, Problem>;
+
+    /// Removes an image that no environment uses; by id, unique beginning of an id, or source.
+    async fn image_remove(&self, image: &str) -> Result<(), Problem>;
+
+    /// The pool.
+    async fn pool(&self) -> Result<PoolView, Problem>;
+
+    /// What the host has and lacks.
+    async fn doctor(&self) -> Result<DoctorReport, Problem>;
+}
+
+/// A platform as handlers hold it.
+pub type SharedPlatform = Arc<dyn Platform>;
