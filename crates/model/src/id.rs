@@ -87,7 +87,10 @@ impl NodeId {
     /// When `name` is not a DNS label (lower-case letters, digits, inner hyphens, at most 63 bytes).
     pub fn new(env: EnvId, name: &str) -> Result<Self, String> {
         if crate::name::is_label(name, crate::name::LABEL_MAX) {
-            Ok(Self { env, name: name.to_owned() })
+            Ok(Self {
+                env,
+                name: name.to_owned(),
+            })
         } else {
             Err(format!("{name:?} is not a node name"))
         }
@@ -110,7 +113,9 @@ impl FromStr for NodeId {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (env, name) = text.split_once('.').ok_or_else(|| format!("{text:?} is not a node id"))?;
+        let (env, name) = text
+            .split_once('.')
+            .ok_or_else(|| format!("{text:?} is not a node id"))?;
         Self::new(env.parse()?, name)
     }
 }
@@ -158,7 +163,9 @@ impl FromStr for OperationId {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Uuid::parse_str(text).map(Self).map_err(|e| format!("{text:?} is not an operation id: {e}"))
+        Uuid::parse_str(text)
+            .map(Self)
+            .map_err(|e| format!("{text:?} is not an operation id: {e}"))
     }
 }
 
@@ -182,10 +189,24 @@ mod tests {
 
     #[test]
     fn hostile_ids_are_refused() {
-        for text in ["", "../../etc", "ABCDEFGH", "abcdefg", "abcdefghi", "abcdefg/", "abcdefg\n"] {
+        for text in [
+            "",
+            "../../etc",
+            "ABCDEFGH",
+            "abcdefg",
+            "abcdefghi",
+            "abcdefg/",
+            "abcdefg\n",
+        ] {
             assert!(text.parse::<EnvId>().is_err(), "{text:?}");
         }
-        for text in ["abcdefgh", "abcdefgh.", "abcdefgh.-a", "abcdefgh.a/b", "abcdefgh.A"] {
+        for text in [
+            "abcdefgh",
+            "abcdefgh.",
+            "abcdefgh.-a",
+            "abcdefgh.a/b",
+            "abcdefgh.A",
+        ] {
             assert!(text.parse::<NodeId>().is_err(), "{text:?}");
         }
     }

@@ -20,5 +20,5 @@ pub use id::{EnvId, NodeId, OperationId};
 pub use manifest::{ImageSource, Layer, Manifest};
 pub use name::{EnvName, LayerName, VolumeName};
 pub use operation::{Operation, OperationKind, OperationState, StepRecord};
-pub use progress::{ProgressSink, Unobserved};
 pub use problem::{Code, Fault, Problem};
+pub use progress::{ProgressSink, Unobserved};

@@ -162,7 +162,9 @@ impl ImageSource {
             Self::Registry { reference } => reference.clone(),
             Self::OciLayout { path, tag } => tagged("oci", path, tag),
             Self::DockerArchive { path, tag } => tagged("docker-archive", path, tag),
-            Self::Packages(image) => format!("packages:{}:{}", image.suite, image.packages.join(",")),
+            Self::Packages(image) => {
+                format!("packages:{}:{}", image.suite, image.packages.join(","))
+            }
         }
     }
 }
@@ -386,7 +388,9 @@ impl Mount {
     #[must_use]
     pub fn target(&self) -> &str {
         match self {
-            Self::Volume { target, .. } | Self::File { target, .. } | Self::Tmpfs { target, .. } => target,
+            Self::Volume { target, .. }
+            | Self::File { target, .. }
+            | Self::Tmpfs { target, .. } => target,
         }
     }
 }
@@ -513,6 +517,8 @@ impl Manifest {
     /// The layer that the edge sends people to, with its port.
     #[must_use]
     pub fn entry(&self) -> Option<(&Layer, u16)> {
-        self.layers.iter().find_map(|layer| layer.entry.map(|port| (layer, port)))
+        self.layers
+            .iter()
+            .find_map(|layer| layer.entry.map(|port| (layer, port)))
     }
 }

@@ -120,7 +120,18 @@ mod tests {
             assert!(good.parse::<EnvName>().is_ok(), "{good}");
         }
         let long = "a".repeat(ENV_NAME_MAX + 1);
-        for bad in ["", "-a", "a-", "A", "a.b", "a/b", "ä", "a b", "a\0", long.as_str()] {
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "A",
+            "a.b",
+            "a/b",
+            "ä",
+            "a b",
+            "a\0",
+            long.as_str(),
+        ] {
             assert!(bad.parse::<EnvName>().is_err(), "{bad:?}");
         }
         assert!("..".parse::<VolumeName>().is_err());

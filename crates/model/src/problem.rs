@@ -146,12 +146,23 @@ pub struct Problem {
 impl Problem {
     /// A problem without details.
     pub fn new(code: Code, fault: Fault, what: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { code, what: what.into(), fault, next: next.into(), details: Vec::new() }
+        Self {
+            code,
+            what: what.into(),
+            fault,
+            next: next.into(),
+            details: Vec::new(),
+        }
     }
 
     /// A defect in Offshoot: something that must never be was.
     pub fn internal(what: impl Into<String>) -> Self {
-        Self::new(Code::Internal, Fault::Offshoot, what, "report this with the daemon's log")
+        Self::new(
+            Code::Internal,
+            Fault::Offshoot,
+            what,
+            "report this with the daemon's log",
+        )
     }
 
     /// Adds a detail.

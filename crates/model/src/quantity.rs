@@ -6,9 +6,13 @@
 /// # Errors
 /// A sentence that says what is allowed, when `text` is no such size or does not fit 64 bits.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
-    let bad = || format!("{text:?} is not a size; write a number with b, k, m, g or t, for instance 256m");
+    let bad = || {
+        format!("{text:?} is not a size; write a number with b, k, m, g or t, for instance 256m")
+    };
     let trimmed = text.trim().to_ascii_lowercase();
-    let split = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(trimmed.len());
+    let split = trimmed
+        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .unwrap_or(trimmed.len());
     let (number, unit) = trimmed.split_at(split);
     let shift = match unit.trim() {
         "" | "b" => 0,
@@ -22,7 +26,11 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         return whole.checked_mul(1 << shift).ok_or_else(bad);
     }
     let value = number.parse::<f64>().map_err(|_| bad())? * (1u64 << shift) as f64;
-    if value.is_finite() && value >= 0.0 && value < 2f64.powi(63) { Ok(value as u64) } else { Err(bad()) }
+    if value.is_finite() && value >= 0.0 && value < 2f64.powi(63) {
+        Ok(value as u64)
+    } else {
+        Err(bad())
+    }
 }
 
 /// A size for people: `1.5 GiB`, `12 MiB`, `512 B`.
@@ -57,10 +65,14 @@ pub fn parse_duration_ms(text: &str) -> Result<u64, String> {
         return Ok(0);
     }
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.')).ok_or_else(bad)?;
+        let digits = rest
+            .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+            .ok_or_else(bad)?;
         let number: f64 = rest[..digits].parse().map_err(|_| bad())?;
         rest = &rest[digits..];
-        let unit_len = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let unit_len = rest
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(rest.len());
         let factor = match &rest[..unit_len] {
             "us" | "µs" => 0.001,
             "ms" => 1.0,
@@ -73,7 +85,11 @@ pub fn parse_duration_ms(text: &str) -> Result<u64, String> {
         total += number * factor;
         rest = &rest[unit_len..];
     }
-    if total.is_finite() && total < 1e15 { Ok(total as u64) } else { Err(bad()) }
+    if total.is_finite() && total < 1e15 {
+        Ok(total as u64)
+    } else {
+        Err(bad())
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,5 @@
 
 mod platform;
 
-pub use platform::{
-    ByteStream, ExecInput, ExecOutput, ExecSession, LogQuery, Platform, Request, SharedPlatform,
-};
+pub use offshoot_engine::{ByteStream, ExecInput, ExecOutput, ExecSession, LogQuery};
+pub use platform::{Platform, Request, SharedPlatform};

@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use offshoot_engine::{ByteStream, ExecSession, LogQuery};
 use offshoot_model::view::{
-    CloneRequest, CreateRequest, DoctorReport, EnvironmentView, Event, ExecRequest, ImageView, LogLine, PlanView,
-    PoolView, TerminalSize,
+    CloneRequest, CreateRequest, DoctorReport, EnvironmentView, Event, ExecRequest, ImageView,
+    LogLine, PlanView, PoolView,
 };
 use offshoot_model::{ImageSource, Manifest, Operation, OperationId, Problem};
 use tokio::sync::mpsc;
@@ -34,55 +34,6 @@ pub enum Request {
     PoolGrow(u64),
 }
 
-/// Which log lines are wanted.
-#[derive(Debug, Clone, Default)]
-pub struct LogQuery {
-    /// Node or layer name; all nodes when absent.
-    pub node: Option<String>,
-    /// Only this many of the last lines of each node; all when absent.
-    pub tail: Option<usize>,
-    /// Whether to go on with lines as they come.
-    pub follow: bool,
-}
-
-/// A running command. Dropping it ends the command.
-#[derive(Debug)]
-pub struct ExecSession {
-    /// To the command; bounded, so that a slow command slows its sender.
-    pub input: mpsc::Sender<ExecInput>,
-    /// From the command; ends after [`ExecOutput::Exit`] or [`ExecOutput::Problem`].
-    pub output: mpsc::Receiver<ExecOutput>,
-}
-
-/// To a running command.
-#[derive(Debug, Clone)]
-pub enum ExecInput {
-    /// Bytes for its standard input or terminal.
-    Stdin(Bytes),
-    /// End of standard input.
-    CloseStdin,
-    /// The terminal has another size.
-    Resize(TerminalSize),
-    /// Send a signal, a name such as `SIGINT`.
-    Signal(String),
-}
-
-/// From a running command.
-#[derive(Debug, Clone)]
-pub enum ExecOutput {
-    /// Standard output, or the terminal.
-    Stdout(Bytes),
-    /// Standard error.
-    Stderr(Bytes),
-    /// It ended: exit status, or 128 + signal.
-    Exit(i32),
-    /// It could not be run.
-    Problem(Problem),
-}
-
-/// Chunks of a stream that may break.
-pub type ByteStream = mpsc::Receiver<Result<Bytes, Problem>>;
-
 /// All that can be asked for. Environments are named by name or id, nodes by name (`web-1`) or layer (`web`, its
 /// first node).
 #[async_trait]
@@ -94,7 +45,11 @@ pub trait Platform: Send + Sync + 'static {
     async fn plan_create(&self, name: &str, manifest: &Manifest) -> Result<PlanView, Problem>;
 
     /// What a clone would do, with pre-flight of every node; touches nothing.
-    async fn plan_clone(&self, environment: &str, request: &CloneRequest) -> Result<PlanView, Problem>;
+    async fn plan_clone(
+        &self,
+        environment: &str,
+        request: &CloneRequest,
+    ) -> Result<PlanView, Problem>;
 
     /// An operation.
     async fn operation(&self, id: OperationId) -> Result<Operation, Problem>;
@@ -118,16 +73,36 @@ pub trait Platform: Send + Sync + 'static {
     async fn manifest(&self, environment: &str) -> Result<Manifest, Problem>;
 
     /// Runs a command in a node.
-    async fn exec(&self, environment: &str, node: &str, request: ExecRequest) -> Result<ExecSession, Problem>;
+    async fn exec(
+        &self,
+        environment: &str,
+        node: &str,
+        request: ExecRequest,
+    ) -> Result<ExecSession, Problem>;
 
     /// Output of nodes.
-    async fn logs(&self, environment: &str, query: LogQuery) -> Result<mpsc::Receiver<LogLine>, Problem>;
+    async fn logs(
+        &self,
+        environment: &str,
+        query: LogQuery,
+    ) -> Result<mpsc::Receiver<LogLine>, Problem>;
 
     /// A file or directory of a node as a tar archive.
-    async fn copy_out(&self, environment: &str, node: &str, path: &str) -> Result<ByteStream, Problem>;
+    async fn copy_out(
+        &self,
+        environment: &str,
+        node: &str,
+        path: &str,
+    ) -> Result<ByteStream, Problem>;
 
     /// Unpacks a tar archive into a directory of a node.
-    async fn copy_in(&self, environment: &str, node: &str, path: &str, archive: ByteStream) -> Result<(), Problem>;
+    async fn copy_in(
+        &self,
+        environment: &str,
+        node: &str,
+        path: &str,
+        archive: ByteStream,
+    ) -> Result<(), Problem>;
 
     /// Images in the pool.
     async fn images(&self) -> Result<Vec<ImageView>, Problem>;
