@@ -1,0 +1,24 @@
+//! What the daemon and the edge agree on: the edge's configuration, the routes file, the control socket, and how
+//! the edge's process is started and stopped.
+//!
+//! The proxy itself is `offshoot-edge`, a process of its own, so that traffic goes on while the daemon restarts.
+//! This crate holds no proxy code: the daemon depends on it without building the proxy. Everything blocks, with
+//! bounds.
+
+mod config;
+mod control;
+mod error;
+mod file;
+mod process;
+mod routes;
+
+pub use config::{AccessLog, EdgeConfig, Limits};
+pub use control::{
+    CONTROL_LINE_MAX, ControlRequest, EdgeControl, EdgeStatus, PortReport, PortState, Refusal,
+    Reloaded,
+};
+pub use error::EdgeError;
+pub use process::{PidFile, ensure_edge, stop};
+pub use routes::{
+    PortRoute, Protocol, ROUTES_FILE_MAX, Route, RoutesError, RoutesFile, normal_host,
+};
