@@ -77,7 +77,7 @@ pub struct Pool {
 }
 
 /// Threads that take snapshots at the same time; they share one commit.
-const SNAPSHOT_THREADS: usize = 16;
+const SNAPSHOT_THREADS: usize = 4;
 
 impl Pool {
     /// Brings the pool up: makes and formats its file where needed, attaches it, mounts it. Does the rest of the way from
