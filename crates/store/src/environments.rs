@@ -59,7 +59,7 @@ impl Tx<'_> {
     /// # Errors
     /// [`StoreError::NameTaken`], [`StoreError::EnvironmentUnknown`].
     pub fn rename(&self, id: &EnvId, name: &EnvName) -> Result<(), StoreError> {
-        let mut environment = self.environment(id)?;
+        let mut environment = self.known_environment(id)?;
         environment.name = name.clone();
         self.update_environment(&environment)
     }
@@ -69,7 +69,7 @@ impl Tx<'_> {
     /// # Errors
     /// [`StoreError::EnvironmentUnknown`].
     pub fn set_state(&self, id: &EnvId, state: EnvironmentState) -> Result<(), StoreError> {
-        let mut environment = self.environment(id)?;
+        let mut environment = self.known_environment(id)?;
         environment.state = state;
         self.update_environment(&environment)
     }
@@ -86,31 +86,20 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// The environment of that id.
+    /// The environment of that id, if it is there.
     ///
     /// # Errors
-    /// [`StoreError::EnvironmentUnknown`].
-    pub fn environment(&self, id: &EnvId) -> Result<Environment, StoreError> {
+    /// Only those of the database.
+    pub fn environment(&self, id: &EnvId) -> Result<Option<Environment>, StoreError> {
         self.one_environment("WHERE id = ?1", id.as_str())
     }
 
-    /// The environment of that name.
+    /// The environment of that name, if there is one.
     ///
     /// # Errors
-    /// [`StoreError::EnvironmentUnknown`].
-    pub fn environment_by_name(&self, name: &EnvName) -> Result<Environment, StoreError> {
-        self.one_environment("WHERE name = ?1", name.as_str())
-    }
-
-    /// The environment of that name, or else of that id.
-    ///
-    /// # Errors
-    /// [`StoreError::EnvironmentUnknown`].
-    pub fn find_environment(&self, name_or_id: &str) -> Result<Environment, StoreError> {
-        self.one_environment(
-            "WHERE name = ?1 OR id = ?1 ORDER BY name = ?1 DESC LIMIT 1",
-            name_or_id,
-        )
+    /// Only those of the database.
+    pub fn environment_by_name(&self, name: &str) -> Result<Option<Environment>, StoreError> {
+        self.one_environment("WHERE name = ?1", name)
     }
 
     /// All environments, by name.
@@ -205,8 +194,14 @@ impl Tx<'_> {
 
     /// Name of the environment of that id.
     pub(crate) fn name_of(&self, id: &str) -> Result<EnvName, StoreError> {
-        self.one_environment("WHERE id = ?1", id)
+        let environment = self.one_environment("WHERE id = ?1", id)?;
+        environment
             .map(|environment| environment.name)
+            .ok_or_else(|| unknown(id))
+    }
+
+    fn known_environment(&self, id: &EnvId) -> Result<Environment, StoreError> {
+        self.environment(id)?.ok_or_else(|| unknown(id.as_str()))
     }
 
     fn check_name(&self, own: &EnvId, name: &EnvName) -> Result<(), StoreError> {
@@ -282,10 +277,12 @@ impl Tx<'_> {
             .map_err(StoreError::sql("write an environment"))
     }
 
-    fn one_environment(&self, condition: &str, key: &str) -> Result<Environment, StoreError> {
-        self.some_environments(condition, [key])?
-            .pop()
-            .ok_or_else(|| unknown(key))
+    fn one_environment(
+        &self,
+        condition: &str,
+        key: &str,
+    ) -> Result<Option<Environment>, StoreError> {
+        Ok(self.some_environments(condition, [key])?.pop())
     }
 
     fn some_environments(

@@ -260,9 +260,8 @@ in_own_transaction! {
     update_in_one rename(id: &EnvId, name: &EnvName) -> ();
     update_in_one set_state(id: &EnvId, state: EnvironmentState) -> ();
     update_in_one remove_environment(id: &EnvId) -> ();
-    read environment(id: &EnvId) -> Environment;
-    read environment_by_name(name: &EnvName) -> Environment;
-    read find_environment(name_or_id: &str) -> Environment;
+    read environment(id: &EnvId) -> Option<Environment>;
+    read environment_by_name(name: &str) -> Option<Environment>;
     read environments() -> Vec<Environment>;
     read children(id: &EnvId) -> Vec<Environment>;
     read used_outer_networks() -> Vec<ipnet::Ipv4Net>;
@@ -274,10 +273,12 @@ in_own_transaction! {
     update_in_one set_node_restarts(id: &EnvId, node: &str, restarts: u32) -> ();
     update_in_one record_operation(operation: &Operation, plan: &Value) -> Event;
     update_in_one update_operation(operation: &Operation) -> Event;
-    update_in_one update_plan(id: OperationId, plan: &Value) -> ();
+    update_in_one save_operation(operation: &Operation, plan: &Value) -> Event;
+    update_in_one finish_with_state(operation: &Operation, id: &EnvId, state: EnvironmentState) -> Event;
+    update_in_one finish_with_removal(operation: &Operation, id: &EnvId) -> Event;
     update_in_one request_cancel(id: OperationId) -> ();
     read cancel_requested(id: OperationId) -> bool;
-    read operation(id: OperationId) -> (Operation, Value);
+    read operation(id: OperationId) -> Option<(Operation, Value)>;
     read operations(limit: usize) -> Vec<Operation>;
     read unfinished_operations() -> Vec<(Operation, Value)>;
     read events_after(seq: u64, limit: usize) -> Vec<Event>;

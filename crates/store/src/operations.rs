@@ -1,7 +1,7 @@
 //! The journal: operations, what each will do, and whether it was asked to stop.
 
 use offshoot_model::view::Event;
-use offshoot_model::{Operation, OperationId};
+use offshoot_model::{EnvId, EnvironmentState, Operation, OperationId};
 use rusqlite::{OptionalExtension as _, Params, named_params, params};
 use serde_json::Value;
 
@@ -59,17 +59,48 @@ impl Tx<'_> {
         self.add_event(operation)
     }
 
-    /// Replaces the plan of an operation that has not ended.
+    /// Writes an operation and its plan as they are now.
     ///
     /// # Errors
-    /// [`StoreError::OperationUnknown`], also when it has ended.
-    pub fn update_plan(&self, id: OperationId, plan: &Value) -> Result<(), StoreError> {
+    /// [`StoreError::OperationUnknown`].
+    pub fn save_operation(&self, operation: &Operation, plan: &Value) -> Result<Event, StoreError> {
+        let id = operation.id;
         let plan = encode("a plan", plan)?;
         self.change(
-            "UPDATE operations SET plan = ?2 WHERE id = ?1 AND ended = 0",
+            "UPDATE operations SET plan = ?2 WHERE id = ?1",
             id,
             params![id.to_string(), plan],
-        )
+        )?;
+        self.update_operation(operation)
+    }
+
+    /// Ends an operation and sets the environment's state with it, where the environment is there.
+    ///
+    /// # Errors
+    /// [`StoreError::OperationUnknown`].
+    pub fn finish_with_state(
+        &self,
+        operation: &Operation,
+        id: &EnvId,
+        state: EnvironmentState,
+    ) -> Result<Event, StoreError> {
+        match self.set_state(id, state) {
+            Ok(()) | Err(StoreError::EnvironmentUnknown { .. }) => self.update_operation(operation),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends an operation and removes the environment's rows with it, where they are there.
+    ///
+    /// # Errors
+    /// [`StoreError::OperationUnknown`].
+    pub fn finish_with_removal(
+        &self,
+        operation: &Operation,
+        id: &EnvId,
+    ) -> Result<Event, StoreError> {
+        self.remove_environment(id)?;
+        self.update_operation(operation)
     }
 
     /// Notes that an operation should stop at its next safe point. On one that has ended it changes nothing.
@@ -100,14 +131,14 @@ impl Tx<'_> {
             .ok_or(StoreError::OperationUnknown { id })
     }
 
-    /// An operation and its plan (`null` once it has ended).
+    /// An operation and its plan (`null` once it has ended), if it is still kept.
     ///
     /// # Errors
-    /// [`StoreError::OperationUnknown`].
-    pub fn operation(&self, id: OperationId) -> Result<(Operation, Value), StoreError> {
-        self.some_operations("WHERE id = ?1", params![id.to_string()])?
-            .pop()
-            .ok_or(StoreError::OperationUnknown { id })
+    /// Only those of the database.
+    pub fn operation(&self, id: OperationId) -> Result<Option<(Operation, Value)>, StoreError> {
+        Ok(self
+            .some_operations("WHERE id = ?1", params![id.to_string()])?
+            .pop())
     }
 
     /// Operations, newest first, at most `limit`.

@@ -92,12 +92,13 @@ fn kill_leaves_whole_transactions() {
         let last = last.unwrap();
         let words: Vec<&str> = last.rsplit(' ').collect();
         let (operation_id, env, state) = (words[0], words[1], words[2]);
-        let kept = store.environment(&env.parse().unwrap()).unwrap();
+        let kept = store.environment(&env.parse().unwrap()).unwrap().unwrap();
         if state == "running" {
             assert_eq!(kept.state, EnvironmentState::Running);
             assert!(
                 store
                     .operation(operation_id.parse().unwrap())
+                    .unwrap()
                     .unwrap()
                     .0
                     .state
@@ -118,7 +119,10 @@ fn kill_leaves_whole_transactions() {
         }
         for (o, _) in &unfinished {
             assert!(
-                store.environment(o.environment.as_ref().unwrap()).is_ok(),
+                store
+                    .environment(o.environment.as_ref().unwrap())
+                    .unwrap()
+                    .is_some(),
                 "no operation without its rows"
             );
         }

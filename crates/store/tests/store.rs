@@ -35,10 +35,8 @@ fn a_reservation_is_kept_whole() {
     drop(store);
 
     let store = Store::open(&dir.path().join("offshoot.db")).unwrap();
-    assert_eq!(store.environment(&shop.id).unwrap(), shop);
-    assert_eq!(store.environment_by_name(&shop.name).unwrap(), shop);
-    assert_eq!(store.find_environment("env-1").unwrap(), shop);
-    assert_eq!(store.find_environment(shop.id.as_str()).unwrap(), shop);
+    assert_eq!(store.environment(&shop.id).unwrap().unwrap(), shop);
+    assert_eq!(store.environment_by_name("env-1").unwrap().unwrap(), shop);
     assert_eq!(store.environments().unwrap(), std::slice::from_ref(&shop));
     assert_eq!(
         store.ports(&shop.id).unwrap(),
@@ -54,7 +52,7 @@ fn a_reservation_is_kept_whole() {
     assert_eq!(store.used_id_bases().unwrap(), [shop.placement.id_base]);
     assert_eq!(
         store.operation(create.id).unwrap(),
-        (create.clone(), json!({"steps": 3}))
+        Some((create.clone(), json!({"steps": 3})))
     );
     assert_eq!(store.unfinished_operations().unwrap().len(), 1);
     assert_eq!(store.events_after(0, 10).unwrap(), [event]);
@@ -130,7 +128,10 @@ fn removal_frees_everything_and_repeats() {
     store.remove_environment(&shop.id).unwrap();
     store.remove_environment(&shop.id).unwrap();
     assert_eq!(store.node_restarts(&shop.id, "web-1").unwrap(), 0);
-    let error = store.environment(&shop.id).unwrap_err();
+    assert_eq!(store.environment(&shop.id).unwrap(), None);
+    let error = store
+        .set_state(&shop.id, EnvironmentState::Broken)
+        .unwrap_err();
     assert_eq!(error.problem().code, Code::EnvironmentUnknown);
     store
         .reserve(&shop, &ports, &operation(&shop), &Value::Null)
@@ -155,12 +156,9 @@ fn changes_of_an_environment() {
     store
         .set_state(&blog.id, EnvironmentState::Running)
         .unwrap();
-    blog = store.find_environment("news").unwrap();
+    blog = store.environment_by_name("news").unwrap().unwrap();
     assert_eq!(blog.state, EnvironmentState::Running);
-    assert!(matches!(
-        store.find_environment("env-2"),
-        Err(StoreError::EnvironmentUnknown { .. })
-    ));
+    assert_eq!(store.environment_by_name("env-2").unwrap(), None);
 
     let operation = OperationId::new();
     blog.lineage = Some(Lineage {
@@ -190,7 +188,7 @@ fn a_transaction_is_all_or_nothing() {
     let error = store.update_in_one(|tx| {
         tx.set_state(&shop.id, EnvironmentState::Running)?;
         tx.update_operation(&create)?;
-        tx.environment(&EnvId::random())
+        tx.set_state(&EnvId::random(), EnvironmentState::Running)
     });
     assert!(error.is_err());
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -203,7 +201,7 @@ fn a_transaction_is_all_or_nothing() {
     }));
     assert!(panicked.is_err());
     assert_eq!(
-        store.environment(&shop.id).unwrap().state,
+        store.environment(&shop.id).unwrap().unwrap().state,
         EnvironmentState::Creating
     );
     assert_eq!(store.unfinished_operations().unwrap().len(), 1);
@@ -218,14 +216,14 @@ fn a_transaction_is_all_or_nothing() {
     assert!(store.unfinished_operations().unwrap().is_empty());
     assert_eq!(
         store.operation(create.id).unwrap(),
-        (create, Value::Null),
+        Some((create, Value::Null)),
         "the plan goes with its end"
     );
     store
         .read(|tx| tx.set_state(&shop.id, EnvironmentState::Broken))
         .unwrap();
     assert_eq!(
-        store.environment(&shop.id).unwrap().state,
+        store.environment(&shop.id).unwrap().unwrap().state,
         EnvironmentState::Running,
         "reading keeps nothing"
     );
@@ -251,19 +249,20 @@ fn operations_newest_first_cancel_and_progress() {
     store.request_cancel(all[0].id).unwrap();
     assert!(store.cancel_requested(all[0].id).unwrap());
     assert!(!store.cancel_requested(all[1].id).unwrap());
-    store.update_plan(all[0].id, &json!(1)).unwrap();
+    assert_eq!(store.save_operation(&all[0], &json!(1)).unwrap().seq, 6);
     let mut first = all[0].clone();
     first.notices.push("half way".to_owned());
-    assert_eq!(store.note_progress(&first).unwrap().seq, 6);
-    assert_eq!(store.operation(first.id).unwrap(), (first, json!(1)));
+    assert_eq!(store.note_progress(&first).unwrap().seq, 7);
+    assert_eq!(store.operation(first.id).unwrap(), Some((first, json!(1))));
     let stranger = operation(&shop);
+    assert_eq!(store.operation(stranger.id).unwrap(), None);
     for error in [
         store.update_operation(&stranger).unwrap_err(),
         store.note_progress(&stranger).unwrap_err(),
         store.request_cancel(stranger.id).unwrap_err(),
         store.cancel_requested(stranger.id).unwrap_err(),
-        store.operation(stranger.id).unwrap_err(),
-        store.update_plan(stranger.id, &Value::Null).unwrap_err(),
+        store.save_operation(&stranger, &Value::Null).unwrap_err(),
+        store.finish_with_removal(&stranger, &shop.id).unwrap_err(),
     ] {
         assert_eq!(error.problem().code, Code::OperationUnknown);
     }
@@ -433,4 +432,41 @@ fn one_daemon_at_a_time_and_only_root_reads() {
             entry.path()
         );
     }
+}
+
+#[test]
+fn an_end_changes_the_environment_in_the_same_transaction() {
+    let (_dir, store) = store();
+    let shop = environment(1);
+    let mut change = operation(&shop);
+    store.reserve(&shop, &[], &change, &json!(1)).unwrap();
+    change.state = OperationState::Done;
+    store
+        .finish_with_state(&change, &shop.id, EnvironmentState::Running)
+        .unwrap();
+    assert_eq!(
+        store.environment(&shop.id).unwrap().unwrap().state,
+        EnvironmentState::Running
+    );
+    assert!(
+        store
+            .finish_with_state(&operation(&shop), &shop.id, EnvironmentState::Broken)
+            .is_err()
+    );
+    assert!(
+        store
+            .finish_with_removal(&operation(&shop), &shop.id)
+            .is_err()
+    );
+    assert_eq!(
+        store.environment(&shop.id).unwrap().unwrap().state,
+        EnvironmentState::Running,
+        "both or neither"
+    );
+    store.finish_with_removal(&change, &shop.id).unwrap();
+    assert_eq!(store.environment(&shop.id).unwrap(), None);
+    store.finish_with_removal(&change, &shop.id).unwrap();
+    store
+        .finish_with_state(&change, &shop.id, EnvironmentState::Broken)
+        .unwrap();
 }
