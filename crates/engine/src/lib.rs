@@ -3,6 +3,7 @@
 //! Free of local ideas: no paths, no pids. Every `ensure_*` may be repeated and may be interrupted at any point;
 //! done again, it completes or undoes what an earlier run left. That is what crash recovery stands on.
 
+pub mod failpoint;
 mod stream;
 
 use async_trait::async_trait;
@@ -93,7 +94,7 @@ pub struct CutOutcome {
 }
 
 /// Where people reach an environment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Exposure {
     /// The environment, for its addresses.
     pub environment: Environment,

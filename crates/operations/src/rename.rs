@@ -1,0 +1,79 @@
+//! Rename: another name, and with it another domain and other host names. Nothing stops.
+
+use async_trait::async_trait;
+use offshoot_model::{EnvId, EnvName, EnvironmentState, Problem};
+use offshoot_plan::rehost;
+use serde::{Deserialize, Serialize};
+
+use crate::saga::{Cx, Saga, Settle};
+use crate::shared::store_problem;
+
+/// Renames an environment.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Rename {
+    pub(crate) environment: EnvId,
+    pub(crate) from: EnvName,
+    pub(crate) to: EnvName,
+}
+
+#[async_trait]
+impl Saga for Rename {
+    fn steps(&self) -> &'static [&'static str] {
+        &["record", "names", "route"]
+    }
+
+    fn forward_from(&self) -> usize {
+        0
+    }
+
+    fn environments(&self) -> Vec<EnvId> {
+        vec![self.environment.clone()]
+    }
+
+    async fn run(&mut self, step: &'static str, cx: &Cx) -> Result<(), Problem> {
+        match step {
+            "record" => record(cx, &self.environment, &self.to),
+            "names" => names(cx, &self.environment).await,
+            _ => cx.shared.expose_all(None).await,
+        }
+    }
+
+    async fn undo(&mut self, cx: &Cx) -> Result<(), Problem> {
+        // The new name may never have been given: it was taken, or the environment is gone.
+        if cx
+            .shared
+            .by_id(&self.environment)
+            .is_ok_and(|environment| environment.name == self.to)
+        {
+            record(cx, &self.environment, &self.from)?;
+            names(cx, &self.environment).await?;
+        }
+        cx.shared.expose_all(None).await
+    }
+
+    fn on_success(&self) -> Settle {
+        Settle::Nothing
+    }
+
+    fn on_undone(&self) -> Settle {
+        Settle::Nothing
+    }
+}
+
+fn record(cx: &Cx, id: &EnvId, name: &EnvName) -> Result<(), Problem> {
+    let mut environment = cx.shared.by_id(id)?;
+    environment.name = name.clone();
+    rehost(&mut environment);
+    cx.shared
+        .store
+        .update_environment(&environment)
+        .map_err(store_problem)
+}
+
+async fn names(cx: &Cx, id: &EnvId) -> Result<(), Problem> {
+    let environment = cx.shared.by_id(id)?;
+    if environment.state == EnvironmentState::Running {
+        cx.engine().ensure_names(&environment).await?;
+    }
+    Ok(())
+}

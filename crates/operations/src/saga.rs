@@ -1,0 +1,159 @@
+//! An operation as a list of steps with one way back.
+//!
+//! steno's semantics in small: each step may run twice, the way back may run twice, both only call `ensure_*`.
+//! Unlike steno the journal shares its transactions with our own rows, so a crash never leaves a finished
+//! operation beside an unfinished environment.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use offshoot_engine::Engine;
+use offshoot_model::{EnvId, EnvironmentState, OperationKind, Problem};
+use serde::{Deserialize, Serialize};
+
+use crate::live::{Live, StepProgress};
+use crate::locks::Held;
+use crate::shared::Shared;
+use crate::{clone, create, image, pool, power, remove, rename};
+
+/// What the final record changes beside the operation itself, in the same transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Settle {
+    /// Nothing.
+    Nothing,
+    /// The environment has this state from now on.
+    State(EnvId, EnvironmentState),
+    /// The environment's rows go.
+    Gone(EnvId),
+}
+
+/// One kind of operation.
+#[async_trait]
+pub(crate) trait Saga: Send + Sync {
+    /// Names of its steps in order; part of the API and of failpoints.
+    fn steps(&self) -> &'static [&'static str];
+
+    /// After a crash the operation goes forward when this many steps were done, else back.
+    fn forward_from(&self) -> usize;
+
+    /// Environments to hold while it runs.
+    fn environments(&self) -> Vec<EnvId>;
+
+    /// Does a step.
+    async fn run(&mut self, step: &'static str, cx: &Cx) -> Result<(), Problem>;
+
+    /// Takes back whatever its steps did, however far they came.
+    async fn undo(&mut self, cx: &Cx) -> Result<(), Problem>;
+
+    /// What the final record changes when every step is done.
+    fn on_success(&self) -> Settle;
+
+    /// What it changes when it was taken back.
+    fn on_undone(&self) -> Settle;
+
+    /// What it changes when it could not be taken back.
+    fn on_stuck(&self) -> Settle {
+        Settle::Nothing
+    }
+}
+
+/// A saga as the journal keeps it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "saga", rename_all = "kebab-case")]
+pub(crate) enum Plan {
+    Create(create::Create),
+    Clone(Box<clone::Clone>),
+    Rename(rename::Rename),
+    Start(power::Start),
+    Stop(power::Stop),
+    Remove(remove::Remove),
+    ImagePull(image::Pull),
+    PoolGrow(pool::Grow),
+}
+
+impl Plan {
+    pub(crate) fn saga(&mut self) -> &mut dyn Saga {
+        match self {
+            Self::Create(saga) => saga,
+            Self::Clone(saga) => saga.as_mut(),
+            Self::Rename(saga) => saga,
+            Self::Start(saga) => saga,
+            Self::Stop(saga) => saga,
+            Self::Remove(saga) => saga,
+            Self::ImagePull(saga) => saga,
+            Self::PoolGrow(saga) => saga,
+        }
+    }
+
+    pub(crate) fn kind(&self) -> OperationKind {
+        match self {
+            Self::Create(_) => OperationKind::Create,
+            Self::Clone(_) => OperationKind::Clone,
+            Self::Rename(_) => OperationKind::Rename,
+            Self::Start(_) => OperationKind::Start,
+            Self::Stop(_) => OperationKind::Stop,
+            Self::Remove(_) => OperationKind::Remove,
+            Self::ImagePull(_) => OperationKind::ImagePull,
+            Self::PoolGrow(_) => OperationKind::PoolGrow,
+        }
+    }
+}
+
+/// What a step works with.
+pub(crate) struct Cx {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) live: Arc<Live>,
+    held: Mutex<HashMap<EnvId, Held>>,
+}
+
+impl Cx {
+    pub(crate) fn new(shared: Arc<Shared>, live: Arc<Live>) -> Self {
+        Self {
+            shared,
+            live,
+            held: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn engine(&self) -> &dyn Engine {
+        self.shared.engine.as_ref()
+    }
+
+    pub(crate) fn progress(&self) -> StepProgress {
+        StepProgress {
+            shared: Arc::clone(&self.shared),
+            live: Arc::clone(&self.live),
+        }
+    }
+
+    /// Adds a sentence to the operation's notices.
+    pub(crate) fn notice(&self, text: String) {
+        self.live.change(|operation| {
+            if !operation.notices.contains(&text) {
+                operation.notices.push(text);
+            }
+        });
+    }
+
+    /// Waits for the environments that the operation changes.
+    pub(crate) async fn hold(&self, mut ids: Vec<EnvId>) {
+        ids.sort();
+        ids.dedup();
+        for id in ids {
+            let held = self.shared.locks.hold(vec![id.clone()]).await;
+            self.held
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(id, held);
+        }
+    }
+
+    /// Lets an environment go before the operation ends.
+    pub(crate) fn release(&self, id: &EnvId) {
+        self.held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
+    }
+}

@@ -1,0 +1,176 @@
+//! What every operation works with.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use offshoot_engine::{Engine, Exposure};
+use offshoot_model::{Code, EnvId, Environment, EnvironmentState, Fault, OperationId, Problem};
+use offshoot_plan::{Host, Taken};
+use offshoot_store::{Store, StoreError};
+use tokio::sync::{Notify, broadcast};
+
+use crate::health::HealthBook;
+use crate::live::Live;
+use crate::locks::Locks;
+
+/// Settings of the daemon that operations need.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What the host has to give.
+    pub host: Host,
+    /// Bound on a freeze when the request names none, milliseconds.
+    pub max_freeze_ms: u64,
+    /// How long to wait for a new environment's or clone's health checks.
+    pub ready_timeout: Duration,
+}
+
+/// Shared by all operations of a daemon.
+pub(crate) struct Shared {
+    pub(crate) store: Arc<Store>,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) settings: Settings,
+    pub(crate) locks: Locks,
+    pub(crate) health: HealthBook,
+    /// Wakes event streams; the events themselves are in the store.
+    pub(crate) news: broadcast::Sender<u64>,
+    /// Operations that are not final.
+    pub(crate) live: Mutex<HashMap<OperationId, Arc<Live>>>,
+    /// Only one task at a time tells the edge what to do.
+    exposing: tokio::sync::Mutex<()>,
+    /// Only one request at a time is planned and recorded, so that no two are given the same places.
+    pub(crate) submitting: tokio::sync::Mutex<()>,
+    /// Woken when an operation ended.
+    pub(crate) ended: Notify,
+}
+
+impl Shared {
+    pub(crate) fn new(store: Arc<Store>, engine: Arc<dyn Engine>, settings: Settings) -> Self {
+        Self {
+            store,
+            engine,
+            settings,
+            locks: Locks::default(),
+            health: HealthBook::default(),
+            news: broadcast::channel(256).0,
+            live: Mutex::default(),
+            exposing: tokio::sync::Mutex::default(),
+            submitting: tokio::sync::Mutex::default(),
+            ended: Notify::new(),
+        }
+    }
+
+    /// The environment of that name or id.
+    pub(crate) fn find(&self, name_or_id: &str) -> Result<Environment, Problem> {
+        let by_name = self
+            .store
+            .environment_by_name(name_or_id)
+            .map_err(store_problem)?;
+        match (by_name, name_or_id.parse()) {
+            (Some(found), _) => Ok(found),
+            (None, Ok(id)) => self.by_id(&id),
+            (None, Err(_)) => Err(unknown(name_or_id)),
+        }
+    }
+
+    /// The environment of that id.
+    pub(crate) fn by_id(&self, id: &EnvId) -> Result<Environment, Problem> {
+        self.store
+            .environment(id)
+            .map_err(store_problem)?
+            .ok_or_else(|| unknown(id.as_str()))
+    }
+
+    /// What is no longer free on this host.
+    pub(crate) async fn taken(&self) -> Result<Taken, Problem> {
+        let environments = self.store.environments().map_err(store_problem)?;
+        let mut networks: std::collections::BTreeSet<_> =
+            environments.iter().map(|env| env.placement.outer).collect();
+        networks.extend(self.engine.reached_networks().await?);
+        Ok(Taken {
+            names: environments
+                .iter()
+                .map(|env| env.name.to_string())
+                .collect(),
+            id_bases: environments
+                .iter()
+                .map(|env| env.placement.id_base)
+                .collect(),
+            networks,
+            ports: self
+                .store
+                .all_ports()
+                .map_err(store_problem)?
+                .into_iter()
+                .map(|(_, port)| port)
+                .collect(),
+        })
+    }
+
+    /// Tells the edge which environments can be reached now: those that should run, without those in `except`.
+    pub(crate) async fn expose_all(&self, except: Option<&EnvId>) -> Result<(), Problem> {
+        let _one_at_a_time = self.exposing.lock().await;
+        let mut all = Vec::new();
+        for environment in self.store.environments().map_err(store_problem)? {
+            if environment.state == EnvironmentState::Running && Some(&environment.id) != except {
+                all.push(self.exposure(environment)?);
+            }
+        }
+        self.engine.expose(all).await
+    }
+
+    /// As [`Self::expose_all`], with `environment` as it will be although the store does not say so yet.
+    pub(crate) async fn expose_also(&self, environment: &Environment) -> Result<(), Problem> {
+        let _one_at_a_time = self.exposing.lock().await;
+        let mut all = vec![self.exposure(environment.clone())?];
+        for other in self.store.environments().map_err(store_problem)? {
+            if other.state == EnvironmentState::Running && other.id != environment.id {
+                all.push(self.exposure(other)?);
+            }
+        }
+        self.engine.expose(all).await
+    }
+
+    fn exposure(&self, environment: Environment) -> Result<Exposure, Problem> {
+        let ports = self.store.ports(&environment.id).map_err(store_problem)?;
+        let domains = vec![self.settings.host.domain(environment.name.as_str())];
+        Ok(Exposure {
+            environment,
+            domains,
+            ports,
+        })
+    }
+
+    pub(crate) fn live_of(&self, id: OperationId) -> Option<Arc<Live>> {
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
+    }
+
+    /// The operation that holds or waits for an environment, if any; the oldest.
+    pub(crate) fn holder(&self, environment: &EnvId) -> Option<OperationId> {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.iter()
+            .filter(|(_, live)| live.touches(environment))
+            .map(|(id, _)| *id)
+            .min()
+    }
+}
+
+/// No environment of that name.
+pub(crate) fn unknown(name: &str) -> Problem {
+    Problem::new(
+        Code::EnvironmentUnknown,
+        Fault::Request,
+        format!("there is no environment {name:?}"),
+        "see `offshoot ls` for those that are there",
+    )
+}
+
+/// A store's error as a person sees it.
+#[expect(clippy::needless_pass_by_value, reason = "used as map_err's argument")]
+pub(crate) fn store_problem(error: StoreError) -> Problem {
+    error.problem()
+}

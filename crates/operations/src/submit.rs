@@ -1,0 +1,359 @@
+//! From a request to a recorded operation: all that can be judged at once is judged here.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use offshoot_model::environment::PortBinding;
+use offshoot_model::operation::{StepRecord, StepState};
+use offshoot_model::view::{CloneRequest, CreateRequest};
+use offshoot_model::{
+    Code, EnvId, EnvName, Environment, EnvironmentState, Fault, Manifest, Operation, OperationId,
+    OperationKind, OperationState, Problem,
+};
+use offshoot_plan::{ClonePlan, CreatePlan, Taken, clone_name, plan_clone, plan_create};
+use offshoot_store::StoreError;
+
+use crate::platform::Request;
+use crate::runner::Way;
+use crate::saga::Plan;
+use crate::shared::{Shared, store_problem};
+use crate::{clone, create, image, pool, power, remove, rename};
+
+/// Least and most that a request may allow a freeze to take, milliseconds.
+const FREEZE_BOUNDS: std::ops::RangeInclusive<u64> = 50..=60_000;
+
+/// What a request becomes before it is recorded.
+struct Draft {
+    plan: Plan,
+    environment: Option<EnvId>,
+    subject: String,
+    parent: Option<String>,
+    notices: Vec<String>,
+    /// A new environment to reserve together with the operation.
+    reserve: Option<(Environment, Vec<PortBinding>)>,
+}
+
+impl Draft {
+    fn on(environment: &Environment, plan: Plan) -> Self {
+        Self {
+            plan,
+            environment: Some(environment.id.clone()),
+            subject: environment.name.to_string(),
+            parent: None,
+            notices: Vec::new(),
+            reserve: None,
+        }
+    }
+}
+
+impl Shared {
+    /// Judges and records a request, and lets it run.
+    pub(crate) async fn submit(self: &Arc<Self>, request: Request) -> Result<Operation, Problem> {
+        let id = OperationId::new();
+        let now = Timestamp::now();
+        let _one_at_a_time = self.submitting.lock().await;
+        let mut draft = match request {
+            Request::Create(request) => self.draft_create(request, now).await?,
+            Request::Clone(parent, request) => self.draft_clone(&parent, &request, id, now).await?,
+            Request::Rename(environment, name) => self.draft_rename(&environment, &name)?,
+            Request::Start(environment) => {
+                let found = self.settled(&environment, "started")?;
+                Draft::on(
+                    &found,
+                    Plan::Start(power::Start {
+                        environment: found.id.clone(),
+                    }),
+                )
+            }
+            Request::Stop(environment) => {
+                let found = self.settled(&environment, "stopped")?;
+                Draft::on(
+                    &found,
+                    Plan::Stop(power::Stop {
+                        environment: found.id.clone(),
+                    }),
+                )
+            }
+            Request::Remove(environment) => self.draft_remove(&environment)?,
+            Request::ImagePull(source) => Draft {
+                environment: None,
+                subject: source.display(),
+                parent: None,
+                notices: Vec::new(),
+                reserve: None,
+                plan: Plan::ImagePull(image::Pull { source }),
+            },
+            Request::PoolGrow(size) => Draft {
+                plan: Plan::PoolGrow(pool::Grow { size }),
+                environment: None,
+                subject: offshoot_model::quantity::format_bytes(size),
+                parent: None,
+                notices: Vec::new(),
+                reserve: None,
+            },
+        };
+        let operation = Operation {
+            id,
+            kind: draft.plan.kind(),
+            environment: draft.environment,
+            subject: draft.subject,
+            parent: draft.parent,
+            state: OperationState::Waiting,
+            created: now,
+            ended: None,
+            steps: draft
+                .plan
+                .saga()
+                .steps()
+                .iter()
+                .map(|name| pending(name))
+                .collect(),
+            problem: None,
+            report: None,
+            notices: draft.notices,
+        };
+        let json = serde_json::to_value(&draft.plan)
+            .map_err(|e| Problem::internal(format!("a plan has no JSON: {e}")))?;
+        let event = match &draft.reserve {
+            Some((environment, ports)) => self.store.reserve(environment, ports, &operation, &json),
+            None => self.store.record_operation(&operation, &json),
+        }
+        .map_err(store_problem)?;
+        let _ = self.news.send(event.seq);
+        let _ = offshoot_engine::failpoint::reach("submit.recorded");
+        self.launch(operation.clone(), draft.plan, Way::Forward);
+        Ok(operation)
+    }
+
+    /// Decides a create without recording it.
+    pub(crate) async fn decide_create(
+        &self,
+        name: &str,
+        manifest: Manifest,
+        now: Timestamp,
+    ) -> Result<(CreatePlan, Taken), Problem> {
+        let name = parse_name(name)?;
+        self.must_be_free(&name)?;
+        let taken = self.taken().await?;
+        let mut plan = plan_create(
+            EnvId::random(),
+            name,
+            now,
+            manifest,
+            &self.settings.host,
+            &taken,
+        )
+        .map_err(|e| e.problem())?;
+        plan.ports = self
+            .engine
+            .choose_ports(std::mem::take(&mut plan.ports))
+            .await?;
+        Ok((plan, taken))
+    }
+
+    async fn draft_create(&self, request: CreateRequest, now: Timestamp) -> Result<Draft, Problem> {
+        let (CreatePlan { environment, ports }, _) = self
+            .decide_create(&request.name, request.manifest, now)
+            .await?;
+        let plan = Plan::Create(create::Create {
+            environment: environment.id.clone(),
+        });
+        Ok(Draft {
+            environment: Some(environment.id.clone()),
+            subject: environment.name.to_string(),
+            parent: None,
+            notices: Vec::new(),
+            reserve: Some((environment, ports)),
+            plan,
+        })
+    }
+
+    /// Decides a clone without recording it.
+    pub(crate) async fn decide_clone(
+        &self,
+        parent: &Environment,
+        request: &CloneRequest,
+        id: OperationId,
+        now: Timestamp,
+    ) -> Result<ClonePlan, Problem> {
+        let taken = self.taken().await?;
+        let name = match &request.name {
+            Some(name) => parse_name(name)?,
+            None => clone_name(&parent.name, &taken),
+        };
+        self.must_be_free(&name)?;
+        let ports = self.store.ports(&parent.id).map_err(store_problem)?;
+        let mut plan = plan_clone(
+            parent,
+            &ports,
+            EnvId::random(),
+            name,
+            now,
+            id,
+            &self.settings.host,
+            &taken,
+        )
+        .map_err(|e| e.problem())?;
+        plan.ports = self
+            .engine
+            .choose_ports(std::mem::take(&mut plan.ports))
+            .await?;
+        for (before, after) in ports.iter().zip(&plan.ports) {
+            if before.port.host_port != after.port.host_port {
+                plan.notices.push(format!(
+                    "port {} of the parent is port {} of the clone",
+                    before.port.host_port.unwrap_or_default(),
+                    after.port.host_port.unwrap_or_default()
+                ));
+            }
+        }
+        for layer in clone::stateless_layers(parent) {
+            plan.notices.push(format!(
+                "layer {layer} is stateless: its nodes start from their image"
+            ));
+        }
+        Ok(plan)
+    }
+
+    async fn draft_clone(
+        &self,
+        parent: &str,
+        request: &CloneRequest,
+        id: OperationId,
+        now: Timestamp,
+    ) -> Result<Draft, Problem> {
+        let max_freeze_ms = request.max_freeze_ms.unwrap_or(self.settings.max_freeze_ms);
+        if !FREEZE_BOUNDS.contains(&max_freeze_ms) {
+            return Err(Problem::new(
+                Code::BadRequest,
+                Fault::Request,
+                format!("a freeze of at most {max_freeze_ms} ms cannot be asked for"),
+                "give a bound from 50ms to 60s",
+            ));
+        }
+        let parent = self.settled(parent, "cloned")?;
+        let decided = self.decide_clone(&parent, request, id, now).await?;
+        let plan = Plan::Clone(Box::new(clone::Clone {
+            parent: parent.id.clone(),
+            environment: decided.environment.id.clone(),
+            choice: request.rung,
+            max_freeze_ms,
+            nodes: Vec::new(),
+            runs: false,
+            paused: clone::Pause::default(),
+        }));
+        Ok(Draft {
+            environment: Some(decided.environment.id.clone()),
+            subject: decided.environment.name.to_string(),
+            parent: Some(parent.name.to_string()),
+            notices: decided.notices,
+            reserve: Some((decided.environment, decided.ports)),
+            plan,
+        })
+    }
+
+    fn draft_rename(&self, environment: &str, name: &str) -> Result<Draft, Problem> {
+        let to = parse_name(name)?;
+        let found = self.settled(environment, "renamed")?;
+        if found.name != to {
+            self.must_be_free(&to)?;
+        }
+        let plan = Plan::Rename(rename::Rename {
+            environment: found.id.clone(),
+            from: found.name.clone(),
+            to: to.clone(),
+        });
+        Ok(Draft {
+            subject: to.to_string(),
+            parent: None,
+            ..Draft::on(&found, plan)
+        })
+    }
+
+    /// Removal is possible in every state. It ends what is being made.
+    fn draft_remove(&self, environment: &str) -> Result<Draft, Problem> {
+        let found = self.find(environment)?;
+        for child in self.store.environments().map_err(store_problem)? {
+            if child.id != found.id
+                && let Some(volume) = child.volumes.iter().find(|volume| volume.owner == found.id)
+            {
+                return Err(Problem::new(
+                    Code::WrongState,
+                    Fault::Request,
+                    format!(
+                        "environment {} shares volume {} of {}",
+                        child.name, volume.name, found.name
+                    ),
+                    format!("remove {} first", child.name),
+                ));
+            }
+        }
+        if found.state == EnvironmentState::Creating
+            && let Some(live) = self.holder(&found.id).and_then(|id| self.live_of(id))
+            && matches!(
+                live.snapshot().kind,
+                OperationKind::Create | OperationKind::Clone
+            )
+        {
+            live.cancel();
+        }
+        Ok(Draft::on(
+            &found,
+            Plan::Remove(remove::Remove {
+                environment: found.id.clone(),
+            }),
+        ))
+    }
+
+    fn must_be_free(&self, name: &EnvName) -> Result<(), Problem> {
+        match self
+            .store
+            .environment_by_name(name.as_str())
+            .map_err(store_problem)?
+        {
+            Some(_) => Err(StoreError::NameTaken { name: name.clone() }.problem()),
+            None => Ok(()),
+        }
+    }
+
+    /// An environment that is made and not being removed.
+    fn settled(&self, environment: &str, done: &str) -> Result<Environment, Problem> {
+        let found = self.find(environment)?;
+        let why = match found.state {
+            EnvironmentState::Running | EnvironmentState::Stopped => return Ok(found),
+            EnvironmentState::Creating => "is still being created",
+            EnvironmentState::Removing => "is being removed",
+            EnvironmentState::Broken => "is broken",
+        };
+        let next = match found.state {
+            EnvironmentState::Creating => {
+                "wait for its operation to end: `offshoot op ls`".to_owned()
+            }
+            _ => format!("remove it: `offshoot rm {}`", found.name),
+        };
+        let what = format!("environment {} {why} and cannot be {done}", found.name);
+        Err(Problem::new(Code::WrongState, Fault::Request, what, next))
+    }
+}
+
+/// A step that has not begun.
+pub(crate) fn pending(name: &str) -> StepRecord {
+    StepRecord {
+        name: name.to_owned(),
+        state: StepState::Pending,
+        us: None,
+        progress: None,
+    }
+}
+
+fn parse_name(text: &str) -> Result<EnvName, Problem> {
+    text.parse()
+        .map_err(|error: offshoot_model::name::NameError| {
+            Problem::new(
+                Code::NameInvalid,
+                Fault::Request,
+                error.to_string(),
+                "choose another name",
+            )
+        })
+}

@@ -1,0 +1,168 @@
+//! Looks after running environments: health checks, and restart policies.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use offshoot_engine::{Begin, NodeStatus};
+use offshoot_model::manifest::RestartPolicy;
+use offshoot_model::{Environment, EnvironmentState, Layer, Node, NodeId, NodeState};
+use tokio::sync::Semaphore;
+
+use crate::health::check_if_due;
+use crate::shared::Shared;
+
+/// Time between two looks at an environment.
+const EVERY: Duration = Duration::from_secs(1);
+/// First and longest wait before a restart; it doubles from one to the next, as in Docker.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
+/// A node that ran this long begins again with the first wait.
+const STEADY: Duration = Duration::from_secs(10);
+/// Most health checks at once on the host.
+const CHECKS: usize = 8;
+
+/// What is remembered of a node that ends again and again.
+#[derive(Debug)]
+struct Restart {
+    attempts: u32,
+    started: Instant,
+    due: Instant,
+}
+
+/// Looks after all environments until the task is aborted.
+pub(crate) async fn supervise(shared: Arc<Shared>) {
+    let checks = Arc::new(Semaphore::new(CHECKS));
+    let mut restarts: HashMap<NodeId, Restart> = HashMap::new();
+    let mut tick = tokio::time::interval(EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let environments = match shared.store.environments() {
+            Ok(environments) => environments,
+            Err(error) => {
+                tracing::warn!(%error, "the environments could not be read");
+                continue;
+            }
+        };
+        for environment in environments
+            .into_iter()
+            .filter(|env| env.state == EnvironmentState::Running)
+        {
+            let Some(_held) = shared.locks.try_hold(&environment.id) else {
+                continue;
+            };
+            match shared.engine.status(&environment).await {
+                Ok(status) => {
+                    look_after(&shared, &environment, &status, &mut restarts, &checks).await
+                }
+                Err(problem) => {
+                    tracing::warn!(environment = %environment.name, %problem, "its nodes could not be looked at");
+                }
+            }
+        }
+    }
+}
+
+async fn look_after(
+    shared: &Arc<Shared>,
+    environment: &Environment,
+    status: &[NodeStatus],
+    restarts: &mut HashMap<NodeId, Restart>,
+    checks: &Arc<Semaphore>,
+) {
+    for node in &environment.nodes {
+        let Some(layer) = environment.manifest.layer(&node.layer) else {
+            continue;
+        };
+        let Some(seen) = status.iter().find(|status| status.node == node.name()) else {
+            continue;
+        };
+        match seen.state {
+            NodeState::Running { .. } => check(shared, environment, node, layer, checks),
+            NodeState::Exited { status: code, .. }
+                if wants_restart(layer.restart, code, restarts.get(&node.id)) =>
+            {
+                restart(shared, environment, node, code, restarts).await;
+            }
+            _ => {}
+        }
+    }
+}
+
+fn check(
+    shared: &Arc<Shared>,
+    environment: &Environment,
+    node: &Node,
+    layer: &Layer,
+    checks: &Arc<Semaphore>,
+) {
+    let Some(check) = layer.healthcheck.clone() else {
+        return;
+    };
+    let Ok(permit) = Arc::clone(checks).try_acquire_owned() else {
+        return;
+    };
+    let (shared, environment, node) = (Arc::clone(shared), environment.clone(), node.clone());
+    tokio::spawn(async move {
+        check_if_due(&shared, &environment, &node, &check).await;
+        drop(permit);
+    });
+}
+
+fn wants_restart(policy: RestartPolicy, code: i32, past: Option<&Restart>) -> bool {
+    match policy {
+        RestartPolicy::No => false,
+        RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
+        RestartPolicy::OnFailure { max_attempts } => {
+            code != 0
+                && max_attempts.is_none_or(|most| past.is_none_or(|past| past.attempts < most))
+        }
+    }
+}
+
+async fn restart(
+    shared: &Shared,
+    environment: &Environment,
+    node: &Node,
+    code: i32,
+    restarts: &mut HashMap<NodeId, Restart>,
+) {
+    let now = Instant::now();
+    let entry = restarts.entry(node.id.clone()).or_insert(Restart {
+        attempts: 0,
+        started: now,
+        due: now,
+    });
+    if now < entry.due {
+        return;
+    }
+    if now.duration_since(entry.started) > STEADY + BACKOFF.1 {
+        entry.attempts = 0;
+    }
+    entry.attempts = entry.attempts.saturating_add(1);
+    let wait = BACKOFF
+        .0
+        .saturating_mul(1 << entry.attempts.min(10))
+        .min(BACKOFF.1);
+    (entry.started, entry.due) = (now, now + wait);
+    tracing::info!(node = %node.id, code, attempt = entry.attempts, "a node ended; starting it again");
+    shared.health.reset(&node.id);
+    if let Err(problem) = shared
+        .engine
+        .ensure_started(environment, node, Begin::Fresh)
+        .await
+    {
+        tracing::warn!(node = %node.id, %problem, details = ?problem.details, "it could not be started again");
+    }
+    let count = shared
+        .store
+        .node_restarts(&environment.id, node.name())
+        .unwrap_or(0)
+        .saturating_add(1);
+    if let Err(error) = shared
+        .store
+        .set_node_restarts(&environment.id, node.name(), count)
+    {
+        tracing::warn!(%error, "a restart could not be recorded");
+    }
+}
