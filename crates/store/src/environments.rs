@@ -102,6 +102,17 @@ impl Tx<'_> {
         self.one_environment("WHERE name = ?1", name)
     }
 
+    /// The environment of that name, or else of that id, if there is one.
+    ///
+    /// # Errors
+    /// Only those of the database.
+    pub fn find_environment(&self, name_or_id: &str) -> Result<Option<Environment>, StoreError> {
+        self.one_environment(
+            "WHERE name = ?1 OR id = ?1 ORDER BY name <> ?1 LIMIT 1",
+            name_or_id,
+        )
+    }
+
     /// All environments, by name.
     ///
     /// # Errors

@@ -99,7 +99,6 @@ fn kill_leaves_whole_transactions() {
                 store
                     .operation(operation_id.parse().unwrap())
                     .unwrap()
-                    .unwrap()
                     .0
                     .state
                     .is_final()

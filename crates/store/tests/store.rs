@@ -37,6 +37,10 @@ fn a_reservation_is_kept_whole() {
     let store = Store::open(&dir.path().join("offshoot.db")).unwrap();
     assert_eq!(store.environment(&shop.id).unwrap().unwrap(), shop);
     assert_eq!(store.environment_by_name("env-1").unwrap().unwrap(), shop);
+    for known in ["env-1", shop.id.as_str()] {
+        assert_eq!(store.find_environment(known).unwrap().as_ref(), Some(&shop));
+    }
+    assert_eq!(store.find_environment("env-2").unwrap(), None);
     assert_eq!(store.environments().unwrap(), std::slice::from_ref(&shop));
     assert_eq!(
         store.ports(&shop.id).unwrap(),
@@ -52,7 +56,7 @@ fn a_reservation_is_kept_whole() {
     assert_eq!(store.used_id_bases().unwrap(), [shop.placement.id_base]);
     assert_eq!(
         store.operation(create.id).unwrap(),
-        Some((create.clone(), json!({"steps": 3})))
+        (create.clone(), json!({"steps": 3}))
     );
     assert_eq!(store.unfinished_operations().unwrap().len(), 1);
     assert_eq!(store.events_after(0, 10).unwrap(), [event]);
@@ -216,7 +220,7 @@ fn a_transaction_is_all_or_nothing() {
     assert!(store.unfinished_operations().unwrap().is_empty());
     assert_eq!(
         store.operation(create.id).unwrap(),
-        Some((create, Value::Null)),
+        (create, Value::Null),
         "the plan goes with its end"
     );
     store
@@ -253,14 +257,14 @@ fn operations_newest_first_cancel_and_progress() {
     let mut first = all[0].clone();
     first.notices.push("half way".to_owned());
     assert_eq!(store.note_progress(&first).unwrap().seq, 7);
-    assert_eq!(store.operation(first.id).unwrap(), Some((first, json!(1))));
+    assert_eq!(store.operation(first.id).unwrap(), (first, json!(1)));
     let stranger = operation(&shop);
-    assert_eq!(store.operation(stranger.id).unwrap(), None);
     for error in [
         store.update_operation(&stranger).unwrap_err(),
         store.note_progress(&stranger).unwrap_err(),
         store.request_cancel(stranger.id).unwrap_err(),
         store.cancel_requested(stranger.id).unwrap_err(),
+        store.operation(stranger.id).unwrap_err(),
         store.save_operation(&stranger, &Value::Null).unwrap_err(),
         store.finish_with_removal(&stranger, &shop.id).unwrap_err(),
     ] {
