@@ -171,10 +171,7 @@ impl RoutesFile {
         }
         let mut ports = HashMap::with_capacity(self.ports.len());
         for port in &self.ports {
-            // port 0 asks for any free port, so it may be asked for more than once
-            if let Some(first) = ports.insert((port.listen, port.protocol), &port.environment)
-                && port.listen.port() != 0
-            {
+            if let Some(first) = ports.insert((port.listen, port.protocol), &port.environment) {
                 return Err(RoutesError::PortTwice {
                     listen: port.listen,
                     protocol: port.protocol,

@@ -1,0 +1,99 @@
+//! One JSON line per request, written by a thread of its own behind a bounded queue: a slow disk costs lines, which
+//! are counted, never requests.
+
+use std::io::{BufWriter, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use offshoot_edge_api::AccessLog as Settings;
+use serde::Serialize;
+
+use crate::rotating::RotatingFile;
+
+const QUEUE: usize = 8_192;
+
+/// A request as it is logged. The query is left out: it may hold secrets.
+#[derive(Serialize)]
+pub(crate) struct Record {
+    pub(crate) time: Timestamp,
+    pub(crate) client: Option<String>,
+    pub(crate) protocol: &'static str,
+    pub(crate) method: String,
+    pub(crate) host: String,
+    pub(crate) path: String,
+    pub(crate) status: u16,
+    pub(crate) bytes: usize,
+    pub(crate) duration_ms: f64,
+    pub(crate) environment: Option<String>,
+    pub(crate) upstream: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+}
+
+/// Where requests are logged to. Dropping the last one lets the thread write what is queued and end.
+#[derive(Clone)]
+pub(crate) struct AccessLog {
+    queue: Option<SyncSender<Record>>,
+    lost: Arc<AtomicU64>,
+}
+
+impl AccessLog {
+    /// Opens the log and starts its thread; without settings nothing is logged.
+    pub(crate) fn open(settings: Option<&Settings>) -> anyhow::Result<Self> {
+        let lost = Arc::new(AtomicU64::new(0));
+        let Some(settings) = settings else { return Ok(Self { queue: None, lost }) };
+        let file = RotatingFile::open(&settings.path, settings.max_bytes, settings.keep)
+            .with_context(|| format!("cannot open the access log {}", settings.path.display()))?;
+        let (queue, records) = sync_channel(QUEUE);
+        let counter = Arc::clone(&lost);
+        std::thread::Builder::new()
+            .name("access-log".into())
+            .spawn(move || write(&records, file, &counter))
+            .context("cannot start the access log's thread")?;
+        Ok(Self { queue: Some(queue), lost })
+    }
+
+    /// Whether records are wanted at all.
+    pub(crate) fn is_on(&self) -> bool {
+        self.queue.is_some()
+    }
+
+    /// Queues a record, or counts it as lost.
+    pub(crate) fn log(&self, record: Record) {
+        let Some(queue) = &self.queue else { return };
+        if let Err(TrySendError::Full(_)) = queue.try_send(record) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn write(records: &Receiver<Record>, file: RotatingFile, lost: &AtomicU64) {
+    // larger than any line, so that a line is never split between two files
+    let mut out = BufWriter::with_capacity(256 << 10, file);
+    let mut said = 0;
+    while let Ok(first) = records.recv() {
+        let mut next = Some(first);
+        while let Some(record) = next {
+            if let Ok(mut line) = serde_json::to_vec(&record) {
+                line.push(b'\n');
+                if out.buffer().len() + line.len() > out.capacity() {
+                    let _ = out.flush();
+                }
+                let _ = out.write_all(&line);
+            }
+            next = records.recv_timeout(Duration::from_millis(20)).ok();
+        }
+        if let Err(error) = out.flush() {
+            tracing::warn!(%error, "the access log cannot be written");
+        }
+        let now = lost.load(Ordering::Relaxed);
+        if now > said {
+            tracing::warn!(lines = now - said, "the access log was too slow and lost lines");
+            said = now;
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The control socket: JSON lines, one request and one answer each.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use offshoot_edge_api::{ControlRequest, Refusal};
+use serde::Serialize;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use crate::server::Edge;
+
+/// Requests are short; answers may be long.
+const REQUEST_MAX: u64 = 4 << 10;
+const CLIENTS: usize = 32;
+const IDLE: Duration = Duration::from_secs(600);
+const WRITE: Duration = Duration::from_secs(10);
+
+/// Listens on the control socket. The pid file's lock is held, so a file that is there is a former edge's.
+pub(crate) fn listen(edge: &Arc<Edge>) -> anyhow::Result<JoinHandle<()>> {
+    let path = &edge.config.control;
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("cannot remove {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    Ok(tokio::spawn(accept(listener, Arc::clone(edge))))
+}
+
+async fn accept(listener: UnixListener, edge: Arc<Edge>) {
+    let places = Arc::new(Semaphore::new(CLIENTS));
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let edge = Arc::clone(&edge);
+                tokio::spawn(async move {
+                    let _place = place;
+                    // a client that goes away or is silent for too long is nobody's problem
+                    let _ = answer_all(stream, &edge).await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "control socket");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn answer_all(stream: UnixStream, edge: &Arc<Edge>) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut read = BufReader::new(read);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let mut limited = (&mut read).take(REQUEST_MAX);
+        tokio::time::timeout(IDLE, limited.read_until(b'\n', &mut line)).await??;
+        if line.last() != Some(&b'\n') {
+            return Ok(());
+        }
+        let answer = match serde_json::from_slice(&line) {
+            Ok(ControlRequest::Reload(true)) => match edge.reload().await {
+                Ok(reloaded) => to_line(&reloaded),
+                Err(error) => to_line(&Refusal { error }),
+            },
+            Ok(ControlRequest::Status(true)) => to_line(&edge.status().await),
+            Ok(_) => to_line(&Refusal { error: "nothing was asked".to_owned() }),
+            Err(error) => to_line(&Refusal { error: format!("not understood: {error}") }),
+        };
+        tokio::time::timeout(WRITE, write.write_all(&answer)).await??;
+    }
+}
+
+fn to_line(answer: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(answer)
+        .unwrap_or_else(|e| format!("{{\"error\":\"the answer cannot be written: {e}\"}}").into_bytes());
+    line.push(b'\n');
+    line
+}

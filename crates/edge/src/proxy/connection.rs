@@ -1,0 +1,206 @@
+//! A client's connection: which protocol it speaks, and when it has had its time.
+//!
+//! The proxy library's own accept loop bounds each read but not a whole header, and cannot end a request from
+//! outside. Here each request runs beside a watch that ends it: when its header takes too long, and when the
+//! environment it went to is removed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora_core::apps::HttpServerApp;
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::http::v2::server::{H2Accept, HttpSession, default_h2_options, handshake};
+use pingora_core::protocols::l4::stream::Stream;
+use pingora_core::protocols::{Digest, GetSocketDigest, SocketDigest};
+use std::os::fd::AsRawFd;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::Http;
+use crate::sockets;
+use crate::table::Environment;
+
+/// How an HTTP/2 connection begins (RFC 9113, 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Malformed requests on one HTTP/2 connection before it is closed.
+const MALFORMED_MAX: usize = 32;
+
+tokio::task_local! {
+    /// Set while a request is processed, so that the library's callbacks reach the request's watch.
+    static STAGE: watch::Sender<Stage>;
+}
+
+#[derive(Clone)]
+enum Stage {
+    /// Its header is not complete.
+    Header,
+    /// It is being answered.
+    Received,
+    /// It is being answered by an environment.
+    Routed(Arc<Environment>),
+}
+
+/// Says that the current request's header is complete.
+pub(super) fn header_received() {
+    let _ = STAGE.try_with(|stage| stage.send_replace(Stage::Received));
+}
+
+/// Says which environment answers the current request.
+pub(super) fn routed(environment: &Arc<Environment>) {
+    let _ = STAGE.try_with(|stage| stage.send_replace(Stage::Routed(Arc::clone(environment))));
+}
+
+impl Http {
+    /// Accepts until the edge stops.
+    pub(crate) async fn accept(self: Arc<Self>, listener: TcpListener) {
+        let mut stopping = self.edge.stopping.clone();
+        loop {
+            let Some(place) = self.edge.place().await else { return };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = stopping.wait_for(|stop| *stop) => return,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let http = Arc::clone(&self);
+                    tokio::spawn(async move {
+                        let _place = place;
+                        http.serve(stream).await;
+                    });
+                }
+                Err(error) => {
+                    // out of file descriptors, most likely: others must close first
+                    tracing::warn!(%error, "accept");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// Ends connections that wait for their next request; those that are answering end after it.
+    pub(crate) async fn stop(&self) {
+        self.app.http_cleanup().await;
+    }
+
+    async fn serve(&self, stream: TcpStream) {
+        let bound = Duration::from_secs(self.edge.config.limits.header_seconds);
+        sockets::tune(&stream);
+        let mut stopping = self.edge.stopping.clone();
+        let http2 = tokio::select! {
+            http2 = timeout(bound, begins_http2(&stream)) => http2,
+            _ = stopping.wait_for(|stop| *stop) => return,
+        };
+        let Ok(Some(http2)) = http2 else { return };
+        let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+        let mut stream = Stream::from(stream);
+        stream.set_socket_digest(digest);
+        if http2 { self.serve_http2(stream).await } else { self.serve_http1(stream).await }
+    }
+
+    async fn serve_http1(&self, stream: Stream) {
+        let limits = &self.edge.config.limits;
+        let mut session = ServerSession::new_http1(Box::new(stream));
+        session.set_keepalive(Some(limits.idle_seconds));
+        let mut bound = Duration::from_secs(limits.header_seconds);
+        while let Some(reused) = self.watched(session, bound).await {
+            if *self.edge.stopping.borrow() {
+                return;
+            }
+            let (stream, settings) = reused.consume();
+            session = ServerSession::new_http1(stream);
+            if let Some(settings) = settings {
+                settings.apply_to_session(&mut session);
+            }
+            bound = Duration::from_secs(limits.idle_seconds);
+        }
+    }
+
+    /// Processes one request, at most until its time is over.
+    async fn watched(&self, session: ServerSession, header: Duration) -> Option<pingora_core::apps::ReusedHttpStream> {
+        let (stage, mut watch) = watch::channel(Stage::Header);
+        let over = async {
+            let received = watch.wait_for(|stage| !matches!(stage, Stage::Header));
+            if timeout(header, received).await.is_err() {
+                return;
+            }
+            let routed = watch.wait_for(|stage| matches!(stage, Stage::Routed(_))).await.map(|s| s.clone());
+            match routed {
+                Ok(Stage::Routed(environment)) => environment.gone().await,
+                // the sender lives as long as the request
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            reused = STAGE.scope(stage, self.app.process_new_http(session, &self.edge.stopping)) => reused,
+            () = over => None,
+        }
+    }
+
+    async fn serve_http2(&self, stream: Stream) {
+        let limits = &self.edge.config.limits;
+        let digest = Arc::new(Digest { socket_digest: stream.get_socket_digest(), ..Digest::default() });
+        let mut options = default_h2_options();
+        options.max_header_list_size(limits.header_bytes);
+        let header = Duration::from_secs(limits.header_seconds);
+        let idle = Duration::from_secs(limits.idle_seconds);
+        let Ok(Ok(mut connection)) = timeout(header, handshake(Box::new(stream), Some(options))).await else { return };
+        let mut stopping = self.edge.stopping.clone();
+        let mut stopped = *stopping.borrow_and_update();
+        if stopped {
+            connection.graceful_shutdown();
+        }
+        // each request holds one more: when only this is left, the connection is idle
+        let active = Arc::new(());
+        let mut malformed = 0;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                changed = stopping.changed(), if !stopped => {
+                    stopped = true;
+                    if changed.is_ok() {
+                        connection.graceful_shutdown();
+                    }
+                    continue;
+                }
+                accepted = HttpSession::from_h2_conn(&mut connection, Arc::clone(&digest)) => accepted,
+                () = tokio::time::sleep(idle) => {
+                    if Arc::strong_count(&active) == 1 {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            match accepted {
+                Ok(Some(H2Accept::Session(session))) => {
+                    let busy = Arc::clone(&active);
+                    let http = Self { edge: Arc::clone(&self.edge), app: Arc::clone(&self.app) };
+                    tokio::spawn(async move {
+                        let _busy = busy;
+                        http.watched(ServerSession::new_http2(session), header).await;
+                    });
+                }
+                Ok(Some(H2Accept::Rejected)) if malformed < MALFORMED_MAX => malformed += 1,
+                _ => return,
+            }
+        }
+    }
+}
+
+/// Whether the client speaks HTTP/2 with prior knowledge (RFC 9113, 3.3); `None` when it went away. Looks at the
+/// first bytes without taking them.
+async fn begins_http2(stream: &TcpStream) -> Option<bool> {
+    let mut begin = [0; PREFACE.len()];
+    loop {
+        let seen = stream.peek(&mut begin).await.ok()?;
+        let begin = begin.get(..seen).filter(|begin| !begin.is_empty())?;
+        if !PREFACE.starts_with(begin) {
+            return Some(false);
+        }
+        if seen == PREFACE.len() {
+            return Some(true);
+        }
+        // the first bytes of either: the socket stays readable, so look again in a moment
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,257 @@
+//! HTTP by host name.
+
+mod connection;
+mod pages;
+mod request;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use http::header::{ACCEPT, FORWARDED, HOST, HeaderValue};
+use jiff::Timestamp;
+use pingora_core::protocols::TcpKeepalive;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::RequestHeader;
+use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session};
+
+use self::pages::Page;
+use crate::access_log::Record;
+use crate::server::Edge;
+use crate::table::{Target, Upstream, fresh_key};
+
+/// How long a connection to an upstream is kept without use. Shorter than what common servers keep (nginx 75 s), so
+/// that it is rarely the other side that closes.
+const KEPT: Duration = Duration::from_secs(30);
+/// Connections to upstreams kept without use, all environments together.
+const KEPT_CONNECTIONS: usize = 4_096;
+
+/// The HTTP side of the edge.
+pub(crate) struct Http {
+    edge: Arc<Edge>,
+    app: Arc<HttpProxy<Router>>,
+}
+
+impl Http {
+    pub(crate) fn new(edge: Arc<Edge>) -> Self {
+        let conf = ServerConf { threads: 1, upstream_keepalive_pool_size: KEPT_CONNECTIONS, ..ServerConf::default() };
+        let mut app = HttpProxy::new(Router { edge: Arc::clone(&edge) }, Arc::new(conf));
+        app.handle_init_modules();
+        Self { edge, app: Arc::new(app) }
+    }
+}
+
+/// What the proxy library asks about each request.
+pub(crate) struct Router {
+    edge: Arc<Edge>,
+}
+
+/// A request on its way.
+pub(crate) struct Context {
+    started: Instant,
+    host: String,
+    target: Option<Arc<Target>>,
+    /// Where in the target's upstreams this request begins.
+    turn: usize,
+    /// Upstreams that did not accept a connection.
+    tried: usize,
+    upstream: Option<Upstream>,
+    /// Whether a kept connection turned out to be dead: the next attempt takes a new one.
+    anew: bool,
+}
+
+#[async_trait]
+impl ProxyHttp for Router {
+    type CTX = Context;
+
+    fn new_ctx(&self) -> Context {
+        Context {
+            started: Instant::now(),
+            host: String::new(),
+            target: None,
+            turn: 0,
+            tried: 0,
+            upstream: None,
+            anew: false,
+        }
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<()> {
+        connection::header_received();
+        let limits = &self.edge.config.limits;
+        let client = Duration::from_secs(limits.client_seconds);
+        // on a WebSocket the client's frames are its body, and it may be silent for long
+        let read = if session.is_upgrade_req() { Duration::from_secs(limits.tunnel_seconds) } else { client };
+        session.set_read_timeout(Some(read));
+        session.set_write_timeout(Some(client));
+        session.set_total_drain_timeout(Some(Duration::from_secs(5)));
+        request::check(session, limits.header_bytes)?;
+        ctx.host = request::host(session.req_header())?;
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
+        let table = self.edge.table.load();
+        let Some(target) = table.host(&ctx.host) else {
+            pages::send(session, Page::UnknownHost(&ctx.host)).await?;
+            return Ok(true);
+        };
+        connection::routed(&target.environment);
+        if target.upstreams.is_empty() {
+            pages::send(session, Page::NotReady(&ctx.host)).await?;
+            return Ok(true);
+        }
+        ctx.turn = target.turn();
+        ctx.target = Some(Arc::clone(target));
+        Ok(false)
+    }
+
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
+        let upstream = ctx.target.as_ref().and_then(|target| target.upstream(ctx.turn, ctx.tried));
+        let Some(upstream) = upstream else {
+            return Error::e_explain(ErrorType::HTTPStatus(503), "no upstream left");
+        };
+        ctx.upstream = Some(upstream);
+        let limits = &self.edge.config.limits;
+        let mut peer = HttpPeer::new(upstream.address, false, String::new());
+        peer.options.connection_timeout = Some(Duration::from_secs(limits.connect_seconds));
+        peer.options.total_connection_timeout = peer.options.connection_timeout;
+        let long = session.is_upgrade_req() || wants_events(session.req_header());
+        let read = if long { limits.tunnel_seconds } else { limits.upstream_seconds };
+        peer.options.read_timeout = Some(Duration::from_secs(read));
+        peer.options.write_timeout = Some(Duration::from_secs(limits.upstream_seconds));
+        peer.options.tcp_keepalive = Some(TcpKeepalive {
+            idle: Duration::from_secs(60),
+            interval: Duration::from_secs(15),
+            count: 4,
+            user_timeout: Duration::ZERO,
+        });
+        if ctx.anew || !session.req_header().method.is_idempotent() {
+            // a request that must not be sent twice never meets a kept connection that its server is just closing
+            peer.group_key = fresh_key();
+            peer.options.idle_timeout = Some(Duration::ZERO);
+        } else {
+            peer.group_key = upstream.key;
+            peer.options.idle_timeout = Some(KEPT);
+        }
+        Ok(Box::new(peer))
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        _ctx: &mut Context,
+    ) -> Result<()> {
+        // the edge is the first to see the client: what the client says of itself here is not believed
+        for name in ["x-forwarded-for", "x-forwarded-port", "x-real-ip", "proxy"] {
+            request.remove_header(name);
+        }
+        request.remove_header(&FORWARDED);
+        if let Some(client) = session.client_addr().and_then(|address| address.as_inet()) {
+            request.insert_header("x-forwarded-for", client.ip().to_string())?;
+        }
+        request.insert_header("x-forwarded-proto", HeaderValue::from_static("http"))?;
+        if let Some(host) = request.headers.get(HOST).cloned() {
+            request.insert_header("x-forwarded-host", host)?;
+        }
+        Ok(())
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::fd::RawFd,
+        _digest: Option<&pingora_core::protocols::Digest>,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        // the address may be another environment's by now: nothing was sent yet, and nothing will be
+        if ctx.target.as_ref().is_some_and(|target| target.environment.is_gone()) {
+            return Error::e_explain(ErrorType::HTTPStatus(503), "the environment was removed");
+        }
+        Ok(())
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Context,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        ctx.tried += 1;
+        // nothing was sent, so another upstream may be asked
+        error.set_retry(ctx.target.as_ref().is_some_and(|target| target.upstream(ctx.turn, ctx.tried).is_some()));
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        ctx: &mut Context,
+        reused: bool,
+    ) -> Box<Error> {
+        let mut error = error.more_context(format!("upstream {peer}"));
+        if session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated() {
+            // a kept connection that its server closed before it saw the request
+            error.retry.decide_reuse(reused);
+            ctx.anew = true;
+        } else {
+            error.set_retry(false);
+        }
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
+        let page = Page::for_error(error, &ctx.host);
+        let error_code = page.as_ref().map_or(0, Page::status);
+        if let Some(page) = page {
+            // after the answer has begun there is no other, and the connection is closed
+            pages::send_last(session, page).await;
+        }
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Context, _error: &Error) -> bool {
+        // the access log has it
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
+        self.edge.requests.fetch_add(1, Ordering::Relaxed);
+        if !self.edge.access_log.is_on() {
+            return;
+        }
+        let request = session.req_header();
+        // a client that went away is no error of anyone's
+        let error = error.filter(|error| *error.esource() != ErrorSource::Downstream);
+        self.edge.access_log.log(Record {
+            time: Timestamp::now(),
+            client: session.client_addr().map(ToString::to_string),
+            protocol: if session.is_http2() { "h2" } else { "http/1.1" },
+            method: request.method.to_string(),
+            host: ctx.host.clone(),
+            path: request.uri.path().to_owned(),
+            status: session.response_written().map_or(0, |response| response.status.as_u16()),
+            bytes: session.body_bytes_sent(),
+            duration_ms: ctx.started.elapsed().as_secs_f64() * 1e3,
+            environment: ctx.target.as_ref().map(|target| target.environment.id.to_string()),
+            upstream: ctx.upstream.map(|upstream| upstream.address.to_string()),
+            error: error.map(ToString::to_string),
+        });
+    }
+}
+
+/// Whether the client asks for server-sent events, which may be far apart.
+fn wants_events(request: &RequestHeader) -> bool {
+    request.headers.get_all(ACCEPT).iter().any(|value| {
+        value.to_str().is_ok_and(|text| text.to_ascii_lowercase().contains("text/event-stream"))
+    })
+}

@@ -1,0 +1,198 @@
+//! The whole edge: listeners, the current table of routes, signals, draining.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
+use offshoot_edge_api::{EdgeConfig, EdgeStatus, Reloaded, RoutesFile};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::access_log::AccessLog;
+use crate::ports::Ports;
+use crate::proxy::Http;
+use crate::table::Table;
+use crate::{control, sockets};
+
+/// What all parts share.
+pub(crate) struct Edge {
+    pub(crate) config: EdgeConfig,
+    pub(crate) table: ArcSwap<Table>,
+    pub(crate) access_log: AccessLog,
+    /// Requests answered.
+    pub(crate) requests: AtomicU64,
+    /// Becomes true once, when the edge stops.
+    pub(crate) stopping: watch::Receiver<bool>,
+    connections: Arc<Semaphore>,
+    connections_max: u32,
+    ports: tokio::sync::Mutex<Ports>,
+    last_error: Mutex<Option<String>>,
+    listen: Vec<SocketAddr>,
+    started: Instant,
+}
+
+/// Serves until SIGTERM or SIGINT, then lets requests finish within their bound.
+pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
+    let (listeners, listen) = listeners(&config)?;
+    let (stop, stopping) = watch::channel(false);
+    let connections_max = u32::try_from(config.limits.connections.clamp(1, Semaphore::MAX_PERMITS))
+        .unwrap_or(u32::MAX >> 4);
+    let edge = Arc::new(Edge {
+        access_log: AccessLog::open(config.access_log.as_ref())?,
+        table: ArcSwap::default(),
+        requests: AtomicU64::new(0),
+        stopping,
+        connections: Arc::new(Semaphore::new(usize::try_from(connections_max)?)),
+        connections_max,
+        ports: tokio::sync::Mutex::default(),
+        last_error: Mutex::default(),
+        listen,
+        started: Instant::now(),
+        config,
+    });
+    edge.load_at_start().await;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let http = Arc::new(Http::new(Arc::clone(&edge)));
+    let control = control::listen(&edge)?;
+    for listener in listeners {
+        tokio::spawn(Arc::clone(&http).accept(listener));
+    }
+    tracing::info!(listen = ?edge.listen, version = edge.table.load().version, "serving");
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hang_up.recv() => { let _ = edge.reload().await; }
+        }
+    }
+    let bound = Duration::from_secs(edge.config.limits.drain_seconds);
+    tracing::info!(connections = edge.open_connections(), ?bound, "stopping");
+    control.abort();
+    stop.send_replace(true);
+    http.stop().await;
+    edge.ports.lock().await.close_listeners().await;
+    if tokio::time::timeout(bound, edge.connections.acquire_many(edge.connections_max)).await.is_err() {
+        tracing::warn!(connections = edge.open_connections(), "cut off after the bound");
+    }
+    Ok(())
+}
+
+fn listeners(config: &EdgeConfig) -> anyhow::Result<(Vec<TcpListener>, Vec<SocketAddr>)> {
+    let mut listeners = Vec::new();
+    let mut listen = Vec::new();
+    for address in &config.listen {
+        match sockets::tcp_listener(*address) {
+            Ok(listener) => {
+                listen.push(listener.local_addr()?);
+                listeners.push(listener);
+            }
+            Err(error) if address.is_ipv6() && no_ipv6(&error) => {
+                tracing::warn!(%address, %error, "left out: the host has no IPv6");
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot listen on {address}")),
+        }
+    }
+    if listeners.is_empty() {
+        bail!("no address to listen on");
+    }
+    Ok((listeners, listen))
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].iter().any(|e| error.raw_os_error() == Some(e.raw_os_error()))
+}
+
+impl Edge {
+    /// A place for one more client connection; waits while there is none.
+    pub(crate) async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.connections).acquire_owned().await.ok()
+    }
+
+    fn open_connections(&self) -> usize {
+        usize::try_from(self.connections_max).unwrap_or(usize::MAX).saturating_sub(self.connections.available_permits())
+    }
+
+    /// Reads the routes file and switches to it, as one step. On an error everything stays as it was.
+    pub(crate) async fn reload(self: &Arc<Self>) -> Result<Reloaded, String> {
+        // the lock makes reloads one after the other
+        let mut ports = self.ports.lock().await;
+        let path = self.config.routes.clone();
+        let old = self.table.load_full();
+        let read = tokio::task::spawn_blocking(move || {
+            let file = RoutesFile::read(&path).map_err(|e| e.to_string())?;
+            let good = file.clone();
+            Ok::<_, String>((good, Table::next(&old, file)))
+        });
+        let (file, table) = match read.await.map_err(|e| e.to_string()).flatten() {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::warn!(%error, version = self.table.load().version, "routes kept");
+                *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+                return Err(error);
+            }
+        };
+        let reloaded = self.switch(&mut ports, table).await;
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let last_good = self.last_good();
+        let kept = tokio::task::spawn_blocking(move || file.write_atomically(&last_good)).await;
+        if let Ok(Err(error)) = kept {
+            tracing::warn!(%error, "cannot keep a copy of the routes");
+        }
+        Ok(reloaded)
+    }
+
+    async fn switch(self: &Arc<Self>, ports: &mut Ports, table: Table) -> Reloaded {
+        let table = Arc::new(table);
+        let old = self.table.swap(Arc::clone(&table));
+        ports.apply(self, &table).await;
+        old.retire(&table);
+        tracing::info!(version = table.version, routes = table.routes(), "routes");
+        Reloaded { version: table.version, routes: table.routes(), ports: ports.reports() }
+    }
+
+    /// At the start a routes file that cannot be used is replaced by the last one that could.
+    async fn load_at_start(self: &Arc<Self>) {
+        if self.reload().await.is_ok() {
+            return;
+        }
+        match RoutesFile::read(&self.last_good()) {
+            Ok(file) => {
+                let table = Table::next(&self.table.load(), file);
+                let mut ports = self.ports.lock().await;
+                self.switch(&mut ports, table).await;
+            }
+            Err(error) => tracing::warn!(%error, "no former routes either"),
+        }
+    }
+
+    fn last_good(&self) -> std::path::PathBuf {
+        self.config.control.with_extension("last-good.json")
+    }
+
+    /// What is served.
+    pub(crate) async fn status(&self) -> EdgeStatus {
+        let table = self.table.load_full();
+        EdgeStatus {
+            version: table.version,
+            pid: std::process::id(),
+            edge: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            config: self.config.clone(),
+            listen: self.listen.clone(),
+            routes: table.routes(),
+            environments: table.environments(),
+            ports: self.ports.lock().await.reports(),
+            connections: self.open_connections(),
+            requests: self.requests.load(Ordering::Relaxed),
+            last_error: self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+}
