@@ -279,7 +279,7 @@ in_own_transaction! {
     update_in_one finish_with_removal(operation: &Operation, id: &EnvId) -> Event;
     update_in_one request_cancel(id: OperationId) -> ();
     read cancel_requested(id: OperationId) -> bool;
-    read operation(id: OperationId) -> (Operation, Value);
+    read operation(id: OperationId) -> Option<(Operation, Value)>;
     read operations(limit: usize) -> Vec<Operation>;
     read unfinished_operations() -> Vec<(Operation, Value)>;
     read events_after(seq: u64, limit: usize) -> Vec<Event>;

@@ -131,15 +131,14 @@ impl Tx<'_> {
             .ok_or(StoreError::OperationUnknown { id })
     }
 
-    /// An operation and its plan (`null` once it has ended).
+    /// An operation and its plan (`null` once it has ended), if it is still kept.
     ///
     /// # Errors
-    /// [`StoreError::OperationUnknown`], also when it is so old that it is no longer kept.
-    pub fn operation(&self, id: OperationId) -> Result<(Operation, Value), StoreError> {
-        let found = self
+    /// Only those of the database.
+    pub fn operation(&self, id: OperationId) -> Result<Option<(Operation, Value)>, StoreError> {
+        Ok(self
             .some_operations("WHERE id = ?1", params![id.to_string()])?
-            .pop();
-        found.ok_or(StoreError::OperationUnknown { id })
+            .pop())
     }
 
     /// Operations, newest first, at most `limit`.

@@ -99,6 +99,7 @@ fn kill_leaves_whole_transactions() {
                 store
                     .operation(operation_id.parse().unwrap())
                     .unwrap()
+                    .unwrap()
                     .0
                     .state
                     .is_final()

@@ -56,7 +56,7 @@ fn a_reservation_is_kept_whole() {
     assert_eq!(store.used_id_bases().unwrap(), [shop.placement.id_base]);
     assert_eq!(
         store.operation(create.id).unwrap(),
-        (create.clone(), json!({"steps": 3}))
+        Some((create.clone(), json!({"steps": 3})))
     );
     assert_eq!(store.unfinished_operations().unwrap().len(), 1);
     assert_eq!(store.events_after(0, 10).unwrap(), [event]);
@@ -220,7 +220,7 @@ fn a_transaction_is_all_or_nothing() {
     assert!(store.unfinished_operations().unwrap().is_empty());
     assert_eq!(
         store.operation(create.id).unwrap(),
-        (create, Value::Null),
+        Some((create, Value::Null)),
         "the plan goes with its end"
     );
     store
@@ -257,14 +257,14 @@ fn operations_newest_first_cancel_and_progress() {
     let mut first = all[0].clone();
     first.notices.push("half way".to_owned());
     assert_eq!(store.note_progress(&first).unwrap().seq, 7);
-    assert_eq!(store.operation(first.id).unwrap(), (first, json!(1)));
+    assert_eq!(store.operation(first.id).unwrap(), Some((first, json!(1))));
     let stranger = operation(&shop);
+    assert_eq!(store.operation(stranger.id).unwrap(), None);
     for error in [
         store.update_operation(&stranger).unwrap_err(),
         store.note_progress(&stranger).unwrap_err(),
         store.request_cancel(stranger.id).unwrap_err(),
         store.cancel_requested(stranger.id).unwrap_err(),
-        store.operation(stranger.id).unwrap_err(),
         store.save_operation(&stranger, &Value::Null).unwrap_err(),
         store.finish_with_removal(&stranger, &shop.id).unwrap_err(),
     ] {
