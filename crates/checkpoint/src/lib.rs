@@ -1,1 +1,28 @@
-//! placeholder
+//! Checkpointing: the memory of running nodes, taken by CRIU together with their disks in one cut.
+//!
+//! - [`probe`] finds a CRIU and tries it on the running kernel.
+//! - [`preflight`](preflight::preflight) tells beforehand what in a node cannot be checkpointed.
+//! - [`cut`](cut::cut) freezes all nodes of an environment, takes memory and disks, and lets them go.
+//! - [`rewrite_ids`] gives the clone its own range of user ids.
+//!
+//! Restoring is `runc restore`, run by the clone's shim on the images that a cut left.
+
+mod container;
+mod cut;
+mod dump;
+mod error;
+mod images;
+mod log;
+mod memory;
+mod probe;
+mod rpc;
+mod swrk;
+
+pub use container::Container;
+pub use cut::{
+    CutNode, CutNodeReport, CutReport, CutRequest, Freezer, Insist, Isolate, Lease, cut,
+};
+pub use error::{CriuError, CutError, Foreign};
+pub use images::rewrite_ids;
+pub use log::errors_in;
+pub use probe::{Criu, CriuInfo, probe};

@@ -1,0 +1,498 @@
+//! The cut: all nodes of an environment stand still together, their memory and disks are taken, and they go on.
+//!
+//! ```text
+//! before   CRIU is started for every live node, probes the kernel, and waits at its stage `pre-dump`
+//! frozen   freeze all -> isolate them from each other -> dump all -> snapshot the disks -> CRIU lets go -> thaw
+//! after    the images are completed
+//! ```
+//!
+//! The snapshot is taken while every CRIU waits at `post-dump`: until then, the names it gave to unlinked files exist.
+//! Whatever fails, what stands still is let go first, then things are cleaned up.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use offshoot_model::clone::{Rung, Timing};
+
+use crate::container::Container;
+use crate::dump::{self, Dump};
+use crate::error::{CriuError, CutError, Foreign, chain};
+use crate::probe::Criu;
+use crate::swrk::Until;
+
+/// How long starting CRIU may take, before anything is frozen.
+const START_TIME: Duration = Duration::from_secs(15);
+/// What the freezer and the isolation are asked for beyond the bound on the freeze: CRIU needs it to let go. When it is over,
+/// they let go by themselves.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// Something that is held until it is given back: a frozen node, isolated traffic. Dropping it gives it back too.
+pub trait Lease: Send {
+    /// Gives it back and says whether that worked.
+    ///
+    /// # Errors
+    /// When it is not certain that it was given back.
+    fn end(self: Box<Self>) -> Result<(), Foreign>;
+}
+
+/// Freezes a node as a whole and keeps it so until the lease ends: by itself, by being dropped, or after `max`.
+pub trait Freezer: Sync {
+    /// Returns when every process of `node` stands still.
+    ///
+    /// # Errors
+    /// When they do not; then none of them stands still.
+    fn freeze(&self, node: &str, max: Duration) -> Result<Box<dyn Lease>, Foreign>;
+}
+
+/// Stops all traffic between the nodes until the lease ends.
+pub trait Isolate: Sync {
+    /// Returns when no packet travels from a node to another.
+    ///
+    /// # Errors
+    /// When that cannot be done.
+    fn isolate(&self, max: Duration) -> Result<Box<dyn Lease>, Foreign>;
+}
+
+/// A node that takes part in a cut.
+#[derive(Debug, Clone)]
+pub struct CutNode {
+    /// Its name inside the environment.
+    pub node: String,
+    /// Its container.
+    pub container: Container,
+    /// An empty folder, best on a tmpfs, for its memory.
+    pub images: PathBuf,
+    /// What is taken of it: [`Rung::Live`] memory and disk, anything else the disk only. It stands still in any case.
+    pub rung: Rung,
+}
+
+/// What happens to a node whose memory cannot be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Insist {
+    /// It gets rung `disk`; the others stay live.
+    No,
+    /// The cut fails.
+    OnLive,
+}
+
+/// Everything a cut needs.
+pub struct CutRequest<'a> {
+    /// Which CRIU.
+    pub criu: &'a Criu,
+    /// The nodes.
+    pub nodes: Vec<CutNode>,
+    /// Who freezes them.
+    pub freezer: &'a dyn Freezer,
+    /// Who isolates them; `None` when there is no traffic between them.
+    pub isolate: Option<&'a dyn Isolate>,
+    /// The longest that a node may stand still.
+    pub max_freeze: Duration,
+    /// What happens to a node whose memory cannot be taken.
+    pub insist: Insist,
+    /// Whether the one who asked for it still wants it. Asked often.
+    pub cancelled: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// What was cut and measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CutReport {
+    /// The instant from which on all nodes stood still.
+    pub at: SystemTime,
+    /// From the moment the first node was told to stand still until the last ran again.
+    pub freeze: Duration,
+    /// From the first node that stood still to the last.
+    pub skew: Duration,
+    /// Named spans, in order: `start CRIU`, `freeze`, `isolate`, `dump`, `snapshot`, `thaw`, `complete images`.
+    pub parts: Vec<Timing>,
+    /// The nodes, in the order of the request.
+    pub nodes: Vec<CutNodeReport>,
+}
+
+/// What was taken of one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CutNodeReport {
+    /// Its name.
+    pub node: String,
+    /// [`Rung::Live`] when its memory is in its folder of images; what was asked for, or [`Rung::Disk`], otherwise.
+    pub rung: Rung,
+    /// Why its memory was not taken although it was asked for.
+    pub why: Option<String>,
+    /// How long it stood still.
+    pub freeze: Duration,
+    /// How long CRIU took in it.
+    pub dump: Duration,
+    /// Memory in the images, bytes.
+    pub memory_bytes: u64,
+    /// Processes in the images.
+    pub processes: u32,
+}
+
+struct Working {
+    node: CutNode,
+    dump: Option<Dump>,
+    why: Option<CriuError>,
+    lease: Option<Box<dyn Lease>>,
+    told: Option<Instant>,
+    frozen: Option<Instant>,
+    thawed: Option<Instant>,
+    dump_time: Duration,
+}
+
+impl Working {
+    /// Gives up this node's memory; what CRIU holds of it is let go.
+    fn give_up(&mut self, why: CriuError) {
+        tracing::info!(
+            node = self.node.node,
+            why = why.chain(),
+            "its memory cannot be taken"
+        );
+        if let Some(dump) = self.dump.as_mut() {
+            dump.abort();
+        }
+        self.why.get_or_insert(why);
+    }
+
+    /// Lets the node go on, and then CRIU's keeper. Does nothing the second time.
+    fn thaw(&mut self) -> Result<(), CutError> {
+        if let Some(dump) = self.dump.as_mut() {
+            dump.abort(); // does nothing when CRIU is through
+        }
+        let result = match self.lease.take().map(Lease::end) {
+            None | Some(Ok(())) => Ok(()),
+            // CRIU writes the cgroup back to what it found, after the lease may have run out: so look.
+            Some(Err(source)) => match self.node.container.thaw() {
+                Ok(()) => {
+                    tracing::warn!(
+                        node = self.node.node,
+                        error = chain(&*source),
+                        "thawed without its freezer"
+                    );
+                    Ok(())
+                }
+                Err(_) => Err(CutError::Thaw {
+                    node: self.node.node.clone(),
+                    source,
+                }),
+            },
+        };
+        if self.frozen.is_some() {
+            self.thawed.get_or_insert_with(Instant::now);
+        }
+        result
+    }
+}
+
+/// Cuts. `snapshot` takes the disks; it is called once, while everything stands still, and has to be quick.
+///
+/// When it returns, whatever it returns, the nodes run again and no CRIU is left.
+///
+/// # Errors
+/// [`CutError`]; the folders of images then hold leftovers, which are the caller's to remove.
+pub fn cut(
+    request: CutRequest<'_>,
+    snapshot: impl FnOnce() -> Result<(), Foreign>,
+) -> Result<CutReport, CutError> {
+    let mut nodes: Vec<Working> = request.nodes.iter().cloned().map(Working::new).collect();
+    let result = run(&request, &mut nodes, snapshot);
+    // First everything goes on, then comes the rest.
+    let thawed: Vec<_> = parallel(&mut nodes, Working::thaw);
+    for node in &mut nodes {
+        if let Some(dump) = node.dump.take() {
+            dump.finish();
+        }
+    }
+    let run = result?;
+    thawed.into_iter().collect::<Result<Vec<()>, _>>()?;
+    finish(&request, nodes, run)
+}
+
+/// Marks on the way, for the report.
+struct Run {
+    at: SystemTime,
+    marks: Vec<(&'static str, Instant)>,
+}
+
+impl Working {
+    fn new(node: CutNode) -> Self {
+        Self {
+            node,
+            dump: None,
+            why: None,
+            lease: None,
+            told: None,
+            frozen: None,
+            thawed: None,
+            dump_time: Duration::ZERO,
+        }
+    }
+}
+
+fn run(
+    request: &CutRequest<'_>,
+    nodes: &mut [Working],
+    snapshot: impl FnOnce() -> Result<(), Foreign>,
+) -> Result<Run, CutError> {
+    let stop = AtomicBool::new(false);
+    let mut marks = vec![("", Instant::now())];
+    let until = Until {
+        deadline: Instant::now() + START_TIME,
+        stop: &stop,
+    };
+    watched(request, &stop, || {
+        parallel(nodes, |node| {
+            if node.node.rung == Rung::Live {
+                match Dump::prepare(request.criu, &node.node, until) {
+                    Ok(dump) => node.dump = Some(dump),
+                    Err(why) => node.why = Some(why),
+                }
+            }
+        });
+    });
+    check(request, nodes)?;
+    marks.push(("start CRIU", Instant::now()));
+
+    let begun = Instant::now();
+    let max = request.max_freeze + MARGIN;
+    let frozen = parallel(nodes, |node| {
+        node.told = Some(Instant::now());
+        let lease = request
+            .freezer
+            .freeze(&node.node.node, max)
+            .map_err(|source| CutError::Freeze {
+                node: node.node.node.clone(),
+                source,
+            })?;
+        node.lease = Some(lease);
+        node.frozen = Some(Instant::now());
+        Ok(())
+    });
+    frozen.into_iter().collect::<Result<Vec<()>, CutError>>()?;
+    let at = SystemTime::now();
+    marks.push(("freeze", Instant::now()));
+    let until = Until {
+        deadline: begun + request.max_freeze,
+        stop: &stop,
+    };
+    in_time(request, until, "freezing the nodes")?;
+
+    let isolation = request
+        .isolate
+        .map(|i| i.isolate(max))
+        .transpose()
+        .map_err(CutError::Isolate)?;
+    marks.push(("isolate", Instant::now()));
+
+    watched(request, &stop, || {
+        parallel(nodes, |node| {
+            let Some(dump) = node.dump.as_ref() else {
+                return;
+            };
+            let started = Instant::now();
+            if let Err(why) = dump.take(until) {
+                node.give_up(why);
+            }
+            node.dump_time = started.elapsed();
+        });
+    });
+    marks.push(("dump", Instant::now()));
+    in_time(request, until, "taking the memory")?;
+    for node in nodes.iter_mut().filter(|n| n.why.is_some()) {
+        // CRIU writes the cgroup back to frozen when it cleans up. When it could not, the node has been running.
+        if node.dump.take().is_some_and(|dump| {
+            dump.finish();
+            true
+        }) && !node.node.container.is_frozen()
+        {
+            return Err(CutError::Loose {
+                node: node.node.node.clone(),
+                why: node.why.as_ref().map(CriuError::chain),
+            });
+        }
+    }
+    check(request, nodes)?;
+
+    snapshot().map_err(CutError::Snapshot)?;
+    marks.push(("snapshot", Instant::now()));
+    in_time(request, until, "snapshotting the disks")?;
+
+    if let Some(isolation) = isolation {
+        isolation.end().map_err(CutError::Isolate)?;
+    }
+    let until = Until {
+        deadline: (begun + request.max_freeze).max(Instant::now() + Duration::from_secs(1)),
+        stop: &stop,
+    };
+    let thawed = parallel(nodes, |node| {
+        if let Some(dump) = node.dump.as_mut().filter(|_| node.why.is_none()) {
+            if let Err(why) = dump.let_go(until) {
+                node.give_up(why);
+            }
+        }
+        node.thaw()
+    });
+    marks.push(("thaw", Instant::now()));
+    thawed.into_iter().collect::<Result<Vec<()>, _>>()?;
+    check(request, nodes)?;
+    Ok(Run { at, marks })
+}
+
+/// Fails when somebody insists on memory that cannot be taken, or wants no cut any more.
+fn check(request: &CutRequest<'_>, nodes: &mut [Working]) -> Result<(), CutError> {
+    if (request.cancelled)() {
+        return Err(CutError::Cancelled);
+    }
+    if request.insist == Insist::No {
+        return Ok(());
+    }
+    for node in nodes {
+        if let Some(source) = node.why.take() {
+            return Err(CutError::NotCheckpointable {
+                node: node.node.node.clone(),
+                source,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn in_time(
+    request: &CutRequest<'_>,
+    until: Until<'_>,
+    doing: &'static str,
+) -> Result<(), CutError> {
+    if (request.cancelled)() {
+        return Err(CutError::Cancelled);
+    }
+    if Instant::now() >= until.deadline {
+        return Err(CutError::TimedOut {
+            bound: request.max_freeze,
+            doing,
+        });
+    }
+    Ok(())
+}
+
+fn finish(request: &CutRequest<'_>, nodes: Vec<Working>, run: Run) -> Result<CutReport, CutError> {
+    let mut nodes: Vec<(Working, CutNodeReport)> = nodes
+        .into_iter()
+        .map(|n| {
+            let r = n.report();
+            (n, r)
+        })
+        .collect();
+    let completed = parallel(&mut nodes, |(working, report)| {
+        if report.rung != Rung::Live {
+            let _ = fs::remove_dir_all(&working.node.images);
+            return Ok(());
+        }
+        let summary = dump::complete(&working.node).map_err(|source| CutError::Prepare {
+            node: report.node.clone(),
+            source,
+        })?;
+        report.memory_bytes = summary.memory_bytes;
+        report.processes = summary.processes;
+        Ok(())
+    });
+    completed
+        .into_iter()
+        .collect::<Result<Vec<()>, CutError>>()?;
+    let mut marks = run.marks;
+    marks.push(("complete images", Instant::now()));
+    let first = |times: &dyn Fn(&Working) -> Option<Instant>| {
+        nodes.iter().filter_map(|(n, _)| times(n)).min()
+    };
+    let last = |times: &dyn Fn(&Working) -> Option<Instant>| {
+        nodes.iter().filter_map(|(n, _)| times(n)).max()
+    };
+    let span = |from: Option<Instant>, to: Option<Instant>| {
+        from.zip(to).map_or(Duration::ZERO, |(from, to)| {
+            to.saturating_duration_since(from)
+        })
+    };
+    tracing::debug!(nodes = request.nodes.len(), "cut");
+    Ok(CutReport {
+        at: run.at,
+        freeze: span(first(&|n| n.told), last(&|n| n.thawed)),
+        skew: span(first(&|n| n.frozen), last(&|n| n.frozen)),
+        parts: marks
+            .windows(2)
+            .filter_map(|pair| match pair {
+                [(_, from), (what, to)] => Some(Timing {
+                    what: (*what).to_owned(),
+                    us: u64::try_from(to.saturating_duration_since(*from).as_micros())
+                        .unwrap_or(u64::MAX),
+                }),
+                _ => None,
+            })
+            .collect(),
+        nodes: nodes.into_iter().map(|(_, report)| report).collect(),
+    })
+}
+
+impl Working {
+    fn report(&self) -> CutNodeReport {
+        let live = self.node.rung == Rung::Live && self.why.is_none();
+        CutNodeReport {
+            node: self.node.node.clone(),
+            rung: match self.node.rung {
+                Rung::Live if !live => Rung::Disk,
+                rung => rung,
+            },
+            why: self.why.as_ref().map(CriuError::chain),
+            freeze: self
+                .told
+                .zip(self.thawed)
+                .map_or(Duration::ZERO, |(from, to)| {
+                    to.saturating_duration_since(from)
+                }),
+            dump: self.dump_time,
+            memory_bytes: 0,
+            processes: 0,
+        }
+    }
+}
+
+/// Does `work` while somebody looks whether the cut is still wanted, and raises `stop` when not.
+fn watched(request: &CutRequest<'_>, stop: &AtomicBool, work: impl FnOnce()) {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                if (request.cancelled)() {
+                    stop.store(true, Ordering::Relaxed);
+                }
+                std::thread::park_timeout(Duration::from_millis(20));
+            }
+        });
+        // Also when `work` panics, or the scope would wait for the watcher for ever.
+        struct Done<'a>(&'a AtomicBool, std::thread::Thread);
+        impl Drop for Done<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+                self.1.unpark();
+            }
+        }
+        let _done = Done(&done, watcher.thread().clone());
+        work();
+    });
+}
+
+/// Does `work` on every item at the same time, each in a thread of its own.
+fn parallel<T: Send, R: Send>(items: &mut [T], work: impl Fn(&mut T) -> R + Sync) -> Vec<R> {
+    let work = &work;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items
+            .iter_mut()
+            .map(|item| scope.spawn(move || work(item)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|t| {
+                t.join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    })
+}

@@ -1,0 +1,133 @@
+//! Taking one node's memory with CRIU, in three steps: prepare (the node runs), take (it is frozen), let go.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::container::Container;
+use crate::cut::CutNode;
+use crate::error::CriuError;
+use crate::images::{self, Summary};
+use crate::memory;
+use crate::probe::Criu;
+use crate::rpc::{CgroupMode, Kind, NetworkLock, Options, Request};
+use crate::swrk::{Swrk, Until};
+
+/// CRIU's log inside the folder of images.
+const LOG: &str = "dump.log";
+/// Errors and warnings: every further level costs milliseconds in the freeze.
+const LOG_LEVEL: i32 = 2;
+/// CRIU's own time for getting hold of the processes, seconds.
+const SEIZE_TIME: u32 = 10;
+
+/// A CRIU that is taking a node's memory.
+#[derive(Debug)]
+pub(crate) struct Dump {
+    swrk: Swrk,
+    /// CRIU opens the folder through this descriptor of ours.
+    _images: File,
+}
+
+impl Dump {
+    /// Starts CRIU and waits until it is about to touch the node for the first time.
+    pub(crate) fn prepare(
+        criu: &Criu,
+        node: &CutNode,
+        until: Until<'_>,
+    ) -> Result<Self, CriuError> {
+        let io = |what: &str, source| CriuError::Image {
+            path: node.images.clone(),
+            what: what.to_owned(),
+            source: Some(source),
+        };
+        fs::create_dir_all(&node.images).map_err(|e| io("cannot be created", e))?;
+        let folder = File::open(&node.images).map_err(|e| io("cannot be opened", e))?;
+        lay_tar(&node.images).map_err(|e| io("cannot be written to", e))?;
+        let container = &node.container;
+        let swrk = Swrk::start(criu.path(), &node.images, &container.freezer, LOG)?;
+        swrk.send(&Request {
+            kind: Kind::Dump as i32,
+            opts: Some(options(container, &folder)?),
+            notify_success: None,
+        })?;
+        swrk.wait_stage("pre-dump", until)?;
+        Ok(Self {
+            swrk,
+            _images: folder,
+        })
+    }
+
+    /// Takes the memory of the frozen node and holds it by ptrace.
+    pub(crate) fn take(&self, until: Until<'_>) -> Result<(), CriuError> {
+        self.swrk.go_on()?;
+        self.swrk.wait_stage("post-dump", until)
+    }
+
+    /// Lets the node's processes go; its cgroup is frozen again.
+    pub(crate) fn let_go(&mut self, until: Until<'_>) -> Result<(), CriuError> {
+        self.swrk.go_on()?;
+        self.swrk.wait_answer(until).map(|_| ())
+    }
+
+    /// Makes CRIU let go, wherever it is. Does nothing when it is through.
+    pub(crate) fn abort(&mut self) {
+        self.swrk.abort();
+    }
+
+    /// Ends what is left of CRIU, after the node was thawed.
+    pub(crate) fn finish(self) {
+        self.swrk.finish();
+    }
+}
+
+/// The options of a dump. Those with a reason that is not in CRIU's manual say it.
+fn options(container: &Container, images: &File) -> Result<Options, CriuError> {
+    let mut options = Options {
+        images_dir_fd: images.as_raw_fd(),
+        pid: Some(container.pid),
+        leave_running: Some(true),
+        ext_unix_sk: Some(true),
+        tcp_established: Some(true),
+        evasive_devices: Some(true),
+        shell_job: None,
+        file_locks: Some(true),
+        log_level: Some(LOG_LEVEL),
+        log_file: Some(LOG.to_owned()),
+        notify_scripts: Some(true),
+        link_remap: Some(true),
+        ext_mnt: container.external_mounts()?,
+        // runc puts the clone into its own cgroups.
+        manage_cgroups_mode: Some(CgroupMode::Ignore as i32),
+        ghost_limit: None,
+        // The network comes from the clone's router; see `images::complete` for why it is not `empty_ns`.
+        external: vec![format!("{}:network", container.network()?)],
+        freeze_cgroup: Some(container.freezer.to_string_lossy().into_owned()),
+        timeout: Some(SEIZE_TIME),
+        orphan_pts_master: Some(true),
+        // The nodes are isolated from each other at the bridge: CRIU's iptables rules cost 70 ms.
+        network_lock: Some(NetworkLock::Skip as i32),
+    };
+    memory::set_options(&mut options);
+    Ok(options)
+}
+
+/// CRIU archives every tmpfs with `tar --gzip`. Compressing is not for the freeze: so it finds this `tar` first, in its
+/// working folder, and [`images::compress_tmpfs`] makes up for it. It runs as the container's root, who may read this file
+/// but none of the folders above. When it cannot be executed (`noexec`), the real one is found next.
+fn lay_tar(images: &Path) -> std::io::Result<()> {
+    const SCRIPT: &str = "#!/bin/sh\nfor a do\n  shift\n  [ \"$a\" = --gzip ] || set -- \"$@\" \"$a\"\ndone\nPATH=${PATH#.:} exec tar \"$@\"\n";
+    let path = images.join("tar");
+    fs::write(&path, SCRIPT)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    fs::set_permissions(images, fs::Permissions::from_mode(0o711))
+}
+
+/// Completes the images of a finished dump.
+pub(crate) fn complete(node: &CutNode) -> Result<Summary, CriuError> {
+    for leftover in ["tar", "criu.stderr"] {
+        let _ = fs::remove_file(node.images.join(leftover));
+    }
+    images::compress_tmpfs(&node.images)?;
+    images::complete(&node.images, &node.container)
+}

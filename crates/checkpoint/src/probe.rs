@@ -1,0 +1,290 @@
+//! Which CRIU there is, and whether it works on the running kernel: found out by trying, because its version does not tell.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+use crate::error::CriuError;
+use crate::rpc::{CgroupMode, Kind, NetworkLock, Options, Request};
+use crate::swrk::{Swrk, Until};
+
+/// How long the trial may take as a whole.
+const TRIAL_TIME: Duration = Duration::from_secs(20);
+/// The CRIU that `packaging/setup.sh` brings, looked for after the one in PATH.
+const OWN: &str = "/opt/offshoot/criu/bin/criu";
+
+/// A CRIU executable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Criu {
+    path: PathBuf,
+}
+
+/// What is known about a CRIU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CriuInfo {
+    /// Its executable; `None` when there is none.
+    pub path: Option<PathBuf>,
+    /// `4.2.1`, when it says so.
+    pub version: Option<String>,
+    /// Whether it dumped and restored a process with TCP connections just now.
+    pub works: bool,
+    /// Why not.
+    pub why: Option<String>,
+}
+
+impl Criu {
+    /// The CRIU at `path`, which must be absolute.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Its executable.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The first CRIU that works: in `folder` when given, else in PATH, else the one that `packaging/setup.sh` brings. With
+    /// it, or without one, what was found out. Takes up to a second per CRIU; the answer holds until the next boot.
+    #[must_use]
+    pub fn find(folder: Option<&Path>) -> (Option<Self>, CriuInfo) {
+        let in_path = std::env::var_os("PATH").unwrap_or_default();
+        let mut candidates: Vec<PathBuf> = match folder {
+            Some(folder) => vec![folder.join("criu")],
+            None => std::env::split_paths(&in_path)
+                .filter(|folder| folder.is_absolute())
+                .map(|folder| folder.join("criu"))
+                .chain([PathBuf::from(OWN)])
+                .collect(),
+        };
+        candidates.retain(|path| fs::metadata(path).is_ok_and(|m| m.is_file()));
+        let mut first = None;
+        for path in candidates {
+            let criu = Self { path };
+            let info = probe(&criu);
+            if info.works {
+                return (Some(criu), info);
+            }
+            first.get_or_insert(info);
+        }
+        let nothing = CriuInfo {
+            path: None,
+            version: None,
+            works: false,
+            why: Some("there is no criu; packaging/setup.sh brings one".to_owned()),
+        };
+        (None, first.unwrap_or(nothing))
+    }
+}
+
+/// Tries `criu`: a process that holds a listening and two connected TCP sockets is dumped, ended and restored. Bounded in time;
+/// leaves nothing behind.
+#[must_use]
+pub fn probe(criu: &Criu) -> CriuInfo {
+    let stop = AtomicBool::new(false);
+    let until = Until {
+        deadline: Instant::now() + TRIAL_TIME,
+        stop: &stop,
+    };
+    let version = version(criu, until).ok();
+    let result = Trial::start().and_then(|trial| trial.run(criu, until));
+    CriuInfo {
+        path: Some(criu.path.clone()),
+        version,
+        works: result.is_ok(),
+        why: result.err().map(|error| error.chain()),
+    }
+}
+
+fn version(criu: &Criu, until: Until<'_>) -> Result<String, CriuError> {
+    let folder = Folder::create()?;
+    let swrk = Swrk::start(&criu.path, &folder.0, &folder.0, "version.log")?;
+    swrk.send(&Request {
+        kind: Kind::Version as i32,
+        opts: None,
+        notify_success: None,
+    })?;
+    let answer = swrk.wait_answer(until)?;
+    swrk.finish();
+    let version = answer
+        .version
+        .ok_or_else(|| CriuError::Unexpected("no version".to_owned()))?;
+    Ok(match version.sublevel {
+        Some(sublevel) => format!("{}.{}.{sublevel}", version.major, version.minor),
+        None => format!("{}.{}", version.major, version.minor),
+    })
+}
+
+/// A folder that goes away.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn create() -> Result<Self, CriuError> {
+        let stamp = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_nanos();
+        let path = std::env::temp_dir().join(format!(
+            "offshoot-criu-probe-{}-{stamp}",
+            std::process::id()
+        ));
+        match std::os::unix::fs::DirBuilderExt::mode(&mut fs::DirBuilder::new(), 0o700)
+            .create(&path)
+        {
+            Ok(()) => Ok(Self(path)),
+            Err(source) => Err(CriuError::Image {
+                path,
+                what: "cannot be created".to_owned(),
+                source: Some(source),
+            }),
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A process that has nothing but TCP sockets: as its standard input, output and error.
+struct Trial {
+    process: Child,
+    folder: Folder,
+    restored: Option<Pid>,
+}
+
+impl Trial {
+    fn start() -> Result<Self, CriuError> {
+        let folder = Folder::create()?;
+        let sleep = PathBuf::from("/bin/sleep");
+        let start = |source| CriuError::Start {
+            path: sleep.clone(),
+            source,
+        };
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(start)?;
+        let near = TcpStream::connect(listener.local_addr().map_err(start)?).map_err(start)?;
+        let (far, _) = listener.accept().map_err(start)?;
+        let process = Command::new(&sleep)
+            .arg("1000")
+            .env_clear()
+            .current_dir("/")
+            .process_group(0)
+            .stdin(Stdio::from(OwnedFd::from(near)))
+            .stdout(Stdio::from(OwnedFd::from(far)))
+            .stderr(Stdio::from(OwnedFd::from(listener)))
+            .spawn()
+            .map_err(start)?;
+        Ok(Self {
+            process,
+            folder,
+            restored: None,
+        })
+    }
+
+    fn run(mut self, criu: &Criu, until: Until<'_>) -> Result<(), CriuError> {
+        let images = File::open(&self.folder.0).map_err(|source| CriuError::Image {
+            path: self.folder.0.clone(),
+            what: "cannot be opened".to_owned(),
+            source: Some(source),
+        })?;
+        let options = |log: &str| Options {
+            images_dir_fd: images.as_raw_fd(),
+            tcp_established: Some(true),
+            log_level: Some(2),
+            log_file: Some(log.to_owned()),
+            manage_cgroups_mode: Some(CgroupMode::Ignore as i32),
+            network_lock: Some(NetworkLock::Skip as i32),
+            shell_job: Some(true),
+            ..Options::default()
+        };
+        let pid = i32::try_from(self.process.id()).unwrap_or(-1);
+        let dump = Options {
+            pid: Some(pid),
+            ..options("dump.log")
+        };
+        self.ask(criu, Kind::Dump, dump, "dump.log", until)?;
+        // CRIU ended it, and its sockets vanished without a word to each other.
+        let _ = self.process.wait();
+        let answer = self.ask(
+            criu,
+            Kind::Restore,
+            options("restore.log"),
+            "restore.log",
+            until,
+        )?;
+        self.restored = answer.restore.and_then(|r| Pid::from_raw(r.pid));
+        let sockets = (0..3).filter(|fd| {
+            fs::read_link(format!("/proc/{pid}/fd/{fd}"))
+                .is_ok_and(|l| l.to_string_lossy().starts_with("socket:"))
+        });
+        match sockets.count() {
+            3 => Ok(()),
+            n => Err(CriuError::Unexpected(format!(
+                "{n} of 3 TCP sockets came back"
+            ))),
+        }
+    }
+
+    fn ask(
+        &self,
+        criu: &Criu,
+        kind: Kind,
+        options: Options,
+        log: &str,
+        until: Until<'_>,
+    ) -> Result<crate::rpc::Answer, CriuError> {
+        let swrk = Swrk::start(&criu.path, &self.folder.0, &self.folder.0, log)?;
+        swrk.send(&Request {
+            kind: kind as i32,
+            opts: Some(options),
+            notify_success: None,
+        })?;
+        let answer = swrk.wait_answer(until)?;
+        swrk.finish();
+        Ok(answer)
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if let Some(pid) = self.restored {
+            // A child of the CRIU that has ended, so init's to reap.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_criu_that_is_none_is_told_apart() {
+        let info = probe(&Criu::at(PathBuf::from("/bin/true")));
+        assert!(!info.works);
+        assert!(info.why.unwrap().contains("without an answer"));
+        let (none, info) = Criu::find(Some(Path::new("/nonexistent")));
+        assert!(none.is_none() && !info.works && info.path.is_none());
+    }
+
+    #[test]
+    fn the_one_that_setup_brings_works() {
+        let (criu, info) = Criu::find(None);
+        if criu.is_none() {
+            println!("SKIPPED: no CRIU works here: {:?}", info.why);
+            return;
+        }
+        assert!(info.works && info.version.is_some(), "{info:?}");
+    }
+}

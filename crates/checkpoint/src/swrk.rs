@@ -1,0 +1,355 @@
+//! One CRIU process that serves one request: `criu swrk` with our end of a socket pair.
+//!
+//! CRIU is started by a few lines of shell, which outlive the daemon: CRIU writes the cgroup back to frozen when it is
+//! through, so if the daemon was killed in the meantime, nobody else would thaw the node. The shell waits for a word from the
+//! daemon after CRIU ended, and thaws when the daemon is gone.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::process::{Pid, Resource, Rlimit, Signal};
+
+use crate::error::CriuError;
+use crate::log::errors_in;
+use crate::rpc::{Answer, Kind, Request};
+
+/// Descriptors: 0 the request socket, 1 the line to the daemon. SIGXFSZ is ignored, so that a file size limit is an ordinary
+/// write error for CRIU (see [`Swrk::abort`]).
+const KEEPER: &str = r#"
+trap '' XFSZ HUP INT TERM PIPE
+exec 3<&0 4<&1 0</dev/null 1>/dev/null
+"$1" swrk 3 4<&- &
+echo $! >&4
+exec 3<&-
+wait $!
+word=
+read -r word <&4
+[ "$word" = done ] && exit
+if [ -e "$2/freezer.state" ]; then echo THAWED >"$2/freezer.state"; elif [ -e "$2/cgroup.freeze" ]; then echo 0 >"$2/cgroup.freeze"; fi
+"#;
+
+/// How often a wait looks whether it should give up.
+const LOOK: Duration = Duration::from_millis(20);
+/// CRIU's messages are small; runc's limit.
+const MESSAGE_MAX: usize = 40 * 1024;
+/// How long CRIU may take to let go of the processes after it was told to stop.
+const LET_GO: Duration = Duration::from_secs(3);
+/// How long the keeping shell may take to start CRIU and to end.
+const KEEPER_TIME: Duration = Duration::from_secs(5);
+
+/// What ends a wait early.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Until<'a> {
+    /// The latest moment.
+    pub(crate) deadline: Instant,
+    /// Raised by somebody else: give up at once.
+    pub(crate) stop: &'a AtomicBool,
+}
+
+/// A CRIU process and the line to it. Dropping it makes CRIU let go of everything and ends it.
+#[derive(Debug)]
+pub(crate) struct Swrk {
+    keeper: Child,
+    criu: Option<Pid>,
+    rpc: Option<OwnedFd>,
+    line: UnixStream,
+    log: PathBuf,
+    ended: bool,
+}
+
+impl Swrk {
+    /// Starts CRIU. `work` gets its log; `freezer` is the cgroup that is thawed if the daemon dies.
+    pub(crate) fn start(
+        criu: &Path,
+        work: &Path,
+        freezer: &Path,
+        log: &str,
+    ) -> Result<Self, CriuError> {
+        let start = |source| CriuError::Start {
+            path: criu.to_owned(),
+            source,
+        };
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(|e| start(e.into()))?;
+        let (line, their_line) = UnixStream::pair().map_err(start)?;
+        let stderr = work.join("criu.stderr");
+        let stderr = File::create(&stderr).map_err(|source| CriuError::Image {
+            path: stderr,
+            what: "cannot be created".to_owned(),
+            source: Some(source),
+        })?;
+        let mut keeper = Command::new("/bin/sh");
+        keeper
+            .args(["-c", KEEPER, "offshoot-criu"])
+            .arg(criu)
+            .arg(freezer);
+        let path =
+            std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+        // CRIU changes to `work`: see `dump::lay_tar`.
+        keeper.env_clear().env("PATH", format!(".:{path}"));
+        keeper.current_dir("/").process_group(0);
+        keeper
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::from(OwnedFd::from(their_line)))
+            .stderr(stderr);
+        let keeper_process = keeper.spawn().map_err(start)?;
+        drop(keeper); // and with it our copies of its ends
+        let mut swrk = Self {
+            keeper: keeper_process,
+            criu: None,
+            rpc: Some(ours),
+            line,
+            log: work.join(log),
+            ended: false,
+        };
+        swrk.criu = Some(swrk.read_pid().map_err(start)?);
+        Ok(swrk)
+    }
+
+    fn read_pid(&self) -> std::io::Result<Pid> {
+        let line = self.line.try_clone()?;
+        line.set_read_timeout(Some(KEEPER_TIME))?;
+        let mut text = String::new();
+        BufReader::new(line).read_line(&mut text)?;
+        text.trim()
+            .parse()
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(|| std::io::Error::other("it gave no process id"))
+    }
+
+    /// CRIU's own process.
+    #[cfg(test)]
+    pub(crate) fn pid(&self) -> Option<Pid> {
+        self.criu
+    }
+
+    pub(crate) fn send(&self, request: &Request) -> Result<(), CriuError> {
+        let talk = |source| CriuError::Talk {
+            doing: "sending a request",
+            source,
+        };
+        let rpc = self
+            .rpc
+            .as_ref()
+            .ok_or_else(|| talk(std::io::ErrorKind::NotConnected.into()))?;
+        match rustix::net::send(rpc, &request.encode_to_vec(), SendFlags::NOSIGNAL) {
+            Ok(_) => Ok(()),
+            Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => Err(self.died()),
+            Err(error) => Err(talk(error.into())),
+        }
+    }
+
+    fn died(&self) -> CriuError {
+        CriuError::Died {
+            errors: self.errors(),
+        }
+    }
+
+    fn errors(&self) -> Vec<String> {
+        let errors = errors_in(&self.log);
+        if !errors.is_empty() {
+            return errors;
+        }
+        let stderr = self.log.with_file_name("criu.stderr");
+        let text = fs::read(stderr).unwrap_or_default();
+        String::from_utf8_lossy(&text)
+            .lines()
+            .rev()
+            .take(3)
+            .map(str::to_owned)
+            .collect()
+    }
+
+    fn receive(&self, until: Until<'_>) -> Result<Answer, CriuError> {
+        let talk = |source| CriuError::Talk {
+            doing: "waiting for an answer",
+            source,
+        };
+        let rpc = self
+            .rpc
+            .as_ref()
+            .ok_or_else(|| talk(std::io::ErrorKind::NotConnected.into()))?;
+        let started = Instant::now();
+        loop {
+            let left = until.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || until.stop.load(Ordering::Relaxed) {
+                return Err(CriuError::TimedOut(started.elapsed()));
+            }
+            let slice = Timespec {
+                tv_sec: 0,
+                tv_nsec: left.min(LOOK).as_nanos() as i64,
+            };
+            match poll(&mut [PollFd::new(rpc, PollFlags::IN)], Some(&slice)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => break,
+                Err(error) => return Err(talk(error.into())),
+            }
+        }
+        let mut buffer = vec![0; MESSAGE_MAX];
+        let length = match rustix::net::recv(rpc, &mut buffer[..], RecvFlags::empty()) {
+            Ok((length, _)) => length,
+            Err(rustix::io::Errno::CONNRESET) => return Err(self.died()),
+            Err(error) => return Err(talk(error.into())),
+        };
+        if length == 0 {
+            return Err(self.died());
+        }
+        buffer.truncate(length);
+        Answer::decode(&buffer[..]).map_err(|e| CriuError::Unexpected(e.to_string()))
+    }
+
+    /// Waits until CRIU stops at `stage`, letting it pass every other stage on the way.
+    pub(crate) fn wait_stage(&self, stage: &str, until: Until<'_>) -> Result<(), CriuError> {
+        loop {
+            let answer = self.receive(until)?;
+            if answer.kind != Kind::Notify as i32 {
+                return Err(self.judge(&answer).err().unwrap_or_else(|| {
+                    CriuError::Unexpected(format!("it was through before it came to {stage}"))
+                }));
+            }
+            match answer.notify.and_then(|n| n.script) {
+                Some(script) if script == stage => return Ok(()),
+                _ => self.go_on()?,
+            }
+        }
+    }
+
+    /// Lets CRIU leave the stage at which it waits.
+    pub(crate) fn go_on(&self) -> Result<(), CriuError> {
+        self.send(&Request {
+            kind: Kind::Notify as i32,
+            opts: None,
+            notify_success: Some(true),
+        })
+    }
+
+    /// Waits for the final answer, letting CRIU pass every stage.
+    pub(crate) fn wait_answer(&self, until: Until<'_>) -> Result<Answer, CriuError> {
+        loop {
+            let answer = self.receive(until)?;
+            if answer.kind == Kind::Notify as i32 {
+                self.go_on()?;
+            } else {
+                return self.judge(&answer).map(|()| answer);
+            }
+        }
+    }
+
+    fn judge(&self, answer: &Answer) -> Result<(), CriuError> {
+        if answer.success {
+            return Ok(());
+        }
+        let mut errors = self.errors();
+        if errors.is_empty() {
+            errors.extend(answer.message.clone());
+        }
+        Err(CriuError::Failed { errors })
+    }
+
+    /// Makes CRIU stop and let go of the processes it holds.
+    ///
+    /// Killing it is the last resort, because a process that is just running CRIU's code on its behalf would be left with it.
+    /// CRIU has no request for stopping, but it cleans up after any error: so its next write to an image fails (file size
+    /// limit 0), its helpers are killed, and so is the line to it.
+    pub(crate) fn abort(&mut self) {
+        if self.ended {
+            return;
+        }
+        self.rpc = None;
+        let Some(criu) = self.criu else { return };
+        let _ = rustix::process::prlimit(
+            Some(criu),
+            Resource::Fsize,
+            Rlimit {
+                current: Some(0),
+                maximum: Some(0),
+            },
+        );
+        let deadline = Instant::now() + LET_GO;
+        while is_alive(criu) {
+            for helper in children(criu) {
+                let _ = rustix::process::kill_process(helper, Signal::KILL);
+            }
+            if Instant::now() >= deadline {
+                tracing::warn!(
+                    pid = criu.as_raw_nonzero().get(),
+                    "CRIU does not let go; killing it"
+                );
+                let _ = rustix::process::kill_process(criu, Signal::KILL);
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.ended = true;
+    }
+
+    /// Ends the keeping shell, after the node was thawed.
+    pub(crate) fn finish(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.abort();
+        let _ = self.line.write_all(b"done\n");
+        let _ = self.line.shutdown(Shutdown::Both);
+        let deadline = Instant::now() + KEEPER_TIME;
+        loop {
+            match self.keeper.try_wait() {
+                Ok(None) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1))
+                }
+                Ok(None) => {
+                    let _ = self.keeper.kill();
+                    let _ = self.keeper.wait();
+                    return;
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+impl Drop for Swrk {
+    fn drop(&mut self) {
+        if matches!(self.keeper.try_wait(), Ok(None)) {
+            self.end();
+        }
+    }
+}
+
+/// Whether `pid` still runs (a zombie does not).
+fn is_alive(pid: Pid) -> bool {
+    fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
+        .ok()
+        .and_then(|stat| {
+            stat.rsplit_once(") ")
+                .map(|(_, rest)| !rest.starts_with(['Z', 'X']))
+        })
+        .unwrap_or(false)
+}
+
+fn children(pid: Pid) -> Vec<Pid> {
+    let pid = pid.as_raw_nonzero();
+    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
+        .unwrap_or_default()
+        .split_whitespace()
+        .filter_map(|child| child.parse().ok().and_then(Pid::from_raw))
+        .collect()
+}
