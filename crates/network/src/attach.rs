@@ -1,0 +1,98 @@
+//! Attaching a node: a veth pair from the router's bridge into the node's network namespace.
+//!
+//! Called by the node's shim after the container was created, and by the runtime's hook before a restore brings sockets
+//! back: addresses must be usable at once, so there is nothing to wait for (no duplicate address detection, no carrier).
+
+use std::net::IpAddr;
+
+use offshoot_sys::netns::{Holder, Netns};
+
+use crate::error::NetworkError;
+use crate::files::RunDir;
+use crate::netlink::{Link, Links, Up, VethEnd, run_in};
+use crate::spec::{BRIDGE, GATEWAY_HOST, Isolation, NodeLink, check_placement};
+use crate::sysctl::{self, Missing};
+
+type Result<T> = std::result::Result<T, NetworkError>;
+
+/// Links the node whose process is `node_pid` to its environment's network, or completes a link that is half there.
+/// Runs on threads of its own; the calling thread's namespaces do not change. Takes a few milliseconds.
+///
+/// # Errors
+/// [`NetworkError::NoRouter`] when the environment's router does not run; otherwise what the kernel refused. Calling
+/// again is safe.
+pub fn attach(node_pid: i32, link: &NodeLink) -> Result<()> {
+    check_placement(&link.placement)?;
+    let router = RunDir::open(&link.router_dir)?.router()?;
+    let router = router.netns().map_err(|e| NetworkError::io("opening the router's network namespace", e))?;
+    let node = node_netns(node_pid)?;
+    let same = |one: &Netns, other: &Netns| one.id().ok() == other.id().ok();
+    let host = Netns::current().map_err(|e| NetworkError::io("opening the own network namespace", e))?;
+    if same(&node, &router) || same(&node, &host) {
+        return Err(NetworkError::Invalid(format!("process {node_pid} has no network namespace of its own")));
+    }
+    let there = run_in(&node, |links| async move { links.find(&link.ifname).await })?;
+    let port = run_in(&router, |links| async move { ensure_port(&links, link, there, &node).await.map(|()| node) })?;
+    let node = port;
+    run_in(&node, |links| async move { configure(&links, link).await })
+}
+
+/// The network namespace of a node's process.
+pub(crate) fn node_netns(node_pid: i32) -> Result<Netns> {
+    let opened = Holder::open(node_pid).and_then(|holder| holder.netns());
+    opened.map_err(|e| NetworkError::io(format!("opening the network namespace of process {node_pid}"), e))
+}
+
+/// Inside the router: the pair, with the port on the bridge. `there` is the interface of that name in the node.
+async fn ensure_port(links: &Links, link: &NodeLink, there: Option<Link>, node: &Netns) -> Result<()> {
+    let bridge = links.get(BRIDGE).await?;
+    let port = links.find(&link.port_name).await?;
+    let is_pair = match (&port, &there) {
+        (Some(port), Some(there)) => port.peer == Some(there.index) && there.peer == Some(port.index),
+        _ => false,
+    };
+    if !is_pair {
+        // Left by a node that ended a moment ago, whose namespace the kernel has not cleaned up yet.
+        links.ensure_removed(&link.port_name).await?;
+        let up = match link.ports_isolated {
+            Isolation::Yes => Up::No,
+            Isolation::No => Up::Yes,
+        };
+        let near = VethEnd { name: &link.port_name, mac: None, up };
+        let far = VethEnd { name: &link.ifname, mac: Some(link.mac), up: Up::Yes };
+        links.add_veth(&near, Some(bridge.index), &far, node).await?;
+    }
+    if link.ports_isolated == Isolation::Yes {
+        let port = links.get(&link.port_name).await?;
+        // Not again on a port that was there: its isolation may have been lifted.
+        if !is_pair {
+            links.set_isolated(&[port.index], true).await?;
+        }
+        links.set_up(port.index).await?;
+    }
+    Ok(())
+}
+
+/// Inside the node: loopback, addresses, default routes.
+async fn configure(links: &Links, link: &NodeLink) -> Result<()> {
+    let lo = links.get("lo").await?;
+    links.set_up(lo.index).await?;
+    let interface = links.get(&link.ifname).await?;
+    // The gateway is known; advertisements of another one could only come from a neighbour that means no good.
+    sysctl::set(&format!("ipv6/conf/{}/accept_ra", link.ifname), "0", Missing::IsFine)?;
+    links.set_mac(interface.index, link.mac).await?;
+    links.set_up(interface.index).await?;
+    for address in link.addresses() {
+        links.ensure_address(interface.index, address).await?;
+        let (everything, gateway) = match address {
+            ipnet::IpNet::V4(_) => {
+                (ipnet::Ipv4Net::default().into(), Some(IpAddr::V4(link.placement.inner_at(GATEWAY_HOST))))
+            }
+            ipnet::IpNet::V6(_) => {
+                (ipnet::Ipv6Net::default().into(), link.placement.inner6_at(GATEWAY_HOST).map(IpAddr::V6))
+            }
+        };
+        links.ensure_route(interface.index, everything, gateway, address.addr()).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,318 @@
+//! rtnetlink(7) in the words of this crate: the only module that knows the netlink library.
+//!
+//! A [`Links`] speaks to the network namespace of the thread that opened it, for as long as it lives.
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd};
+
+use futures::TryStreamExt;
+use futures::future::try_join_all;
+use ipnet::IpNet;
+use offshoot_sys::netns::Netns;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
+use rtnetlink::packet_route::link::{
+    InfoBridgePort, InfoData, InfoPortData, InfoVeth, LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage,
+};
+use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use offshoot_model::environment::MacAddr;
+
+use crate::error::NetworkError;
+
+type Result<T> = std::result::Result<T, NetworkError>;
+
+/// A connection to the kernel's routing sockets of one network namespace.
+#[derive(Clone)]
+pub(crate) struct Links(Handle);
+
+/// What is known of an interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    /// Index of the other end of a veth pair, in its own namespace.
+    pub(crate) peer: Option<u32>,
+    /// As a bridge's port: cut off from other cut-off ports.
+    pub(crate) isolated: bool,
+}
+
+/// One end of a veth pair that is to be made.
+pub(crate) struct VethEnd<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) mac: Option<MacAddr>,
+    pub(crate) up: Up,
+}
+
+/// Whether an interface starts up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Up {
+    Yes,
+    No,
+}
+
+/// Runs `work` with a connection inside `netns`, on a thread of its own.
+pub(crate) fn run_in<T, F>(netns: &Netns, work: impl FnOnce(Links) -> F + Send) -> Result<T>
+where
+    T: Send,
+    F: Future<Output = Result<T>>,
+{
+    netns.run(|| run_here(work)).map_err(|e| NetworkError::io("entering a network namespace", e))?
+}
+
+/// Runs `work` with a connection in the calling thread's namespace. Not from inside an async runtime.
+pub(crate) fn run_here<T, F>(work: impl FnOnce(Links) -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| NetworkError::io("starting a runtime", e))?;
+    runtime.block_on(async { work(Links::open()?).await })
+}
+
+impl Links {
+    /// Opens a connection; needs a runtime.
+    pub(crate) fn open() -> Result<Self> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|e| NetworkError::io("opening a netlink socket", e))?;
+        tokio::spawn(connection);
+        Ok(Self(handle))
+    }
+
+    /// The interface called `name`.
+    pub(crate) async fn find(&self, name: &str) -> Result<Option<Link>> {
+        let found = self.0.link().get().match_name(name).execute().try_next().await;
+        match found.map_err(errno) {
+            Ok(message) => Ok(message.map(|m| Link::from(&m))),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(NetworkError::io(format!("looking for interface {name}"), error)),
+        }
+    }
+
+    /// The interface called `name`, which must be there.
+    pub(crate) async fn get(&self, name: &str) -> Result<Link> {
+        self.find(name).await?.ok_or_else(|| {
+            NetworkError::io(format!("looking for interface {name}"), io::Error::from(io::ErrorKind::NotFound))
+        })
+    }
+
+    /// The ports of the bridge with this index.
+    pub(crate) async fn ports(&self, bridge: u32) -> Result<Vec<Link>> {
+        let mut request =
+            self.0.link().get().set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
+        request.message_mut().attributes.push(LinkAttribute::Controller(bridge));
+        let messages: Vec<LinkMessage> =
+            request.execute().try_collect().await.map_err(|e| failed("listing a bridge's ports", e))?;
+        // The kernel's filter is best effort; the attribute is the truth.
+        let ours = |m: &&LinkMessage| m.attributes.contains(&LinkAttribute::Controller(bridge));
+        Ok(messages.iter().filter(ours).map(Link::from).collect())
+    }
+
+    /// Makes a bridge that floods and forwards at once: no spanning tree, no multicast snooping (there is no querier).
+    pub(crate) async fn ensure_bridge(&self, name: &str, mac: MacAddr) -> Result<Link> {
+        if self.find(name).await?.is_none() {
+            let message = LinkBridge::new(name).mcast_snooping(false).address(mac.0.to_vec()).up().build();
+            let made = self.0.link().add(message).execute().await;
+            made.map_err(|e| failed(format!("making bridge {name}"), e))?;
+        }
+        self.get(name).await
+    }
+
+    /// Makes a veth pair: `near` here, `far` in `far_netns`. `controller` is the bridge `near` becomes a port of.
+    pub(crate) async fn add_veth(
+        &self,
+        near: &VethEnd<'_>,
+        controller: Option<u32>,
+        far: &VethEnd<'_>,
+        far_netns: &Netns,
+    ) -> Result<()> {
+        let far_message = end(LinkMessageBuilder::<LinkUnspec>::default(), far)
+            .name(far.name)
+            .setns_by_fd(far_netns.as_fd().as_raw_fd())
+            .build();
+        let mut message =
+            end(LinkVeth::new(near.name, far.name), near).set_info_data(InfoData::Veth(InfoVeth::Peer(far_message)));
+        if let Some(controller) = controller {
+            message = message.controller(controller);
+        }
+        let made = self.0.link().add(message.build()).execute().await;
+        made.map_err(|e| failed(format!("making the veth pair {} - {}", near.name, far.name), e))
+    }
+
+    /// Removes the interface called `name`, if it is there.
+    pub(crate) async fn ensure_removed(&self, name: &str) -> Result<()> {
+        let Some(link) = self.find(name).await? else { return Ok(()) };
+        match self.0.link().del(link.index).execute().await.map_err(errno) {
+            Err(error) if !is_gone(&error) => {
+                Err(NetworkError::io(format!("removing interface {name}"), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings the interface up.
+    pub(crate) async fn set_up(&self, index: u32) -> Result<()> {
+        let message = LinkUnspec::new_with_index(index).up().build();
+        self.0.link().change(message).execute().await.map_err(|e| failed(format!("bringing interface {index} up"), e))
+    }
+
+    /// Sets the interface's hardware address.
+    pub(crate) async fn set_mac(&self, index: u32, mac: MacAddr) -> Result<()> {
+        let message = LinkUnspec::new_with_index(index).address(mac.0.to_vec()).build();
+        let done = self.0.link().change(message).execute().await;
+        done.map_err(|e| failed(format!("setting the hardware address {mac}"), e))
+    }
+
+    /// Cuts bridge ports off from each other, or lifts that (`IFLA_BRPORT_ISOLATED`, Linux 4.18). Ports that are
+    /// gone are passed over. All requests are sent before the first answer is awaited: this runs while nodes stand still.
+    pub(crate) async fn set_isolated(&self, ports: &[u32], isolation: bool) -> Result<()> {
+        let each = ports.iter().map(|&index| async move {
+            let message = LinkBridgePort::new(index).isolated(isolation).build();
+            match self.0.link().set_port(message).execute().await.map_err(errno) {
+                Err(error) if !is_gone(&error) => {
+                    Err(NetworkError::io(format!("isolating bridge port {index}"), error))
+                }
+                _ => Ok(()),
+            }
+        });
+        try_join_all(each).await.map(drop)
+    }
+
+    /// Gives the interface an address; no duplicate address detection (nobody else is on these links).
+    pub(crate) async fn ensure_address(&self, index: u32, net: IpNet) -> Result<()> {
+        let mut request = self.0.address().add(index, net.addr(), net.prefix_len()).replace();
+        if net.addr().is_ipv6() {
+            let message = request.message_mut();
+            message.header.flags = AddressHeaderFlags::Nodad;
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        request.execute().await.map_err(|e| failed(format!("adding address {net}"), e))
+    }
+
+    /// A route to `to` out of the interface: straight onto the link, or by way of `via`.
+    pub(crate) async fn ensure_route(&self, index: u32, to: IpNet, via: Option<IpAddr>, source: IpAddr) -> Result<()> {
+        let message = match (to, via, source) {
+            (IpNet::V4(to), via, IpAddr::V4(source)) => {
+                let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                    .destination_prefix(to.network(), to.prefix_len())
+                    .output_interface(index)
+                    .pref_source(source);
+                match via {
+                    Some(IpAddr::V4(via)) => route.gateway(via).onlink().build(),
+                    _ => route.scope(RouteScope::Link).build(),
+                }
+            }
+            (IpNet::V6(to), via, IpAddr::V6(source)) => {
+                let route = RouteMessageBuilder::<Ipv6Addr>::new()
+                    .destination_prefix(to.network(), to.prefix_len())
+                    .output_interface(index)
+                    .pref_source(source);
+                match via {
+                    Some(IpAddr::V6(via)) => route.gateway(via).onlink().build(),
+                    _ => route.build(),
+                }
+            }
+            _ => return Err(NetworkError::Invalid(format!("route to {to} from {source}: mixed families"))),
+        };
+        let done = self.0.route().add(message).replace().execute().await;
+        done.map_err(|e| failed(format!("adding a route to {to}"), e))
+    }
+
+    /// Adds the policy routing rule "what comes in at `input` meets `action`" before all others but the local table.
+    pub(crate) async fn ensure_input_rule(&self, input: &str, action: RuleAction, family: Family) -> Result<()> {
+        let request = self.0.rule().add().input_interface(input).action(action).priority(INPUT_RULE_PRIORITY);
+        let done = match family {
+            Family::V4 => request.v4().execute().await,
+            Family::V6 => request.v6().execute().await,
+        };
+        match done.map_err(errno) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(NetworkError::io(format!("adding a rule for {input}"), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes what [`Links::ensure_input_rule`] added.
+    pub(crate) async fn ensure_input_rule_removed(&self, input: &str, action: RuleAction, family: Family) -> Result<()> {
+        let mut rule = RuleMessage::default();
+        rule.header.family = match family {
+            Family::V4 => AddressFamily::Inet,
+            Family::V6 => AddressFamily::Inet6,
+        };
+        rule.header.action = action;
+        rule.attributes = vec![RuleAttribute::Iifname(input.to_owned()), RuleAttribute::Priority(INPUT_RULE_PRIORITY)];
+        match self.0.rule().del(rule).execute().await.map_err(errno) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(NetworkError::io(format!("removing the rule for {input}"), error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Address family of a policy routing rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+/// After the local table (0), before the main one (32766); ip-rule(8).
+const INPUT_RULE_PRIORITY: u32 = 1;
+
+fn end<T>(message: LinkMessageBuilder<T>, end: &VethEnd<'_>) -> LinkMessageBuilder<T> {
+    let message = match end.mac {
+        Some(mac) => message.address(mac.0.to_vec()),
+        None => message,
+    };
+    match end.up {
+        Up::Yes => message.up(),
+        Up::No => message,
+    }
+}
+
+impl From<&LinkMessage> for Link {
+    fn from(message: &LinkMessage) -> Self {
+        let mut link = Self { index: message.header.index, ..Self::default() };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Link(peer) => link.peer = Some(*peer),
+                LinkAttribute::LinkInfo(infos) => link.isolated = infos.iter().any(is_isolated),
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+fn is_isolated(info: &LinkInfo) -> bool {
+    match info {
+        LinkInfo::PortData(InfoPortData::BridgePort(port)) => port.contains(&InfoBridgePort::Isolated(true)),
+        _ => false,
+    }
+}
+
+/// The interface went away between two requests.
+fn is_gone(error: &io::Error) -> bool {
+    const ENODEV: i32 = 19;
+    error.raw_os_error() == Some(ENODEV) || error.kind() == io::ErrorKind::NotFound
+}
+
+fn errno(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+fn failed(what: impl Into<String>, error: rtnetlink::Error) -> NetworkError {
+    NetworkError::io(what, errno(error))
+}
