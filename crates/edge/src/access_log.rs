@@ -45,7 +45,9 @@ impl AccessLog {
     /// Opens the log and starts its thread; without settings nothing is logged.
     pub(crate) fn open(settings: Option<&Settings>) -> anyhow::Result<Self> {
         let lost = Arc::new(AtomicU64::new(0));
-        let Some(settings) = settings else { return Ok(Self { queue: None, lost }) };
+        let Some(settings) = settings else {
+            return Ok(Self { queue: None, lost });
+        };
         let file = RotatingFile::open(&settings.path, settings.max_bytes, settings.keep)
             .with_context(|| format!("cannot open the access log {}", settings.path.display()))?;
         let (queue, records) = sync_channel(QUEUE);
@@ -54,7 +56,10 @@ impl AccessLog {
             .name("access-log".into())
             .spawn(move || write(&records, file, &counter))
             .context("cannot start the access log's thread")?;
-        Ok(Self { queue: Some(queue), lost })
+        Ok(Self {
+            queue: Some(queue),
+            lost,
+        })
     }
 
     /// Whether records are wanted at all.
@@ -92,7 +97,10 @@ fn write(records: &Receiver<Record>, file: RotatingFile, lost: &AtomicU64) {
         }
         let now = lost.load(Ordering::Relaxed);
         if now > said {
-            tracing::warn!(lines = now - said, "the access log was too slow and lost lines");
+            tracing::warn!(
+                lines = now - said,
+                "the access log was too slow and lost lines"
+            );
             said = now;
         }
     }

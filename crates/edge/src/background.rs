@@ -47,8 +47,13 @@ pub(crate) fn detach(path: &Path, config: &EdgeConfig) -> anyhow::Result<()> {
             log.seek(SeekFrom::Start(before))?;
             let mut messages = Vec::new();
             log.take(16 << 10).read_to_end(&mut messages)?;
-            let how = status.signal().map_or_else(|| status.to_string(), |signal| format!("signal {signal}"));
-            bail!("ended with {how}: {}", String::from_utf8_lossy(&messages).trim());
+            let how = status
+                .signal()
+                .map_or_else(|| status.to_string(), |signal| format!("signal {signal}"));
+            bail!(
+                "ended with {how}: {}",
+                String::from_utf8_lossy(&messages).trim()
+            );
         }
         let serves = EdgeControl::connect(&config.control).and_then(|mut control| control.status());
         if serves.is_ok_and(|status| status.pid == child.id()) {
@@ -57,7 +62,10 @@ pub(crate) fn detach(path: &Path, config: &EdgeConfig) -> anyhow::Result<()> {
         if Instant::now() > deadline {
             child.kill()?;
             child.wait()?;
-            bail!("did not answer on {} within {START_TIMEOUT:?}", config.control.display());
+            bail!(
+                "did not answer on {} within {START_TIMEOUT:?}",
+                config.control.display()
+            );
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -87,15 +95,23 @@ pub(crate) fn become_the_edge(config: &EdgeConfig, background: bool) -> anyhow::
 
     // one file descriptor for the client and one for the upstream; the hard limit needs no privilege
     let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
 
     // request errors are in the access log; the proxy library's own lines would repeat them
-    let filter = EnvFilter::try_from_env("OFFSHOOT_EDGE_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,pingora_proxy=off,pingora_core=off,h2=off"));
+    let filter = EnvFilter::try_from_env("OFFSHOOT_EDGE_LOG").unwrap_or_else(|_| {
+        EnvFilter::new("info,pingora_proxy=off,pingora_core=off,pingora_pool=off,h2=off")
+    });
     let subscriber = tracing_subscriber::fmt().json().with_env_filter(filter);
     if background {
         let log = config.log_file();
-        let log = RotatingFile::open(&log, LOG_BYTES, 1).with_context(|| format!("cannot open {}", log.display()))?;
+        let log = RotatingFile::open(&log, LOG_BYTES, 1)
+            .with_context(|| format!("cannot open {}", log.display()))?;
         subscriber.with_writer(Mutex::new(log)).init();
     } else {
         subscriber.with_writer(std::io::stderr).init();

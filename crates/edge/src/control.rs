@@ -29,7 +29,8 @@ pub(crate) fn listen(edge: &Arc<Edge>) -> anyhow::Result<JoinHandle<()>> {
         }
         _ => {}
     }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     Ok(tokio::spawn(accept(listener, Arc::clone(edge))))
 }
 
@@ -70,16 +71,21 @@ async fn answer_all(stream: UnixStream, edge: &Arc<Edge>) -> io::Result<()> {
                 Err(error) => to_line(&Refusal { error }),
             },
             Ok(ControlRequest::Status(true)) => to_line(&edge.status().await),
-            Ok(_) => to_line(&Refusal { error: "nothing was asked".to_owned() }),
-            Err(error) => to_line(&Refusal { error: format!("not understood: {error}") }),
+            Ok(_) => to_line(&Refusal {
+                error: "nothing was asked".to_owned(),
+            }),
+            Err(error) => to_line(&Refusal {
+                error: format!("not understood: {error}"),
+            }),
         };
         tokio::time::timeout(WRITE, write.write_all(&answer)).await??;
     }
 }
 
 fn to_line(answer: &impl Serialize) -> Vec<u8> {
-    let mut line = serde_json::to_vec(answer)
-        .unwrap_or_else(|e| format!("{{\"error\":\"the answer cannot be written: {e}\"}}").into_bytes());
+    let mut line = serde_json::to_vec(answer).unwrap_or_else(|e| {
+        format!("{{\"error\":\"the answer cannot be written: {e}\"}}").into_bytes()
+    });
     line.push(b'\n');
     line
 }

@@ -54,7 +54,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return background::detach(&arguments.config, &config);
     }
     let _lock = background::become_the_edge(&config, arguments.background)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(server::serve(config));
     // what did not drain in its time is dropped, not waited for
     runtime.shutdown_background();

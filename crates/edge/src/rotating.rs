@@ -19,7 +19,13 @@ impl RotatingFile {
     pub(crate) fn open(path: &Path, max_bytes: u64, keep: u32) -> io::Result<Self> {
         let file = append(path)?;
         let size = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), file, size, max_bytes, keep })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            size,
+            max_bytes,
+            keep,
+        })
     }
 
     fn rotate(&mut self) -> io::Result<()> {
@@ -60,7 +66,11 @@ impl Write for RotatingFile {
 }
 
 fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
 }
 
 fn ignore_absent(result: io::Result<()>) -> io::Result<()> {

@@ -78,8 +78,14 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
     stop.send_replace(true);
     http.stop().await;
     edge.ports.lock().await.close_listeners().await;
-    if tokio::time::timeout(bound, edge.connections.acquire_many(edge.connections_max)).await.is_err() {
-        tracing::warn!(connections = edge.open_connections(), "cut off after the bound");
+    if tokio::time::timeout(bound, edge.connections.acquire_many(edge.connections_max))
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            connections = edge.open_connections(),
+            "cut off after the bound"
+        );
     }
     Ok(())
 }
@@ -107,7 +113,9 @@ fn listeners(config: &EdgeConfig) -> anyhow::Result<(Vec<TcpListener>, Vec<Socke
 
 fn no_ipv6(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].iter().any(|e| error.raw_os_error() == Some(e.raw_os_error()))
+    [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL]
+        .iter()
+        .any(|e| error.raw_os_error() == Some(e.raw_os_error()))
 }
 
 impl Edge {
@@ -117,7 +125,9 @@ impl Edge {
     }
 
     fn open_connections(&self) -> usize {
-        usize::try_from(self.connections_max).unwrap_or(usize::MAX).saturating_sub(self.connections.available_permits())
+        usize::try_from(self.connections_max)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(self.connections.available_permits())
     }
 
     /// Reads the routes file and switches to it, as one step. On an error everything stays as it was.
@@ -135,12 +145,18 @@ impl Edge {
             Ok(read) => read,
             Err(error) => {
                 tracing::warn!(%error, version = self.table.load().version, "routes kept");
-                *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+                *self
+                    .last_error
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
                 return Err(error);
             }
         };
         let reloaded = self.switch(&mut ports, table).await;
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self
+            .last_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
         let last_good = self.last_good();
         let kept = tokio::task::spawn_blocking(move || file.write_atomically(&last_good)).await;
         if let Ok(Err(error)) = kept {
@@ -155,7 +171,11 @@ impl Edge {
         ports.apply(self, &table).await;
         old.retire(&table);
         tracing::info!(version = table.version, routes = table.routes(), "routes");
-        Reloaded { version: table.version, routes: table.routes(), ports: ports.reports() }
+        Reloaded {
+            version: table.version,
+            routes: table.routes(),
+            ports: ports.reports(),
+        }
     }
 
     /// At the start a routes file that cannot be used is replaced by the last one that could.
@@ -192,7 +212,11 @@ impl Edge {
             ports: self.ports.lock().await.reports(),
             connections: self.open_connections(),
             requests: self.requests.load(Ordering::Relaxed),
-            last_error: self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            last_error: self
+                .last_error
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
         }
     }
 }

@@ -15,8 +15,17 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 const BACKLOG: i32 = 4_096;
 
 fn open(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    let socket = socket_with(
+        family,
+        kind,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
     if address.is_ipv6() {
         // so that 0.0.0.0 and [::] can be listened on side by side (ipv6(7))
         set_ipv6_v6only(&socket, true)?;

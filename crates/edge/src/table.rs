@@ -28,7 +28,10 @@ pub(crate) struct Environment {
 
 impl Environment {
     fn new(id: EnvId) -> Arc<Self> {
-        Arc::new(Self { id, gone: watch::Sender::new(false) })
+        Arc::new(Self {
+            id,
+            gone: watch::Sender::new(false),
+        })
     }
 
     /// Whether it lost its last route: it was removed.
@@ -70,7 +73,9 @@ impl Target {
         if tried >= count {
             return None;
         }
-        self.upstreams.get(turn.wrapping_add(tried) % count).copied()
+        self.upstreams
+            .get(turn.wrapping_add(tried) % count)
+            .copied()
     }
 }
 
@@ -107,7 +112,9 @@ impl Table {
 
     fn target(&mut self, old: &Self, id: EnvId, addresses: Vec<SocketAddr>) -> Arc<Target> {
         let environment = self.environments.entry(id.clone()).or_insert_with(|| {
-            old.environments.get(&id).map_or_else(|| Environment::new(id.clone()), Arc::clone)
+            old.environments
+                .get(&id)
+                .map_or_else(|| Environment::new(id.clone()), Arc::clone)
         });
         let environment = Arc::clone(environment);
         let upstreams = addresses
@@ -120,7 +127,11 @@ impl Table {
                 Upstream { address, key: *key }
             })
             .collect();
-        Arc::new(Target { environment, upstreams, next: AtomicUsize::new(0) })
+        Arc::new(Target {
+            environment,
+            upstreams,
+            next: AtomicUsize::new(0),
+        })
     }
 
     /// Tells the environments that are in `self` but not in `new` that they are gone: their connections end.
@@ -163,12 +174,22 @@ mod tests {
                 upstreams: upstreams.iter().map(|a| a.parse().unwrap()).collect(),
             })
             .collect();
-        Table::next(old, RoutesFile { version: old.version + 1, routes, ports: vec![] })
+        Table::next(
+            old,
+            RoutesFile {
+                version: old.version + 1,
+                routes,
+                ports: vec![],
+            },
+        )
     }
 
     #[test]
     fn an_address_used_again_has_another_key() {
-        let one = table(&Table::default(), &[("a.localhost", "aaaaaaaa", &["10.0.0.1:80"])]);
+        let one = table(
+            &Table::default(),
+            &[("a.localhost", "aaaaaaaa", &["10.0.0.1:80"])],
+        );
         let key = |table: &Table, host: &str| table.host(host).unwrap().upstream(0, 0).unwrap().key;
         let same = table(&one, &[("a.localhost", "aaaaaaaa", &["10.0.0.1:80"])]);
         assert_eq!(key(&one, "a.localhost"), key(&same, "a.localhost"));
@@ -183,7 +204,13 @@ mod tests {
 
     #[test]
     fn only_removed_environments_are_told() {
-        let one = table(&Table::default(), &[("a.localhost", "aaaaaaaa", &[]), ("b.localhost", "bbbbbbbb", &[])]);
+        let one = table(
+            &Table::default(),
+            &[
+                ("a.localhost", "aaaaaaaa", &[]),
+                ("b.localhost", "bbbbbbbb", &[]),
+            ],
+        );
         let two = table(&one, &[("b.localhost", "bbbbbbbb", &[])]);
         one.retire(&two);
         assert!(one.host("a.localhost").unwrap().environment.is_gone());
@@ -192,12 +219,23 @@ mod tests {
 
     #[test]
     fn upstreams_are_asked_in_turn_and_once_each() {
-        let table = table(&Table::default(), &[("a.localhost", "aaaaaaaa", &["10.0.0.1:80", "10.0.0.2:80"])]);
+        let table = table(
+            &Table::default(),
+            &[("a.localhost", "aaaaaaaa", &["10.0.0.1:80", "10.0.0.2:80"])],
+        );
         let target = table.host("a.localhost").unwrap();
         let first = target.turn();
-        let order: Vec<_> = (0..3).map(|tried| target.upstream(first, tried).map(|u| u.address.to_string())).collect();
-        assert_eq!(order, [Some("10.0.0.1:80".into()), Some("10.0.0.2:80".into()), None]);
+        let order: Vec<_> = (0..3)
+            .map(|tried| target.upstream(first, tried).map(|u| u.address.to_string()))
+            .collect();
+        assert_eq!(
+            order,
+            [Some("10.0.0.1:80".into()), Some("10.0.0.2:80".into()), None]
+        );
         let second = target.turn();
-        assert_eq!(target.upstream(second, 0).unwrap().address.to_string(), "10.0.0.2:80");
+        assert_eq!(
+            target.upstream(second, 0).unwrap().address.to_string(),
+            "10.0.0.2:80"
+        );
     }
 }

@@ -33,8 +33,11 @@ impl Ports {
     /// Opens and closes ports so that they are those of `table`. One that cannot be opened is reported, and tried
     /// again the next time.
     pub(crate) async fn apply(&mut self, edge: &Arc<Edge>, table: &Table) {
-        let wanted: HashMap<_, _> =
-            table.ports.iter().map(|(protocol, listen, target)| ((*protocol, *listen), target)).collect();
+        let wanted: HashMap<_, _> = table
+            .ports
+            .iter()
+            .map(|(protocol, listen, target)| ((*protocol, *listen), target))
+            .collect();
         // first close, so that an address can pass from a wildcard to a single one and back
         for (_, port) in self.open.extract_if(|key, _| !wanted.contains_key(key)) {
             close(port).await;
@@ -57,12 +60,18 @@ impl Ports {
                         if error.kind() == io::ErrorKind::AddrInUse {
                             PortState::InUse
                         } else {
-                            PortState::Failed { error: error.to_string() }
+                            PortState::Failed {
+                                error: error.to_string(),
+                            }
                         }
                     }
                 },
             };
-            self.reports.push(PortReport { listen: *listen, protocol: *protocol, state });
+            self.reports.push(PortReport {
+                listen: *listen,
+                protocol: *protocol,
+                state,
+            });
         }
     }
 
@@ -79,19 +88,38 @@ impl Ports {
     }
 }
 
-fn open(edge: &Arc<Edge>, protocol: Protocol, listen: SocketAddr, target: &Arc<Target>) -> io::Result<OpenPort> {
+fn open(
+    edge: &Arc<Edge>,
+    protocol: Protocol,
+    listen: SocketAddr,
+    target: &Arc<Target>,
+) -> io::Result<OpenPort> {
     let target = Arc::new(ArcSwap::new(Arc::clone(target)));
     let (bound, task) = match protocol {
         Protocol::Tcp => {
             let listener = sockets::tcp_listener(listen)?;
-            (listener.local_addr()?, tokio::spawn(tcp::serve(listener, Arc::clone(&target), Arc::clone(edge))))
+            (
+                listener.local_addr()?,
+                tokio::spawn(tcp::serve(listener, Arc::clone(&target), Arc::clone(edge))),
+            )
         }
         Protocol::Udp => {
             let socket = sockets::udp_socket(listen)?;
-            (socket.local_addr()?, tokio::spawn(udp::serve(socket, Arc::clone(&target), edge.config.limits.clone())))
+            (
+                socket.local_addr()?,
+                tokio::spawn(udp::serve(
+                    socket,
+                    Arc::clone(&target),
+                    edge.config.limits.clone(),
+                )),
+            )
         }
     };
-    Ok(OpenPort { bound, target, task })
+    Ok(OpenPort {
+        bound,
+        target,
+        task,
+    })
 }
 
 /// Waits for the task's end: only then is the socket closed and the address free.

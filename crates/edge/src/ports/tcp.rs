@@ -54,8 +54,12 @@ async fn connect(target: &Target, edge: &Edge) -> Option<TcpStream> {
         let upstream = target.upstream(turn, tried)?;
         match timeout(bound, TcpStream::connect(upstream.address)).await {
             Ok(Ok(stream)) => return Some(stream),
-            Ok(Err(error)) => tracing::debug!(upstream = %upstream.address, %error, "published port: connect"),
-            Err(_) => tracing::debug!(upstream = %upstream.address, "published port: connect timed out"),
+            Ok(Err(error)) => {
+                tracing::debug!(upstream = %upstream.address, %error, "published port: connect")
+            }
+            Err(_) => {
+                tracing::debug!(upstream = %upstream.address, "published port: connect timed out")
+            }
         }
     }
     None
@@ -99,7 +103,10 @@ async fn pump(
     let mut buffer = vec![0; BUFFER];
     loop {
         let read = from.read(&mut buffer).await?;
-        last.store(u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        last.store(
+            u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
+            Ordering::Relaxed,
+        );
         match buffer.get(..read) {
             Some(content) if read > 0 => to.write_all(content).await?,
             _ => return to.shutdown().await,

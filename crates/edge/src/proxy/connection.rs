@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use pingora_core::apps::HttpServerApp;
 use pingora_core::protocols::http::ServerSession;
-use pingora_core::protocols::http::v2::server::{H2Accept, HttpSession, default_h2_options, handshake};
+use pingora_core::protocols::http::v2::server::{
+    H2Accept, HttpSession, default_h2_options, handshake,
+};
 use pingora_core::protocols::l4::stream::Stream;
 use pingora_core::protocols::{Digest, GetSocketDigest, SocketDigest};
 use std::os::fd::AsRawFd;
@@ -56,7 +58,9 @@ impl Http {
     pub(crate) async fn accept(self: Arc<Self>, listener: TcpListener) {
         let mut stopping = self.edge.stopping.clone();
         loop {
-            let Some(place) = self.edge.place().await else { return };
+            let Some(place) = self.edge.place().await else {
+                return;
+            };
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 _ = stopping.wait_for(|stop| *stop) => return,
@@ -95,7 +99,11 @@ impl Http {
         let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
         let mut stream = Stream::from(stream);
         stream.set_socket_digest(digest);
-        if http2 { self.serve_http2(stream).await } else { self.serve_http1(stream).await }
+        if http2 {
+            self.serve_http2(stream).await
+        } else {
+            self.serve_http1(stream).await
+        }
     }
 
     async fn serve_http1(&self, stream: Stream) {
@@ -117,14 +125,21 @@ impl Http {
     }
 
     /// Processes one request, at most until its time is over.
-    async fn watched(&self, session: ServerSession, header: Duration) -> Option<pingora_core::apps::ReusedHttpStream> {
+    async fn watched(
+        &self,
+        session: ServerSession,
+        header: Duration,
+    ) -> Option<pingora_core::apps::ReusedHttpStream> {
         let (stage, mut watch) = watch::channel(Stage::Header);
         let over = async {
             let received = watch.wait_for(|stage| !matches!(stage, Stage::Header));
             if timeout(header, received).await.is_err() {
                 return;
             }
-            let routed = watch.wait_for(|stage| matches!(stage, Stage::Routed(_))).await.map(|s| s.clone());
+            let routed = watch
+                .wait_for(|stage| matches!(stage, Stage::Routed(_)))
+                .await
+                .map(|s| s.clone());
             match routed {
                 Ok(Stage::Routed(environment)) => environment.gone().await,
                 // the sender lives as long as the request
@@ -139,12 +154,19 @@ impl Http {
 
     async fn serve_http2(&self, stream: Stream) {
         let limits = &self.edge.config.limits;
-        let digest = Arc::new(Digest { socket_digest: stream.get_socket_digest(), ..Digest::default() });
+        let digest = Arc::new(Digest {
+            socket_digest: stream.get_socket_digest(),
+            ..Digest::default()
+        });
         let mut options = default_h2_options();
         options.max_header_list_size(limits.header_bytes);
         let header = Duration::from_secs(limits.header_seconds);
         let idle = Duration::from_secs(limits.idle_seconds);
-        let Ok(Ok(mut connection)) = timeout(header, handshake(Box::new(stream), Some(options))).await else { return };
+        let Ok(Ok(mut connection)) =
+            timeout(header, handshake(Box::new(stream), Some(options))).await
+        else {
+            return;
+        };
         let mut stopping = self.edge.stopping.clone();
         let mut stopped = *stopping.borrow_and_update();
         if stopped {
@@ -174,10 +196,14 @@ impl Http {
             match accepted {
                 Ok(Some(H2Accept::Session(session))) => {
                     let busy = Arc::clone(&active);
-                    let http = Self { edge: Arc::clone(&self.edge), app: Arc::clone(&self.app) };
+                    let http = Self {
+                        edge: Arc::clone(&self.edge),
+                        app: Arc::clone(&self.app),
+                    };
                     tokio::spawn(async move {
                         let _busy = busy;
-                        http.watched(ServerSession::new_http2(session), header).await;
+                        http.watched(ServerSession::new_http2(session), header)
+                            .await;
                     });
                 }
                 Ok(Some(H2Accept::Rejected)) if malformed < MALFORMED_MAX => malformed += 1,

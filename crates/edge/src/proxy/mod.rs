@@ -37,10 +37,22 @@ pub(crate) struct Http {
 
 impl Http {
     pub(crate) fn new(edge: Arc<Edge>) -> Self {
-        let conf = ServerConf { threads: 1, upstream_keepalive_pool_size: KEPT_CONNECTIONS, ..ServerConf::default() };
-        let mut app = HttpProxy::new(Router { edge: Arc::clone(&edge) }, Arc::new(conf));
+        let conf = ServerConf {
+            threads: 1,
+            upstream_keepalive_pool_size: KEPT_CONNECTIONS,
+            ..ServerConf::default()
+        };
+        let mut app = HttpProxy::new(
+            Router {
+                edge: Arc::clone(&edge),
+            },
+            Arc::new(conf),
+        );
         app.handle_init_modules();
-        Self { edge, app: Arc::new(app) }
+        Self {
+            edge,
+            app: Arc::new(app),
+        }
     }
 }
 
@@ -84,7 +96,11 @@ impl ProxyHttp for Router {
         let limits = &self.edge.config.limits;
         let client = Duration::from_secs(limits.client_seconds);
         // on a WebSocket the client's frames are its body, and it may be silent for long
-        let read = if session.is_upgrade_req() { Duration::from_secs(limits.tunnel_seconds) } else { client };
+        let read = if session.is_upgrade_req() {
+            Duration::from_secs(limits.tunnel_seconds)
+        } else {
+            client
+        };
         session.set_read_timeout(Some(read));
         session.set_write_timeout(Some(client));
         session.set_total_drain_timeout(Some(Duration::from_secs(5)));
@@ -109,8 +125,15 @@ impl ProxyHttp for Router {
         Ok(false)
     }
 
-    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
-        let upstream = ctx.target.as_ref().and_then(|target| target.upstream(ctx.turn, ctx.tried));
+    async fn upstream_peer(
+        &self,
+        session: &mut Session,
+        ctx: &mut Context,
+    ) -> Result<Box<HttpPeer>> {
+        let upstream = ctx
+            .target
+            .as_ref()
+            .and_then(|target| target.upstream(ctx.turn, ctx.tried));
         let Some(upstream) = upstream else {
             return Error::e_explain(ErrorType::HTTPStatus(503), "no upstream left");
         };
@@ -120,7 +143,11 @@ impl ProxyHttp for Router {
         peer.options.connection_timeout = Some(Duration::from_secs(limits.connect_seconds));
         peer.options.total_connection_timeout = peer.options.connection_timeout;
         let long = session.is_upgrade_req() || wants_events(session.req_header());
-        let read = if long { limits.tunnel_seconds } else { limits.upstream_seconds };
+        let read = if long {
+            limits.tunnel_seconds
+        } else {
+            limits.upstream_seconds
+        };
         peer.options.read_timeout = Some(Duration::from_secs(read));
         peer.options.write_timeout = Some(Duration::from_secs(limits.upstream_seconds));
         peer.options.tcp_keepalive = Some(TcpKeepalive {
@@ -171,7 +198,11 @@ impl ProxyHttp for Router {
         ctx: &mut Context,
     ) -> Result<()> {
         // the address may be another environment's by now: nothing was sent yet, and nothing will be
-        if ctx.target.as_ref().is_some_and(|target| target.environment.is_gone()) {
+        if ctx
+            .target
+            .as_ref()
+            .is_some_and(|target| target.environment.is_gone())
+        {
             return Error::e_explain(ErrorType::HTTPStatus(503), "the environment was removed");
         }
         Ok(())
@@ -186,7 +217,11 @@ impl ProxyHttp for Router {
     ) -> Box<Error> {
         ctx.tried += 1;
         // nothing was sent, so another upstream may be asked
-        error.set_retry(ctx.target.as_ref().is_some_and(|target| target.upstream(ctx.turn, ctx.tried).is_some()));
+        error.set_retry(
+            ctx.target
+                .as_ref()
+                .is_some_and(|target| target.upstream(ctx.turn, ctx.tried).is_some()),
+        );
         error
     }
 
@@ -199,7 +234,8 @@ impl ProxyHttp for Router {
         reused: bool,
     ) -> Box<Error> {
         let mut error = error.more_context(format!("upstream {peer}"));
-        if session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated() {
+        if session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated()
+        {
             // a kept connection that its server closed before it saw the request
             error.retry.decide_reuse(reused);
             ctx.anew = true;
@@ -209,14 +245,22 @@ impl ProxyHttp for Router {
         error
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        ctx: &mut Context,
+    ) -> FailToProxy {
         let page = Page::for_error(error, &ctx.host);
         let error_code = page.as_ref().map_or(0, Page::status);
         if let Some(page) = page {
             // after the answer has begun there is no other, and the connection is closed
             pages::send_last(session, page).await;
         }
-        FailToProxy { error_code, can_reuse_downstream: false }
+        FailToProxy {
+            error_code,
+            can_reuse_downstream: false,
+        }
     }
 
     fn suppress_error_log(&self, _session: &Session, _ctx: &Context, _error: &Error) -> bool {
@@ -239,10 +283,15 @@ impl ProxyHttp for Router {
             method: request.method.to_string(),
             host: ctx.host.clone(),
             path: request.uri.path().to_owned(),
-            status: session.response_written().map_or(0, |response| response.status.as_u16()),
+            status: session
+                .response_written()
+                .map_or(0, |response| response.status.as_u16()),
             bytes: session.body_bytes_sent(),
             duration_ms: ctx.started.elapsed().as_secs_f64() * 1e3,
-            environment: ctx.target.as_ref().map(|target| target.environment.id.to_string()),
+            environment: ctx
+                .target
+                .as_ref()
+                .map(|target| target.environment.id.to_string()),
             upstream: ctx.upstream.map(|upstream| upstream.address.to_string()),
             error: error.map(ToString::to_string),
         });
@@ -252,6 +301,8 @@ impl ProxyHttp for Router {
 /// Whether the client asks for server-sent events, which may be far apart.
 fn wants_events(request: &RequestHeader) -> bool {
     request.headers.get_all(ACCEPT).iter().any(|value| {
-        value.to_str().is_ok_and(|text| text.to_ascii_lowercase().contains("text/event-stream"))
+        value
+            .to_str()
+            .is_ok_and(|text| text.to_ascii_lowercase().contains("text/event-stream"))
     })
 }

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use http::Method;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
+use http::header::{
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+};
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -29,17 +31,22 @@ impl<'a> Page<'a> {
     /// The page for an error; `None` when nobody is there to read it.
     pub(super) fn for_error(error: &Error, host: &'a str) -> Option<Self> {
         use ErrorType::{
-            ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, ConnectionClosed, HTTPStatus, ReadError,
-            ReadTimedout, SocketError, WriteError, WriteTimedout,
+            ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout, ConnectionClosed,
+            HTTPStatus, ReadError, ReadTimedout, SocketError, WriteError, WriteTimedout,
         };
         Some(match (error.etype(), error.esource()) {
             (HTTPStatus(503), _) => Self::NotReady(host),
             (HTTPStatus(status), _) => Self::Refused(*status),
-            (ConnectError | ConnectNoRoute | ConnectRefused | ConnectTimedout | SocketError, _) => Self::NotReady(host),
+            (ConnectError | ConnectNoRoute | ConnectRefused | ConnectTimedout | SocketError, _) => {
+                Self::NotReady(host)
+            }
             (ReadTimedout | WriteTimedout, ErrorSource::Upstream) => Self::Late(host),
             (_, ErrorSource::Upstream) => Self::Broken(host),
             (ReadTimedout, ErrorSource::Downstream) => Self::Refused(408),
-            (ReadError | WriteError | WriteTimedout | ConnectionClosed, ErrorSource::Downstream) => return None,
+            (
+                ReadError | WriteError | WriteTimedout | ConnectionClosed,
+                ErrorSource::Downstream,
+            ) => return None,
             (_, ErrorSource::Downstream) => Self::Refused(400),
             (_, ErrorSource::Internal | ErrorSource::Unset) => Self::Refused(500),
         })
@@ -59,7 +66,9 @@ impl<'a> Page<'a> {
     fn text(&self) -> String {
         match self {
             Self::UnknownHost(host) => {
-                format!("404: no environment is called {host}.\n\n`offshoot ls` says which there are.\n")
+                format!(
+                    "404: no environment is called {host}.\n\n`offshoot ls` says which there are.\n"
+                )
             }
             Self::NotReady(host) => format!(
                 "503: the environment behind {host} is stopped or not ready yet.\n\n\
@@ -69,11 +78,18 @@ impl<'a> Page<'a> {
                 "502: the environment behind {host} broke off its answer.\n\n`offshoot logs` says why.\n"
             ),
             Self::Late(host) => {
-                format!("504: the environment behind {host} did not answer in time.\n\n`offshoot logs` says why.\n")
+                format!(
+                    "504: the environment behind {host} did not answer in time.\n\n`offshoot logs` says why.\n"
+                )
             }
             Self::Refused(status) => {
-                let reason = http::StatusCode::from_u16(*status).ok().and_then(|s| s.canonical_reason());
-                format!("{status}: {}.\n", reason.unwrap_or("this cannot be answered"))
+                let reason = http::StatusCode::from_u16(*status)
+                    .ok()
+                    .and_then(|s| s.canonical_reason());
+                format!(
+                    "{status}: {}.\n",
+                    reason.unwrap_or("this cannot be answered")
+                )
             }
         }
     }
@@ -99,13 +115,18 @@ pub(super) async fn send(session: &mut Session, page: Page<'_>) -> Result<()> {
         return session.write_response_header(header, true).await;
     }
     session.write_response_header(header, false).await?;
-    session.write_response_body(Some(Bytes::from(text)), true).await
+    session
+        .write_response_body(Some(Bytes::from(text)), true)
+        .await
 }
 
 /// Answers with a page unless an answer has begun, and lets the connection end.
 pub(super) async fn send_last(session: &mut Session, page: Page<'_>) {
     session.set_keepalive(None);
-    if session.response_written().is_some_and(|written| !written.status.is_informational() || written.status == 101) {
+    if session
+        .response_written()
+        .is_some_and(|written| !written.status.is_informational() || written.status == 101)
+    {
         return;
     }
     if let Err(error) = send(session, page).await {
@@ -119,13 +140,17 @@ mod tests {
 
     #[test]
     fn errors_have_pages() {
-        let page = |error: Box<Error>| Page::for_error(&error, "a.localhost").map(|page| page.status());
+        let page =
+            |error: Box<Error>| Page::for_error(&error, "a.localhost").map(|page| page.status());
         assert_eq!(page(Error::new_up(ErrorType::ConnectRefused)), Some(503));
         assert_eq!(page(Error::new_up(ErrorType::ReadTimedout)), Some(504));
         assert_eq!(page(Error::new_up(ErrorType::ConnectionClosed)), Some(502));
         assert_eq!(page(Error::new_down(ErrorType::ReadTimedout)), Some(408));
         assert_eq!(page(Error::new_down(ErrorType::ConnectionClosed)), None);
-        assert_eq!(page(Error::new_down(ErrorType::InvalidHTTPHeader)), Some(400));
+        assert_eq!(
+            page(Error::new_down(ErrorType::InvalidHTTPHeader)),
+            Some(400)
+        );
         assert_eq!(page(Error::new(ErrorType::HTTPStatus(431))), Some(431));
         assert_eq!(page(Error::new(ErrorType::InternalError)), Some(500));
     }

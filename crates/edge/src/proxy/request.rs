@@ -47,7 +47,9 @@ pub(super) fn check(session: &Session, header_bytes: u32) -> Result<()> {
 /// Whether a raw header has a field of that name, in lower case.
 fn names(raw: &[u8], name: &[u8]) -> bool {
     raw.split(|byte| *byte == b'\n').any(|line| {
-        line.split(|byte| *byte == b':').next().is_some_and(|found| found.trim_ascii().eq_ignore_ascii_case(name))
+        line.split(|byte| *byte == b':')
+            .next()
+            .is_some_and(|found| found.trim_ascii().eq_ignore_ascii_case(name))
     })
 }
 
@@ -55,7 +57,10 @@ fn names(raw: &[u8], name: &[u8]) -> bool {
 pub(super) fn host(request: &RequestHeader) -> Result<String> {
     let named = match request.uri.authority() {
         Some(authority) => Some(authority.as_str()),
-        None => request.headers.get(HOST).and_then(|value| value.to_str().ok()),
+        None => request
+            .headers
+            .get(HOST)
+            .and_then(|value| value.to_str().ok()),
     };
     match named.and_then(normal_host) {
         Some(host) => Ok(host),
@@ -71,6 +76,9 @@ mod tests {
     fn fields_are_found_in_the_raw_header() {
         let raw = b"POST / HTTP/1.1\r\nHost: a\r\ncontent-LENGTH : 4\r\n\r\n";
         assert!(names(raw, b"content-length"));
-        assert!(!names(b"POST /content-length HTTP/1.1\r\nx: content-length: 1\r\n\r\n", b"content-length"));
+        assert!(!names(
+            b"POST /content-length HTTP/1.1\r\nx: content-length: 1\r\n\r\n",
+            b"content-length"
+        ));
     }
 }

@@ -1,0 +1,7 @@
+//! The edge as its clients and the daemon see it: a real process on ports of the kernel's choice.
+
+mod http;
+mod kit;
+mod ports;
+mod protection;
+mod routes;
