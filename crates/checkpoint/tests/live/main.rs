@@ -1,0 +1,4 @@
+//! Real containers are cut and go on in a clone.
+
+mod support;
+mod two_nodes;
