@@ -9,7 +9,7 @@ use offshoot_sys::netns::{Holder, Netns};
 
 use crate::error::NetworkError;
 use crate::files::RunDir;
-use crate::netlink::{Link, Links, Up, VethEnd, run_in};
+use crate::netlink::{Link, Links, VethEnd, run_in};
 use crate::spec::{BRIDGE, GATEWAY_HOST, Isolation, NodeLink, check_placement};
 use crate::sysctl::{self, Missing};
 
@@ -54,23 +54,16 @@ async fn ensure_port(links: &Links, link: &NodeLink, there: Option<Link>, node: 
     if !is_pair {
         // Left by a node that ended a moment ago, whose namespace the kernel has not cleaned up yet.
         links.ensure_removed(&link.port_name).await?;
-        let up = match link.ports_isolated {
-            Isolation::Yes => Up::No,
-            Isolation::No => Up::Yes,
-        };
-        let near = VethEnd { name: &link.port_name, mac: None, up };
-        let far = VethEnd { name: &link.ifname, mac: Some(link.mac), up: Up::Yes };
+        let near = VethEnd { name: &link.port_name, mac: None };
+        let far = VethEnd { name: &link.ifname, mac: Some(link.mac) };
         links.add_veth(&near, Some(bridge.index), &far, node).await?;
     }
-    if link.ports_isolated == Isolation::Yes {
-        let port = links.get(&link.port_name).await?;
-        // Not again on a port that was there: its isolation may have been lifted.
-        if !is_pair {
-            links.set_isolated(&[port.index], true).await?;
-        }
-        links.set_up(port.index).await?;
+    let port = links.get(&link.port_name).await?;
+    // Not again on a port that is up: its isolation may have been lifted since.
+    if link.ports_isolated == Isolation::Yes && !port.is_up {
+        links.set_isolated(&[port.index], true).await?;
     }
-    Ok(())
+    links.set_up(port.index).await
 }
 
 /// Inside the node: loopback, addresses, default routes.

@@ -14,7 +14,7 @@ use offshoot_sys::netns::Netns;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{
-    InfoBridgePort, InfoData, InfoPortData, InfoVeth, LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoPortData, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
@@ -39,20 +39,14 @@ pub(crate) struct Link {
     pub(crate) peer: Option<u32>,
     /// As a bridge's port: cut off from other cut-off ports.
     pub(crate) isolated: bool,
+    /// Switched on.
+    pub(crate) is_up: bool,
 }
 
 /// One end of a veth pair that is to be made.
 pub(crate) struct VethEnd<'a> {
     pub(crate) name: &'a str,
     pub(crate) mac: Option<MacAddr>,
-    pub(crate) up: Up,
-}
-
-/// Whether an interface starts up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Up {
-    Yes,
-    No,
 }
 
 /// Runs `work` with a connection inside `netns`, on a thread of its own.
@@ -124,7 +118,8 @@ impl Links {
         self.get(name).await
     }
 
-    /// Makes a veth pair: `near` here, `far` in `far_netns`. `controller` is the bridge `near` becomes a port of.
+    /// Makes a veth pair: `near` here, `far` in `far_netns`. `controller` is the bridge `near` becomes a port of. Both begin
+    /// down: the kernel opens each before it knows the other (`ENOTCONN`).
     pub(crate) async fn add_veth(
         &self,
         near: &VethEnd<'_>,
@@ -268,19 +263,16 @@ pub(crate) enum Family {
 const INPUT_RULE_PRIORITY: u32 = 1;
 
 fn end<T>(message: LinkMessageBuilder<T>, end: &VethEnd<'_>) -> LinkMessageBuilder<T> {
-    let message = match end.mac {
+    match end.mac {
         Some(mac) => message.address(mac.0.to_vec()),
         None => message,
-    };
-    match end.up {
-        Up::Yes => message.up(),
-        Up::No => message,
     }
 }
 
 impl From<&LinkMessage> for Link {
     fn from(message: &LinkMessage) -> Self {
-        let mut link = Self { index: message.header.index, ..Self::default() };
+        let is_up = message.header.flags.contains(LinkFlags::Up);
+        let mut link = Self { index: message.header.index, is_up, ..Self::default() };
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),

@@ -9,7 +9,7 @@ use rtnetlink::packet_route::rule::RuleAction;
 
 use crate::command::Nft;
 use crate::error::NetworkError;
-use crate::netlink::{Family, Links, Up, VethEnd};
+use crate::netlink::{Family, Links, VethEnd};
 use crate::rules::router_rules;
 use crate::spec::{BRIDGE, BRIDGE_MAC, GATEWAY_HOST, Gate, ROUTER_HOST, RouterSpec, UPLINK, host_link_name, inner_addresses};
 use crate::sysctl::{self, Missing};
@@ -66,11 +66,12 @@ pub(crate) async fn make_uplink(links: &Links, spec: &RouterSpec, router: &Netns
     let name = host_link_name(&spec.instance, &spec.env);
     // A router that was killed leaves its link behind for as long as the kernel takes to clean its namespace up.
     links.ensure_removed(&name).await?;
-    let near = VethEnd { name: &name, mac: None, up: Up::Yes };
-    let far = VethEnd { name: UPLINK, mac: None, up: Up::No };
+    let near = VethEnd { name: &name, mac: None };
+    let far = VethEnd { name: UPLINK, mac: None };
     links.add_veth(&near, None, &far, router).await?;
     let index = links.get(&name).await?.index;
     sysctl::set(&format!("ipv6/conf/{name}/accept_ra"), "0", Missing::IsFine)?;
+    links.set_up(index).await?;
     for (net, host, router) in outer(&spec.placement) {
         links.ensure_address(index, host.into()).await?;
         links.ensure_route(index, router.into(), None, host).await?;
