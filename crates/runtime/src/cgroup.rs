@@ -1,0 +1,465 @@
+//! Control groups of a node: where they are, freezing, killing, removing.
+//!
+//! runc sets the limits; this module needs only the freezer and the list of processes. Version 1 has a directory per controller and a
+//! freezer that is polled; version 2 has one directory. A hybrid host (a v2 tree beside v1 controllers) freezes with v1, for there the
+//! v1 freezer is what runc and CRIU look at.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use offshoot_model::NodeId;
+use offshoot_sys::process;
+
+use crate::error::{Result, RuntimeError};
+
+/// Where the kernel's cgroup file systems are mounted.
+pub const MOUNT: &str = "/sys/fs/cgroup";
+
+/// The cgroup file systems of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hierarchies {
+    /// Version 1 (cgroups(7)): a directory per set of controllers, a hybrid's `unified` among them.
+    V1 {
+        /// Root of every mounted hierarchy.
+        roots: Vec<PathBuf>,
+        /// Root of the freezer's.
+        freezer: PathBuf,
+    },
+    /// Version 2 (the kernel's Documentation/admin-guide/cgroup-v2.rst).
+    V2 {
+        /// Root of the tree.
+        root: PathBuf,
+    },
+}
+
+impl Hierarchies {
+    /// Those of this host.
+    ///
+    /// # Errors
+    /// When neither a v2 tree nor a v1 freezer is there.
+    pub fn of_host() -> Result<Self> {
+        Self::at(Path::new(MOUNT))
+    }
+
+    /// Those mounted below `mount`.
+    ///
+    /// # Errors
+    /// As [`Self::of_host`].
+    pub fn at(mount: &Path) -> Result<Self> {
+        if mount.join("cgroup.controllers").is_file() {
+            return Ok(Self::V2 { root: mount.to_owned() });
+        }
+        let entries = fs::read_dir(mount).map_err(|e| RuntimeError::io("read", mount, e))?;
+        let mut roots: Vec<PathBuf> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            // Names such as `cpu` are often links to `cpu,cpuacct`: one hierarchy, one path.
+            .filter(|path| fs::symlink_metadata(path).is_ok_and(|m| m.is_dir()) && path.join("cgroup.procs").exists())
+            .collect();
+        roots.sort();
+        let freezer = mount.join("freezer");
+        if !roots.contains(&freezer) {
+            return Err(RuntimeError::spec(format!("{}: no cgroup v2 and no v1 freezer", mount.display())));
+        }
+        Ok(Self::V1 { roots, freezer })
+    }
+
+    fn roots(&self) -> &[PathBuf] {
+        match self {
+            Self::V1 { roots, .. } => roots,
+            Self::V2 { root } => std::slice::from_ref(root),
+        }
+    }
+
+    fn freezer_root(&self) -> &Path {
+        match self {
+            Self::V1 { freezer, .. } => freezer,
+            Self::V2 { root } => root,
+        }
+    }
+}
+
+/// Path of a node's cgroup below each root: `/offshoot-<instance>/<env>/<node>`.
+#[must_use]
+pub fn path_of(instance: &str, node: &NodeId) -> PathBuf {
+    Path::new("/").join(format!("offshoot-{instance}")).join(node.env().as_str()).join(node.name())
+}
+
+/// The cgroups of one node.
+#[derive(Debug, Clone)]
+pub struct NodeCgroup {
+    host: Hierarchies,
+    path: PathBuf,
+}
+
+/// What a freezer says about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freezer {
+    /// Everything may run.
+    Thawed,
+    /// Some processes do not stand yet.
+    Freezing,
+    /// Everything stands.
+    Frozen,
+}
+
+/// Longest wait between two looks at a freezer; the first ones follow each other at once.
+const FREEZER_POLL: Duration = Duration::from_micros(200);
+/// Bound on ending the processes of a node.
+const KILL_MAX: Duration = Duration::from_secs(10);
+
+impl NodeCgroup {
+    /// The cgroups of `node`, whether they exist or not.
+    #[must_use]
+    pub fn new(host: Hierarchies, instance: &str, node: &NodeId) -> Self {
+        Self { host, path: path_of(instance, node) }
+    }
+
+    fn dir(&self, root: &Path) -> PathBuf {
+        root.join(self.path.strip_prefix("/").unwrap_or(&self.path))
+    }
+
+    /// Directory that freezes the node.
+    #[must_use]
+    pub fn freezer(&self) -> PathBuf {
+        self.dir(self.host.freezer_root())
+    }
+
+    /// Directory that freezes the node's guests: beside the node's own, since CRIU stops at any process in a node's cgroup that does not
+    /// descend from its main process. No node's name has a dot.
+    #[must_use]
+    pub fn guest_freezer(&self) -> PathBuf {
+        let mut name = self.path.file_name().unwrap_or_default().to_owned();
+        name.push(".guests");
+        self.freezer().with_file_name(name)
+    }
+
+    /// Makes the node's directories, so that a concurrent removal of a neighbour cannot take the parents away under runc.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn ensure(&self) -> Result<()> {
+        for root in self.host.roots() {
+            let dir = self.dir(root);
+            // A neighbour's removal may take an empty parent between two of our steps; a few rounds always win.
+            let mut last = Ok(());
+            for _ in 0..20 {
+                last = fs::create_dir_all(&dir);
+                if last.is_ok() {
+                    break;
+                }
+            }
+            last.map_err(|e| RuntimeError::io("make", &dir, e))?;
+        }
+        Ok(())
+    }
+
+    /// Host pids of the node's processes, its guests among them.
+    #[must_use]
+    pub fn processes(&self) -> BTreeSet<i32> {
+        let dirs = self.host.roots().iter().map(|root| self.dir(root)).chain([self.guest_freezer()]);
+        dirs.flat_map(|dir| processes_in(&dir)).collect()
+    }
+
+    /// Freezes or thaws one directory and, when freezing, waits until everything stands.
+    ///
+    /// # Errors
+    /// When it does not stand within `max`; it is thawed again then.
+    pub fn freeze(&self, dir: &Path, max: Duration) -> Result<()> {
+        let start = Instant::now();
+        set(&self.host, dir, Freezer::Frozen)?;
+        loop {
+            if state(&self.host, dir)? == Freezer::Frozen {
+                return Ok(());
+            }
+            if start.elapsed() >= max {
+                set(&self.host, dir, Freezer::Thawed)?;
+                return Err(RuntimeError::Timeout { what: format!("freezing {}", dir.display()), after: max });
+            }
+            if start.elapsed() > Duration::from_millis(1) {
+                std::thread::sleep(FREEZER_POLL);
+            }
+        }
+    }
+
+    /// Lets node and guests go on. What is not there is thawed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn thaw(&self) -> Result<()> {
+        let mut result = Ok(());
+        for dir in [self.freezer(), self.guest_freezer()] {
+            if dir.exists() {
+                result = result.and(set(&self.host, &dir, Freezer::Thawed));
+            }
+        }
+        result
+    }
+
+    /// Whether the node is frozen.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        state(&self.host, &self.freezer()).is_ok_and(|state| state == Freezer::Frozen)
+    }
+
+    /// Moves the node's processes that do not descend from `main` into the guests' freezer and gives their pids.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn move_guests(&self, main: i32) -> Result<Vec<i32>> {
+        let mut moved = Vec::new();
+        for pid in processes_in(&self.freezer()) {
+            if descends_from(pid, main) {
+                continue;
+            }
+            let guests = self.guest_freezer();
+            fs::create_dir_all(&guests).map_err(|e| RuntimeError::io("make", &guests, e))?;
+            match fs::write(guests.join("cgroup.procs"), pid.to_string()) {
+                Ok(()) => moved.push(pid),
+                Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
+                Err(e) => return Err(RuntimeError::doing(format!("move process {pid} to {}", guests.display()), e)),
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Moves guests back among the node's processes and removes their freezer.
+    pub fn return_guests(&self) {
+        let guests = self.guest_freezer();
+        for pid in processes_in(&guests) {
+            // A process that ended in between needs no moving.
+            let _ = fs::write(self.freezer().join("cgroup.procs"), pid.to_string());
+        }
+        let _ = fs::remove_dir(&guests);
+    }
+
+    /// Thaws and kills every process of the node and waits until all are gone.
+    ///
+    /// # Errors
+    /// When some do not end within ten seconds.
+    pub fn kill(&self) -> Result<()> {
+        let deadline = Instant::now() + KILL_MAX;
+        loop {
+            self.thaw()?;
+            if let Hierarchies::V2 { .. } = self.host {
+                // Linux 5.14; where it is missing the loop below does it.
+                let _ = fs::write(self.freezer().join("cgroup.kill"), "1");
+            }
+            let pids = self.processes();
+            let alive: Vec<i32> = pids.into_iter().filter(|pid| !is_zombie(*pid)).collect();
+            for pid in &alive {
+                if let Ok(process) = process::Process::open(*pid) {
+                    let _ = process.signal(rustix::process::Signal::KILL.as_raw());
+                }
+            }
+            let Some(first) = alive.first() else { return Ok(()) };
+            if Instant::now() > deadline {
+                let what = format!("killing the processes {alive:?} of {}", self.path.display());
+                return Err(RuntimeError::Timeout { what, after: KILL_MAX });
+            }
+            if let Ok(process) = process::Process::open(*first) {
+                let _ = process.wait_end(Some(Duration::from_millis(50)));
+            }
+        }
+    }
+
+    /// Removes the directories, and the environment's and instance's when they are empty. Processes must be gone.
+    ///
+    /// # Errors
+    /// What could not be removed, as texts.
+    pub fn remove(&self) -> std::result::Result<(), Vec<String>> {
+        let mut left = Vec::new();
+        let mut dirs: Vec<PathBuf> = self.host.roots().iter().map(|root| self.dir(root)).collect();
+        dirs.insert(0, self.guest_freezer());
+        for dir in dirs {
+            if let Err(e) = remove_tree(&dir) {
+                left.push(format!("{}: {e}", dir.display()));
+                continue;
+            }
+            for parent in dir.ancestors().skip(1).take(2) {
+                // Busy: a neighbour lives there.
+                let _ = fs::remove_dir(parent);
+            }
+        }
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    }
+
+    /// Whether anything of it is left.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.host.roots().iter().any(|root| self.dir(root).exists()) || self.guest_freezer().exists()
+    }
+
+    /// How many processes the kernel killed here for want of memory (v1 `memory.oom_control`, v2 `memory.events`); 0 when it does not say.
+    #[must_use]
+    pub fn oom_kills(&self) -> u64 {
+        let file = match &self.host {
+            Hierarchies::V1 { roots, .. } => roots
+                .iter()
+                .find(|root| root.file_name().is_some_and(|name| name == "memory"))
+                .map(|root| self.dir(root).join("memory.oom_control")),
+            Hierarchies::V2 { root } => Some(self.dir(root).join("memory.events")),
+        };
+        let text = file.and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+    }
+}
+
+/// Children first; a cgroup's files go with its directory.
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    // The kernel lets go of the last process's cgroup a moment after the process.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match fs::remove_dir(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn processes_in(dir: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
+}
+
+fn is_zombie(pid: i32) -> bool {
+    process::identity(pid).map_or(true, |id| matches!(id.state, 'Z' | 'X'))
+}
+
+/// Follows parents; a process whose parents cannot be followed any more ended, and is nobody's guest.
+fn descends_from(mut pid: i32, main: i32) -> bool {
+    // Deeper than the kernel nests pid namespaces times any sane process tree.
+    for _ in 0..100_000 {
+        if pid == main {
+            return true;
+        }
+        match process::identity(pid) {
+            Ok(id) if id.parent > 1 => pid = id.parent,
+            Ok(_) => return false,
+            Err(_) => return true,
+        }
+    }
+    false
+}
+
+fn set(host: &Hierarchies, dir: &Path, wanted: Freezer) -> Result<()> {
+    let frozen = wanted == Freezer::Frozen;
+    let (file, text) = match host {
+        Hierarchies::V1 { .. } => ("freezer.state", if frozen { "FROZEN" } else { "THAWED" }),
+        Hierarchies::V2 { .. } => ("cgroup.freeze", if frozen { "1" } else { "0" }),
+    };
+    let path = dir.join(file);
+    fs::write(&path, text).map_err(|e| RuntimeError::io("write", &path, e))
+}
+
+fn state(host: &Hierarchies, dir: &Path) -> Result<Freezer> {
+    let path = match host {
+        Hierarchies::V1 { .. } => dir.join("freezer.state"),
+        Hierarchies::V2 { .. } => dir.join("cgroup.events"),
+    };
+    let text = fs::read_to_string(&path).map_err(|e| RuntimeError::io("read", &path, e))?;
+    let read = match host {
+        Hierarchies::V1 { .. } => match text.trim() {
+            "THAWED" => Some(Freezer::Thawed),
+            "FREEZING" => Some(Freezer::Freezing),
+            "FROZEN" => Some(Freezer::Frozen),
+            _ => None,
+        },
+        Hierarchies::V2 { .. } => match text.lines().find_map(|line| line.strip_prefix("frozen ")) {
+            Some("1") => Some(Freezer::Frozen),
+            // The kernel does not tell a thawed group from one on its way.
+            Some("0") => Some(Freezer::Freezing),
+            _ => None,
+        },
+    };
+    read.ok_or_else(|| RuntimeError::spec(format!("{}: {text:?} is no freezer's state", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node() -> NodeId {
+        "abcdefgh.web-1".parse().unwrap()
+    }
+
+    fn tree(files: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = dir.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn hierarchies_are_recognised() {
+        let v2 = tree(&["cgroup.controllers", "cgroup.procs"]);
+        assert!(matches!(Hierarchies::at(v2.path()).unwrap(), Hierarchies::V2 { .. }));
+        let hybrid = tree(&["freezer/cgroup.procs", "memory/cgroup.procs", "unified/cgroup.procs", "x/y"]);
+        std::os::unix::fs::symlink("memory", hybrid.path().join("alias")).unwrap();
+        let Hierarchies::V1 { roots, freezer } = Hierarchies::at(hybrid.path()).unwrap() else { panic!("v1") };
+        assert_eq!((roots.len(), freezer), (3, hybrid.path().join("freezer")));
+        let neither = tree(&["memory/cgroup.procs"]);
+        assert!(Hierarchies::at(neither.path()).is_err());
+    }
+
+    #[test]
+    fn freezers_of_both_versions_are_written_and_read() {
+        for (marker, file, frozen, thawed) in [
+            ("freezer/cgroup.procs", "freezer/offshoot-os/abcdefgh/web-1/freezer.state", "FROZEN", "THAWED"),
+            ("cgroup.controllers", "offshoot-os/abcdefgh/web-1/cgroup.freeze", "1", "0"),
+        ] {
+            let dir = tree(&[marker, file, &file.replace("cgroup.freeze", "cgroup.events")]);
+            let cgroup = NodeCgroup::new(Hierarchies::at(dir.path()).unwrap(), "os", &node());
+            fs::write(cgroup.freezer().join("cgroup.events"), "populated 1\nfrozen 1\n").unwrap();
+            cgroup.freeze(&cgroup.freezer(), Duration::from_secs(1)).unwrap();
+            assert_eq!(fs::read_to_string(dir.path().join(file)).unwrap(), frozen);
+            assert!(cgroup.is_frozen());
+            cgroup.thaw().unwrap();
+            assert_eq!(fs::read_to_string(dir.path().join(file)).unwrap(), thawed);
+        }
+    }
+
+    #[test]
+    fn a_freezer_that_never_stands_is_thawed_again() {
+        let dir = tree(&["cgroup.controllers", "offshoot-os/abcdefgh/web-1/cgroup.freeze"]);
+        let cgroup = NodeCgroup::new(Hierarchies::at(dir.path()).unwrap(), "os", &node());
+        fs::write(cgroup.freezer().join("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
+        let error = cgroup.freeze(&cgroup.freezer(), Duration::from_millis(5)).unwrap_err();
+        assert!(matches!(error, RuntimeError::Timeout { .. }), "{error}");
+        assert_eq!(fs::read_to_string(cgroup.freezer().join("cgroup.freeze")).unwrap(), "0");
+    }
+
+    #[test]
+    fn oom_kills_are_read() {
+        let dir = tree(&["cgroup.controllers", "offshoot-os/abcdefgh/web-1/memory.events"]);
+        let cgroup = NodeCgroup::new(Hierarchies::at(dir.path()).unwrap(), "os", &node());
+        assert_eq!(cgroup.oom_kills(), 0);
+        fs::write(cgroup.freezer().join("memory.events"), "low 0\noom 2\noom_kill 3\noom_group_kill 0\n").unwrap();
+        assert_eq!(cgroup.oom_kills(), 3);
+    }
+
+    #[test]
+    fn this_process_descends_from_its_parent_and_not_from_a_stranger() {
+        let me = std::process::id().cast_signed();
+        assert!(descends_from(me, process::identity(me).unwrap().parent));
+        assert!(!descends_from(me, i32::MAX));
+    }
+}
