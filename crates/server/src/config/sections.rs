@@ -1,0 +1,331 @@
+//! The tables of the configuration file.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Deserializer};
+
+use super::value::{self, LoopbackAddr};
+
+/// `[api]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Api {
+    /// Loopback TCP address to listen on beside the unix socket, with a token.
+    pub listen: Option<LoopbackAddr>,
+}
+
+/// `[edge]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Edge {
+    /// Addresses at which people reach environments by name.
+    pub listen: Vec<SocketAddr>,
+}
+
+impl Default for Edge {
+    fn default() -> Self {
+        Self {
+            listen: vec![
+                (Ipv4Addr::LOCALHOST, 8080).into(),
+                (Ipv6Addr::LOCALHOST, 8080).into(),
+            ],
+        }
+    }
+}
+
+/// `[network]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Network {
+    /// Each environment gets a /24 of it, by which the host reaches its nodes.
+    pub outer_pool: Ipv4Net,
+    /// As `outer_pool` for IPv6, a /64 each.
+    pub outer_pool6: Ipv6Net,
+    /// The /24 that nodes see.
+    pub inner: Ipv4Net,
+    /// The /64 that nodes see.
+    pub inner6: Ipv6Net,
+    /// Whether environments get IPv6.
+    pub ipv6: Ipv6,
+    /// What to do about `net.ipv4.ip_forward`.
+    pub forwarding: Forwarding,
+    /// Name servers for what is outside; the host's when empty.
+    #[serde(deserialize_with = "name_servers")]
+    pub dns: Vec<SocketAddr>,
+}
+
+/// Whether environments get IPv6.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ipv6 {
+    /// Where the host has it.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
+/// What to do about the host's forwarding switch (ip-sysctl, `ip_forward`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Forwarding {
+    /// Leave it; `doctor` says what is lost while it is off.
+    #[default]
+    Leave,
+    /// Turn it on when the daemon starts.
+    Enable,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        let v4 = |a, b, c, d, length| Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length);
+        // Unique local addresses (RFC 4193) of Offshoot's own: fd, then "ofsho" in ASCII.
+        let v6 = |subnet, length| {
+            Ipv6Net::new_assert(
+                Ipv6Addr::new(0xfd6f, 0x6673, 0x686f, subnet, 0, 0, 0, 0),
+                length,
+            )
+        };
+        Self {
+            outer_pool: v4(10, 208, 0, 0, 12),
+            outer_pool6: v6(0, 49),
+            inner: v4(10, 99, 0, 0, 24),
+            inner6: v6(0xffff, 64),
+            ipv6: Ipv6::default(),
+            forwarding: Forwarding::default(),
+            dns: Vec::new(),
+        }
+    }
+}
+
+impl Network {
+    /// What the types cannot say.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let Self {
+            outer_pool,
+            outer_pool6,
+            inner,
+            inner6,
+            ..
+        } = self;
+        for (key, net, trunc) in [
+            ("outer_pool", outer_pool, outer_pool.trunc()),
+            ("inner", inner, inner.trunc()),
+        ] {
+            if *net != trunc {
+                return Err(format!("network.{key}: {net} has host bits; write {trunc}"));
+            }
+        }
+        for (key, net, trunc) in [
+            ("outer_pool6", outer_pool6, outer_pool6.trunc()),
+            ("inner6", inner6, inner6.trunc()),
+        ] {
+            if *net != trunc {
+                return Err(format!("network.{key}: {net} has host bits; write {trunc}"));
+            }
+        }
+        if !(8..=24).contains(&outer_pool.prefix_len()) {
+            return Err(format!(
+                "network.outer_pool: {outer_pool} is not a /8 to /24"
+            ));
+        }
+        if !(16..=64).contains(&outer_pool6.prefix_len()) {
+            return Err(format!(
+                "network.outer_pool6: {outer_pool6} is not a /16 to /64"
+            ));
+        }
+        // Index n of the one pool goes with index n of the other.
+        if 64 - outer_pool6.prefix_len() < 24 - outer_pool.prefix_len() {
+            return Err(format!(
+                "network.outer_pool6: {outer_pool6} has fewer /64 than {outer_pool} has /24"
+            ));
+        }
+        if inner.prefix_len() != 24 {
+            return Err(format!("network.inner: {inner} is not a /24"));
+        }
+        if inner6.prefix_len() != 64 {
+            return Err(format!("network.inner6: {inner6} is not a /64"));
+        }
+        if outer_pool.contains(inner) || inner.contains(outer_pool) {
+            return Err(format!(
+                "network.inner: {inner} lies in network.outer_pool {outer_pool}"
+            ));
+        }
+        if outer_pool6.contains(inner6) || inner6.contains(outer_pool6) {
+            return Err(format!(
+                "network.inner6: {inner6} lies in network.outer_pool6 {outer_pool6}"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Name servers as `address` or `address:port`.
+fn name_servers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<SocketAddr>, D::Error> {
+    const DNS_PORT: u16 = 53;
+    let texts = Vec::<String>::deserialize(from)?;
+    texts
+        .iter()
+        .map(|text| {
+            let bare = text.parse().map(|ip| SocketAddr::new(ip, DNS_PORT));
+            bare.or_else(|_| text.parse()).map_err(|_| {
+                serde::de::Error::custom(format!(
+                    "{text:?} is no address; write 9.9.9.9, 9.9.9.9:53 or [2620:fe::fe]:53"
+                ))
+            })
+        })
+        .collect()
+}
+
+/// `[ids]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ids {
+    /// First host uid and gid given to an environment.
+    pub base: u32,
+    /// Ids of each environment.
+    pub count: u32,
+    /// Number of ranges: the most environments at a time.
+    pub ranges: u32,
+}
+
+impl Default for Ids {
+    /// Between systemd's containers (which end at 1879048191) and its foreign ids (from 2147352576 on), far above
+    /// what useradd(8) gives out as subordinate ids (systemd.io/UIDS-GIDS).
+    fn default() -> Self {
+        Self {
+            base: 0x7000_0000,
+            count: 65_536,
+            ranges: 4_000,
+        }
+    }
+}
+
+impl Ids {
+    pub(super) fn check(&self) -> Result<(), String> {
+        let Self {
+            base,
+            count,
+            ranges,
+        } = *self;
+        if base < 65_536 {
+            return Err(format!(
+                "ids.base: {base} is below 65536, among the host's own users"
+            ));
+        }
+        if count < 65_536 {
+            return Err(format!(
+                "ids.count: {count} is below 65536; images use ids up to 65535"
+            ));
+        }
+        if ranges == 0 {
+            return Err("ids.ranges: 0 leaves no environment".to_owned());
+        }
+        let end = u64::from(base) + u64::from(count) * u64::from(ranges);
+        // 2^32 - 1 and 2^32 - 2 mean "no id" to the kernel.
+        if end > u64::from(u32::MAX - 1) {
+            return Err(format!(
+                "ids: {ranges} ranges of {count} from {base} on end past the last id"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// `[pool]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pool {
+    /// What holds the pool.
+    pub backing: Backing,
+    /// Size of the file in bytes, for `loop`.
+    #[serde(deserialize_with = "value::size")]
+    pub size: u64,
+    /// The file, the block device, or the mounted btrfs.
+    #[serde(deserialize_with = "value::absolute_or_none")]
+    pub path: Option<PathBuf>,
+}
+
+/// What holds the pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backing {
+    /// A sparse file, through a loop device.
+    #[default]
+    Loop,
+    /// A block device that belongs to Offshoot.
+    Device,
+    /// A directory on a btrfs that is mounted already.
+    Mounted,
+}
+
+/// Smallest pool in bytes: what btrfs needs to be of use.
+const POOL_MIN: u64 = 1 << 30;
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            backing: Backing::default(),
+            size: 64 << 30,
+            path: None,
+        }
+    }
+}
+
+impl Pool {
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.size < POOL_MIN {
+            return Err("pool.size: less than 1g is of no use".to_owned());
+        }
+        match (self.backing, &self.path) {
+            (Backing::Device, None) => {
+                Err("pool.path: name the device, for instance /dev/vdb".to_owned())
+            }
+            (Backing::Mounted, None) => Err("pool.path: name the directory on a btrfs".to_owned()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `[images]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Images {
+    /// Credentials of registries, in the form of Docker's config.json.
+    #[serde(deserialize_with = "value::absolute_or_none")]
+    pub auth_file: Option<PathBuf>,
+    /// Registries (`host:port`) spoken to without TLS; those on loopback always may.
+    pub insecure_registries: Vec<String>,
+}
+
+/// `[clone]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CloneBounds {
+    /// Longest freeze of a parent before it is let go.
+    #[serde(deserialize_with = "max_freeze")]
+    pub max_freeze: Duration,
+    /// How long a new environment or clone may take until its health checks pass.
+    #[serde(deserialize_with = "ready_timeout")]
+    pub ready_timeout: Duration,
+}
+
+impl Default for CloneBounds {
+    fn default() -> Self {
+        Self {
+            max_freeze: Duration::from_secs(5),
+            ready_timeout: Duration::from_secs(120),
+        }
+    }
+}
+
+fn max_freeze<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    value::duration(from, 50, 60_000)
+}
+
+fn ready_timeout<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    value::duration(from, 1_000, 3_600_000)
+}
