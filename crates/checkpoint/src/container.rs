@@ -120,10 +120,10 @@ impl Container {
         let view = MountView::of(self.pid)?;
         let mut found = BTreeMap::new();
         for mount in &config.mounts {
-            if mount.kind == "bind" || mount.options.iter().any(|o| o == "bind" || o == "rbind") {
-                if let Some(point) = view.mount_point_at(&mount.destination) {
-                    found.insert(point.clone(), point);
-                }
+            if (mount.kind == "bind" || mount.options.iter().any(|o| o == "bind" || o == "rbind"))
+                && let Some(point) = view.mount_point_at(&mount.destination)
+            {
+                found.insert(point.clone(), point);
             }
         }
         let devices = config.linux.devices.iter().map(|d| d.path.as_path());
@@ -232,7 +232,7 @@ impl MountView {
 }
 
 /// Mount ids and points of `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)), unescaped.
-fn mount_points(mountinfo: &str) -> HashMap<u64, String> {
+pub(crate) fn mount_points(mountinfo: &str) -> HashMap<u64, String> {
     mountinfo
         .lines()
         .filter_map(|line| {

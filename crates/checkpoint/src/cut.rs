@@ -325,10 +325,10 @@ fn run(
         stop: &stop,
     };
     let thawed = parallel(nodes, |node| {
-        if let Some(dump) = node.dump.as_mut().filter(|_| node.why.is_none()) {
-            if let Err(why) = dump.let_go(until) {
-                node.give_up(why);
-            }
+        if let Some(dump) = node.dump.as_mut().filter(|_| node.why.is_none())
+            && let Err(why) = dump.let_go(until)
+        {
+            node.give_up(why);
         }
         node.thaw()
     });

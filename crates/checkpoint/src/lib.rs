@@ -1,8 +1,8 @@
 //! Checkpointing: the memory of running nodes, taken by CRIU together with their disks in one cut.
 //!
-//! - [`probe`] finds a CRIU and tries it on the running kernel.
-//! - [`preflight`](preflight::preflight) tells beforehand what in a node cannot be checkpointed.
-//! - [`cut`](cut::cut) freezes all nodes of an environment, takes memory and disks, and lets them go.
+//! - [`probe()`] finds a CRIU and tries it on the running kernel.
+//! - [`preflight()`] tells beforehand what in a node cannot be checkpointed.
+//! - [`cut()`] freezes all nodes of an environment, takes memory and disks, and lets them go.
 //! - [`rewrite_ids`] gives the clone its own range of user ids.
 //!
 //! Restoring is `runc restore`, run by the clone's shim on the images that a cut left.
@@ -14,6 +14,7 @@ mod error;
 mod images;
 mod log;
 mod memory;
+mod preflight;
 mod probe;
 mod rpc;
 mod swrk;
@@ -25,4 +26,5 @@ pub use cut::{
 pub use error::{CriuError, CutError, Foreign};
 pub use images::rewrite_ids;
 pub use log::errors_in;
+pub use preflight::{Obstacle, preflight};
 pub use probe::{Criu, CriuInfo, probe};

@@ -134,12 +134,6 @@ impl Swrk {
             .ok_or_else(|| std::io::Error::other("it gave no process id"))
     }
 
-    /// CRIU's own process.
-    #[cfg(test)]
-    pub(crate) fn pid(&self) -> Option<Pid> {
-        self.criu
-    }
-
     pub(crate) fn send(&self, request: &Request) -> Result<(), CriuError> {
         let talk = |source| CriuError::Talk {
             doing: "sending a request",
