@@ -3,6 +3,7 @@
 mod connection;
 mod pages;
 mod request;
+mod upgrade;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -142,7 +143,8 @@ impl ProxyHttp for Router {
         let mut peer = HttpPeer::new(upstream.address, false, String::new());
         peer.options.connection_timeout = Some(Duration::from_secs(limits.connect_seconds));
         peer.options.total_connection_timeout = peer.options.connection_timeout;
-        let long = session.is_upgrade_req() || wants_events(session.req_header());
+        let upgrade = session.is_upgrade_req();
+        let long = upgrade || wants_events(session.req_header());
         let read = if long {
             limits.tunnel_seconds
         } else {
@@ -156,7 +158,11 @@ impl ProxyHttp for Router {
             count: 4,
             user_timeout: Duration::ZERO,
         });
-        if ctx.anew || !session.req_header().method.is_idempotent() {
+        if upgrade {
+            let bound = Duration::from_secs(limits.connect_seconds);
+            peer.options.custom_l4 = Some(Arc::new(upgrade::Connect { bound }));
+        }
+        if upgrade || ctx.anew || !session.req_header().method.is_idempotent() {
             // a request that must not be sent twice never meets a kept connection that its server is just closing
             peer.group_key = fresh_key();
             peer.options.idle_timeout = Some(Duration::ZERO);

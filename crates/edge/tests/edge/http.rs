@@ -240,3 +240,31 @@ async fn connections_to_servers_are_kept() {
     }
     assert_eq!(a.connections.load(std::sync::atomic::Ordering::SeqCst), 1);
 }
+
+/// The server answers the handshake at once, again and again: the connection must always come to be.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_websockets_come_to_be() {
+    let edge = TestEdge::start();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+                if let Some(Ok(message)) = socket.next().await {
+                    let _ = socket.send(message).await;
+                }
+            });
+        }
+    });
+    edge.serve(&routes(1, vec![route("ws.localhost", A, &[address])]));
+    for number in 0..500 {
+        let request = "ws://ws.localhost/".into_client_request().unwrap();
+        let stream = TcpStream::connect(edge.http()).await.unwrap();
+        let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+        let message = Message::text(number.to_string());
+        socket.send(message.clone()).await.unwrap();
+        assert_eq!(socket.next().await.unwrap().unwrap(), message, "connection {number}");
+    }
+}

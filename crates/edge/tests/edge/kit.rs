@@ -88,10 +88,12 @@ impl Drop for TestEdge {
             eprintln!("the edge was not stopped: {error}");
         }
         if std::thread::panicking() {
-            eprintln!(
-                "{}",
-                std::fs::read_to_string(self.config.log_file()).unwrap_or_default()
-            );
+            for path in [
+                &self.config.log_file(),
+                &self.config.routes.with_file_name("access.log"),
+            ] {
+                eprintln!("{}", std::fs::read_to_string(path).unwrap_or_default());
+            }
         }
     }
 }
