@@ -1,0 +1,246 @@
+//! `clone`.
+
+use clap::{Args, ValueEnum};
+use offshoot_model::quantity::parse_duration_ms;
+use offshoot_model::view::{CloneRequest, EnvironmentView, PlanView};
+use offshoot_model::{CloneReport, Operation, RungChoice};
+
+use super::plan_view::{self, rung_cell};
+use crate::api::Route;
+use crate::context::{Context, Format};
+use crate::failure::Failure;
+use crate::follow::{Wait, complete};
+use crate::human;
+use crate::table::{Grid, fields, optional, text};
+use crate::term::Paint;
+
+/// Bounds of `--max-freeze` in milliseconds, as the API's.
+const MAX_FREEZE: std::ops::RangeInclusive<u64> = 50..=60_000;
+
+/// Clone a running environment: its disks and its memory, as of one instant.
+///
+/// The original stands still for a moment, all nodes together, and goes on. The clone is complete and independent:
+/// same layers, volumes, memory and addresses inside; a name and an address of its own outside. Connections between
+/// its nodes stay open, connections that leave it are closed in the clone. If anything goes wrong the original runs
+/// on and nothing of the clone is left.
+#[derive(Debug, Args)]
+#[command(after_help = "How each node comes along (its rung):\n  \
+    live    with its memory: its processes go on where they were\n  \
+    disk    with its disk; its processes start afresh\n  \
+    image   from its image, as new\n\n\
+    Examples:\n  \
+    offshoot clone shop                             makes shop-clone\n  \
+    offshoot clone shop --name experiment\n  \
+    offshoot clone shop --dry-run                   what would come along, and what not; touches nothing\n  \
+    offshoot clone shop --rung live                 with all memory or not at all\n  \
+    offshoot clone shop --max-freeze 200ms          give up rather than hold the original up for longer")]
+pub(crate) struct CloneArgs {
+    /// Environment to clone
+    #[arg(value_name = "ENV")]
+    environment: String,
+
+    /// Name of the clone [default: ENV-clone, then ENV-clone2, ...]
+    #[arg(long)]
+    name: Option<String>,
+
+    /// How nodes come along
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        value_name = "auto|live|disk|image"
+    )]
+    rung: RungArg,
+
+    /// Longest time the original may stand still, 50ms to 60s [default: the daemon's setting, 5s]
+    #[arg(long, value_name = "TIME", value_parser = freeze)]
+    max_freeze: Option<u64>,
+
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// [`RungChoice`] on the command line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum RungArg {
+    /// The best each node allows.
+    #[default]
+    Auto,
+    /// With memory, or fail before anything is touched.
+    Live,
+    /// Disks only.
+    Disk,
+    /// Images only.
+    Image,
+}
+
+impl From<RungArg> for RungChoice {
+    fn from(rung: RungArg) -> Self {
+        match rung {
+            RungArg::Auto => Self::Auto,
+            RungArg::Live => Self::Live,
+            RungArg::Disk => Self::Disk,
+            RungArg::Image => Self::Image,
+        }
+    }
+}
+
+fn freeze(text: &str) -> Result<u64, String> {
+    let ms = parse_duration_ms(text)?;
+    if MAX_FREEZE.contains(&ms) {
+        Ok(ms)
+    } else {
+        Err("write a time from 50ms to 60s".to_owned())
+    }
+}
+
+pub(crate) async fn run(context: &Context, args: CloneArgs) -> Result<(), Failure> {
+    let request = CloneRequest {
+        name: args.name,
+        rung: args.rung.into(),
+        max_freeze_ms: args.max_freeze,
+    };
+    let route = Route::environment(&args.environment).then("clone");
+    if args.dry_run {
+        let plan: PlanView = context
+            .client
+            .post(&route.with("dry_run", "true"), &request)
+            .await?;
+        return context.answer(&plan, || plan_view::render(&plan, context.out_paint));
+    }
+    let operation: Operation = context.client.post(&route, &request).await?;
+    let Some(operation) = complete(context, operation, args.wait).await? else {
+        return Ok(());
+    };
+    if context.format == Format::Json {
+        return context.json(&operation);
+    }
+    if context.is_quiet() {
+        return context.print(&operation.subject);
+    }
+    let view: EnvironmentView = context
+        .client
+        .get(&Route::environment(&operation.subject))
+        .await?;
+    context.print(&summary(&operation, &view, context.out_paint))
+}
+
+/// What a person wants to know of a clone that was made.
+fn summary(operation: &Operation, view: &EnvironmentView, paint: Paint) -> String {
+    let mut rows = vec![
+        ("Name", view.name.clone()),
+        ("Address", optional(view.url.clone())),
+    ];
+    if let Some(parent) = &operation.parent {
+        rows.push(("Cloned from", parent.clone()));
+    }
+    let Some(report) = &operation.report else {
+        return fields(&rows, paint);
+    };
+    rows.push(("Freeze", freeze_line(report)));
+    rows.push(("Memory copied", human::bytes(report.memory_bytes)));
+    rows.push((
+        "Answers after",
+        optional(report.ready_us.map(human::duration)),
+    ));
+    let mut out = fields(&rows, paint);
+    out.push('\n');
+    out.push_str(&nodes(report, paint));
+    out.push_str(&format!(
+        "\nWhere the time went: offshoot op show --timing {}\nThrow it away: offshoot rm {}\n",
+        operation.id, view.name
+    ));
+    out
+}
+
+/// The freeze of all nodes in milliseconds, with their skew.
+pub(crate) fn freeze_line(report: &CloneReport) -> String {
+    if report.cut.is_none() {
+        return "none: nothing ran".to_owned();
+    }
+    format!(
+        "{} for all nodes together (stopped within {} of each other)",
+        human::milliseconds(report.freeze_us),
+        human::milliseconds(report.skew_us)
+    )
+}
+
+/// How every node was cloned.
+pub(crate) fn nodes(report: &CloneReport, paint: Paint) -> String {
+    let mut grid = Grid::new(
+        &[
+            "NODE",
+            "RUNG",
+            "FREEZE",
+            "DUMP",
+            "RESTORE",
+            "MEMORY",
+            "PROCESSES",
+            "WHY",
+        ],
+        paint,
+    )
+    .right(&[2, 3, 4, 5, 6]);
+    let unless_zero = |us: u64| {
+        if us == 0 {
+            "-".to_owned()
+        } else {
+            human::duration(us)
+        }
+    };
+    for node in &report.nodes {
+        grid.cells([
+            text(&node.node),
+            rung_cell(node.rung),
+            text(if node.freeze_us == 0 {
+                "-".to_owned()
+            } else {
+                human::milliseconds(node.freeze_us)
+            }),
+            text(unless_zero(node.dump_us)),
+            text(unless_zero(node.restore_us)),
+            text(if node.memory_bytes == 0 {
+                "-".to_owned()
+            } else {
+                human::bytes(node.memory_bytes)
+            }),
+            text(if node.processes == 0 {
+                "-".to_owned()
+            } else {
+                node.processes.to_string()
+            }),
+            text(node.why.as_deref().unwrap_or("")),
+        ]);
+    }
+    grid.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::fixtures;
+
+    #[test]
+    fn a_clone_for_people() {
+        let text = summary(
+            &fixtures::clone_operation(),
+            &fixtures::clone(),
+            Paint::Plain,
+        );
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn freezes_have_bounds() {
+        assert_eq!(freeze("200ms"), Ok(200));
+        assert_eq!(freeze("60s"), Ok(60_000));
+        for bad in ["49ms", "61s", "5", "", "-1s"] {
+            assert!(freeze(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Views for the tests of tables.
+
+use jiff::Timestamp;
+use offshoot_model::environment::{EnvironmentState, Health, NodeState, PortBinding};
+use offshoot_model::manifest::{ImageConfig, Protocol, PublishedPort, Role, Scaling, VolumeClone};
+use offshoot_model::operation::{Progress, StepState};
+use offshoot_model::view::{
+    DoctorCheck, DoctorReport, EnvironmentView, ImageView, LayerView, LineageView, NodeView,
+    Verdict, VolumeView,
+};
+use offshoot_model::{
+    CloneReport, Code, EnvId, Fault, NodeCloneReport, Operation, OperationId, OperationKind,
+    OperationState, Problem, Rung, StepRecord, clone::Timing,
+};
+
+/// The instant at which the tests look.
+pub(crate) fn now() -> Timestamp {
+    "2026-03-01T12:00:00Z".parse().unwrap()
+}
+
+fn ago(seconds: i64) -> Timestamp {
+    Timestamp::from_second(now().as_second() - seconds).unwrap()
+}
+
+fn id(text: &str) -> EnvId {
+    text.parse().unwrap()
+}
+
+fn operation_id(number: u8) -> OperationId {
+    format!("0195{number:04x}-0000-7000-8000-000000000000")
+        .parse()
+        .unwrap()
+}
+
+fn node(name: &str, host: u8, third: u8, status: NodeState) -> NodeView {
+    let running = matches!(status, NodeState::Running { .. });
+    NodeView {
+        name: name.to_owned(),
+        status,
+        hostname: format!("{name}.shop"),
+        inner: format!("10.0.0.{host}"),
+        outer: format!("10.208.{third}.{host}"),
+        inner6: None,
+        outer6: None,
+        memory_bytes: running.then_some(u64::from(host) << 20),
+        cpu_us: running.then_some(1_234_567),
+        pids: running.then_some(7),
+        restarts: u32::from(!running),
+    }
+}
+
+fn running(seconds: i64, health: Health) -> NodeState {
+    NodeState::Running {
+        pid: 4242,
+        since: ago(seconds),
+        health,
+    }
+}
+
+fn environment(env: &str, name: &str, third: u8) -> EnvironmentView {
+    let layer = |name: &str, role, image: &str, entry, nodes| LayerView {
+        name: name.to_owned(),
+        role,
+        scaling: if entry == Some(80) {
+            Scaling::Stateless
+        } else {
+            Scaling::Stateful
+        },
+        image: image.to_owned(),
+        entry,
+        nodes,
+    };
+    EnvironmentView {
+        id: id(env),
+        name: name.to_owned(),
+        state: EnvironmentState::Running,
+        healthy: true,
+        url: Some(format!("http://{name}.localhost:8080/")),
+        parent: None,
+        created: ago(7_300),
+        layers: vec![
+            layer(
+                "web",
+                Role::Balancer,
+                "docker.io/library/nginx:1.27",
+                Some(80),
+                vec![
+                    node("web-1", 10, third, running(7_200, Health::None)),
+                    node("web-2", 11, third, running(90, Health::Starting)),
+                ],
+            ),
+            layer(
+                "db",
+                Role::Sql,
+                "packages:bookworm:mariadb-server",
+                None,
+                vec![node("db-1", 12, third, running(7_200, Health::Healthy))],
+            ),
+        ],
+        volumes: vec![VolumeView {
+            name: "db_data".to_owned(),
+            clone: VolumeClone::Copy,
+            shared_with: None,
+            exclusive_bytes: Some(150 << 20),
+        }],
+        ports: vec![PortBinding {
+            port: PublishedPort {
+                host_ip: "127.0.0.1".to_owned(),
+                host_port: Some(8081),
+                target: 3306,
+                protocol: Protocol::Tcp,
+            },
+            layer: "db".parse().unwrap(),
+        }],
+        operation: None,
+    }
+}
+
+pub(crate) fn shop() -> EnvironmentView {
+    environment("aaaaaaaa", "shop", 0)
+}
+
+/// Lineage that names `parent`.
+pub(crate) fn lineage(parent: &EnvironmentView) -> LineageView {
+    LineageView {
+        id: parent.id.clone(),
+        name: parent.name.clone(),
+        cut: ago(180),
+        operation: operation_id(1),
+    }
+}
+
+pub(crate) fn clone() -> EnvironmentView {
+    let mut view = environment("bbbbbbbb", "shop-clone", 1);
+    view.parent = Some(lineage(&shop()));
+    view.created = ago(180);
+    view.healthy = false;
+    view.layers[1].nodes[0].status = NodeState::Exited {
+        status: 137,
+        at: ago(20),
+    };
+    view.operation = Some(operation_id(3));
+    view
+}
+
+/// A tree: two roots, clones of clones, one whose parent is gone.
+pub(crate) fn family() -> Vec<EnvironmentView> {
+    let child = |env: &str, name: &str, parent: &EnvironmentView| {
+        let mut view = environment(env, name, 9);
+        view.parent = Some(lineage(parent));
+        view
+    };
+    let shop = shop();
+    let first = clone();
+    let mut second = child("cccccccc", "shop-clone2", &shop);
+    second.state = EnvironmentState::Stopped;
+    let deep = child("dddddddd", "deeper", &first);
+    let mut blog = environment("eeeeeeee", "blog", 3);
+    blog.layers.clear();
+    blog.url = None;
+    blog.state = EnvironmentState::Creating;
+    let gone = environment("ffffffff", "gone", 4);
+    let orphan = child("gggggggg", "orphan", &gone);
+    vec![blog, deep, orphan, shop, first, second]
+}
+
+fn step(name: &str, state: StepState, us: Option<u64>) -> StepRecord {
+    StepRecord {
+        name: name.to_owned(),
+        state,
+        us,
+        progress: None,
+    }
+}
+
+fn node_report(node: &str, rung: Rung, why: Option<&str>, us: u64) -> NodeCloneReport {
+    NodeCloneReport {
+        node: node.to_owned(),
+        rung,
+        why: why.map(str::to_owned),
+        freeze_us: us,
+        dump_us: us * 8 / 10,
+        restore_us: us * 3,
+        memory_bytes: us << 10,
+        processes: u32::from(us > 0) * 5,
+    }
+}
+
+pub(crate) fn clone_operation() -> Operation {
+    Operation {
+        id: operation_id(1),
+        kind: OperationKind::Clone,
+        environment: Some(id("bbbbbbbb")),
+        subject: "shop-clone".to_owned(),
+        parent: Some("shop".to_owned()),
+        state: OperationState::Done,
+        created: ago(183),
+        ended: Some(ago(181)),
+        steps: vec![
+            step("claim", StepState::Done, Some(900)),
+            step("network", StepState::Done, Some(120_000)),
+            step("cut", StepState::Done, Some(400_000)),
+            step("restore", StepState::Done, Some(700_000)),
+            step("route", StepState::Done, Some(4_000)),
+        ],
+        problem: None,
+        report: Some(CloneReport {
+            cut: Some(ago(182)),
+            freeze_us: 187_400,
+            skew_us: 1_900,
+            memory_bytes: 310 << 20,
+            ready_us: Some(1_240_000),
+            parts: vec![
+                Timing {
+                    what: "freeze".to_owned(),
+                    us: 1_900,
+                },
+                Timing {
+                    what: "dump".to_owned(),
+                    us: 150_000,
+                },
+                Timing {
+                    what: "snapshot".to_owned(),
+                    us: 30_000,
+                },
+                Timing {
+                    what: "thaw".to_owned(),
+                    us: 500,
+                },
+            ],
+            nodes: vec![
+                node_report("db-1", Rung::Live, None, 186_000),
+                node_report("web-1", Rung::Image, Some("the layer is stateless"), 0),
+                node_report(
+                    "web-2",
+                    Rung::Disk,
+                    Some("it uses io_uring, which cannot be checkpointed"),
+                    0,
+                ),
+            ],
+        }),
+        notices: vec!["port 8081 is taken by shop; the clone has 8082".to_owned()],
+    }
+}
+
+pub(crate) fn failed_operation() -> Operation {
+    let mut fetch = step("images", StepState::Failed, None);
+    fetch.progress = Some(Progress {
+        done: 1,
+        total: 2,
+        unit: "images".to_owned(),
+        note: String::new(),
+    });
+    Operation {
+        id: operation_id(2),
+        kind: OperationKind::Create,
+        environment: None,
+        subject: "blog".to_owned(),
+        parent: None,
+        state: OperationState::Failed,
+        created: ago(100),
+        ended: Some(ago(95)),
+        steps: vec![
+            step("claim", StepState::Undone, Some(1_000)),
+            fetch,
+            step("start", StepState::Pending, None),
+        ],
+        problem: Some(
+            Problem::new(
+                Code::ImageNotFound,
+                Fault::Request,
+                "the image docker.io/library/nginks:1 does not exist",
+                "check its name and tag",
+            )
+            .detail("the registry answered 404"),
+        ),
+        report: None,
+        notices: Vec::new(),
+    }
+}
+
+pub(crate) fn images() -> Vec<ImageView> {
+    vec![ImageView {
+        id: format!("sha256:{}", "0123456789abcdef".repeat(4)),
+        source: "docker.io/library/nginx:1.27".to_owned(),
+        created: ago(86_400 * 3),
+        size: 190 << 20,
+        used_by: 2,
+        config: ImageConfig::default(),
+    }]
+}
+
+pub(crate) fn doctor() -> DoctorReport {
+    let check =
+        |name: &str, verdict, found: &str, cost: Option<&str>, next: Option<&str>| DoctorCheck {
+            name: name.to_owned(),
+            verdict,
+            found: found.to_owned(),
+            cost: cost.map(str::to_owned),
+            next: next.map(str::to_owned),
+        };
+    DoctorReport {
+        fit: false,
+        checks: vec![
+            check("runc", Verdict::Good, "1.1.5 at /usr/sbin/runc", None, None),
+            check(
+                "btrfs",
+                Verdict::Missing,
+                "mkfs.btrfs not found",
+                Some("no pool, so no environments"),
+                Some("apt install btrfs-progs"),
+            ),
+            check(
+                "criu",
+                Verdict::Lacking,
+                "not found",
+                Some("clones start afresh instead of going on"),
+                Some("run packaging/setup.sh"),
+            ),
+        ],
+    }
+}

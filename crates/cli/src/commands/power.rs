@@ -1,0 +1,209 @@
+//! `start`, `stop`, `rename`, `rm`.
+
+use clap::Args;
+use offshoot_model::view::{EnvironmentView, RenameRequest};
+use offshoot_model::{Operation, Problem};
+
+use crate::api::Route;
+use crate::context::{Context, Format};
+use crate::failure::Failure;
+use crate::follow::{Wait, complete, complete_all};
+use crate::term;
+
+/// Start the nodes of stopped environments.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    offshoot start shop\n  \
+    offshoot start shop shop-clone")]
+pub(crate) struct StartArgs {
+    /// Environments, by name or id
+    #[arg(value_name = "ENV", required = true)]
+    environments: Vec<String>,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// Stop the nodes of environments; disks and addresses stay.
+///
+/// Each node gets its stop signal and time to end; what is in memory is lost.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    offshoot stop shop\n  \
+    offshoot start shop             brings it back")]
+pub(crate) struct StopArgs {
+    /// Environments, by name or id
+    #[arg(value_name = "ENV", required = true)]
+    environments: Vec<String>,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// Give an environment another name, and with it another address.
+///
+/// Nothing inside is restarted. The old address stops answering.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    offshoot rename shop-clone experiment")]
+pub(crate) struct RenameArgs {
+    /// Environment, by name or id
+    #[arg(value_name = "OLD")]
+    old: String,
+    /// Its new name
+    #[arg(value_name = "NEW")]
+    new: String,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+/// Remove environments with their data, running or not.
+///
+/// Clones of them stay: they are independent. Asks for each name unless --force is given.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    offshoot rm experiment\n  \
+    offshoot rm --force a b c       no questions, for scripts")]
+pub(crate) struct RmArgs {
+    /// Environments, by name or id
+    #[arg(value_name = "ENV", required = true)]
+    environments: Vec<String>,
+    /// Do not ask
+    #[arg(short, long, visible_alias = "yes", visible_short_alias = 'y')]
+    force: bool,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+pub(crate) async fn start(context: &Context, args: StartArgs) -> Result<(), Failure> {
+    let begun = post_each(context, &args.environments, "start").await;
+    finish(
+        context,
+        complete_all(context, begun, args.wait).await,
+        args.wait,
+    )
+}
+
+pub(crate) async fn stop(context: &Context, args: StopArgs) -> Result<(), Failure> {
+    let begun = post_each(context, &args.environments, "stop").await;
+    finish(
+        context,
+        complete_all(context, begun, args.wait).await,
+        args.wait,
+    )
+}
+
+pub(crate) async fn rename(context: &Context, args: RenameArgs) -> Result<(), Failure> {
+    let route = Route::environment(&args.old).then("rename");
+    let operation: Operation = context
+        .client
+        .post(
+            &route,
+            &RenameRequest {
+                name: args.new.clone(),
+            },
+        )
+        .await?;
+    let Some(operation) = complete(context, operation, args.wait).await? else {
+        return Ok(());
+    };
+    if context.format == Format::Json {
+        return context.json(&operation);
+    }
+    if context.is_quiet() {
+        return context.print(&args.new);
+    }
+    let view: EnvironmentView = context.client.get(&Route::environment(&args.new)).await?;
+    context.print(&super::show::summary(&view, context.out_paint))
+}
+
+pub(crate) async fn rm(context: &Context, args: RmArgs) -> Result<(), Failure> {
+    let mut chosen = Vec::new();
+    for environment in args.environments {
+        if !chosen.contains(&environment)
+            && (args.force || confirmed(context, &environment).await?)
+        {
+            chosen.push(environment);
+        }
+    }
+    let mut begun = Vec::new();
+    for environment in &chosen {
+        begun.push(
+            context
+                .client
+                .delete(&Route::environment(environment))
+                .await,
+        );
+    }
+    finish(
+        context,
+        complete_all(context, begun, args.wait).await,
+        args.wait,
+    )
+}
+
+/// Asks the person to type the environment's name.
+async fn confirmed(context: &Context, environment: &str) -> Result<bool, Failure> {
+    if !term::can_ask() {
+        return Err(Failure::Usage(format!(
+            "removing {environment} destroys its data and nobody can be asked here; add --force"
+        )));
+    }
+    let view: EnvironmentView = context.client.get(&Route::environment(environment)).await?;
+    let nodes: usize = view.layers.iter().map(|layer| layer.nodes.len()).sum();
+    let question = format!(
+        "This removes {} with {nodes} node{} and {} volume{}, and all their data.\nType its name to remove it: ",
+        view.name,
+        crate::human::plural(nodes as u64),
+        view.volumes.len(),
+        crate::human::plural(view.volumes.len() as u64),
+    );
+    let answer = tokio::task::spawn_blocking(move || term::ask(&question))
+        .await
+        .map_err(|error| Problem::internal(error.to_string()))??;
+    if answer.as_deref() == Some(view.name.as_str()) {
+        return Ok(true);
+    }
+    context.warn(&format!(
+        "{} was not removed: the name was not typed",
+        view.name
+    ));
+    Ok(false)
+}
+
+async fn post_each(
+    context: &Context,
+    environments: &[String],
+    what: &str,
+) -> Vec<Result<Operation, Problem>> {
+    let mut begun = Vec::new();
+    for environment in environments {
+        begun.push(
+            context
+                .client
+                .post_empty(&Route::environment(environment).then(what))
+                .await,
+        );
+    }
+    begun
+}
+
+/// Prints what was done: names for people; for programs the operation, or a list when several were asked for.
+fn finish(
+    context: &Context,
+    done: Result<Vec<Operation>, Failure>,
+    wait: Wait,
+) -> Result<(), Failure> {
+    let done = done?;
+    if wait.detach {
+        return Ok(());
+    }
+    match (context.format, done.as_slice()) {
+        (Format::Json, [only]) => context.json(only),
+        (Format::Json, several) => context.json(&several),
+        (Format::Table, several) => context.print(
+            &several
+                .iter()
+                .map(|operation| format!("{}\n", operation.subject))
+                .collect::<String>(),
+        ),
+    }
+}
