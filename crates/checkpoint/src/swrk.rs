@@ -57,6 +57,16 @@ pub(crate) struct Until<'a> {
     pub(crate) stop: &'a AtomicBool,
 }
 
+/// How far CRIU is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Through {
+    No,
+    /// It gave its final answer and is about to exit.
+    Answered,
+    /// It has exited.
+    Ended,
+}
+
 /// A CRIU process and the line to it. Dropping it makes CRIU let go of everything and ends it.
 #[derive(Debug)]
 pub(crate) struct Swrk {
@@ -65,7 +75,7 @@ pub(crate) struct Swrk {
     rpc: Option<OwnedFd>,
     line: UnixStream,
     log: PathBuf,
-    ended: bool,
+    through: Through,
 }
 
 impl Swrk {
@@ -116,7 +126,7 @@ impl Swrk {
             rpc: Some(ours),
             line,
             log: work.join(log),
-            ended: false,
+            through: Through::No,
         };
         swrk.criu = Some(swrk.read_pid().map_err(start)?);
         Ok(swrk)
@@ -235,12 +245,13 @@ impl Swrk {
     }
 
     /// Waits for the final answer, letting CRIU pass every stage.
-    pub(crate) fn wait_answer(&self, until: Until<'_>) -> Result<Answer, CriuError> {
+    pub(crate) fn wait_answer(&mut self, until: Until<'_>) -> Result<Answer, CriuError> {
         loop {
             let answer = self.receive(until)?;
             if answer.kind == Kind::Notify as i32 {
                 self.go_on()?;
             } else {
+                self.through = Through::Answered;
                 return self.judge(&answer).map(|()| answer);
             }
         }
@@ -263,11 +274,20 @@ impl Swrk {
     /// CRIU has no request for stopping, but it cleans up after any error: so its next write to an image fails (file size
     /// limit 0), its helpers are killed, and so is the line to it.
     pub(crate) fn abort(&mut self) {
-        if self.ended {
+        if self.through == Through::Ended {
             return;
         }
         self.rpc = None;
         let Some(criu) = self.criu else { return };
+        if self.through == Through::Answered {
+            // What it has for children now may be the processes it restored.
+            let deadline = Instant::now() + LET_GO;
+            while is_alive(criu) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            self.through = Through::Ended;
+            return;
+        }
         let _ = rustix::process::prlimit(
             Some(criu),
             Resource::Fsize,
@@ -291,7 +311,7 @@ impl Swrk {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        self.ended = true;
+        self.through = Through::Ended;
     }
 
     /// Ends the keeping shell, after the node was thawed.

@@ -1,4 +1,5 @@
 //! Real containers are cut and go on in a clone.
 
+mod state;
 mod support;
 mod two_nodes;
