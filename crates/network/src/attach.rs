@@ -5,11 +5,12 @@
 
 use std::net::IpAddr;
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use offshoot_sys::netns::{Holder, Netns};
 
 use crate::error::NetworkError;
 use crate::files::RunDir;
-use crate::netlink::{Link, Links, VethEnd, run_in};
+use crate::netlink::{Family, Link, Links, VethEnd, run_in};
 use crate::spec::{BRIDGE, GATEWAY_HOST, Isolation, NodeLink, check_placement};
 use crate::sysctl::{self, Missing};
 
@@ -61,7 +62,7 @@ async fn ensure_port(links: &Links, link: &NodeLink, there: Option<Link>, node: 
     let port = links.get(&link.port_name).await?;
     // Not again on a port that is up: its isolation may have been lifted since.
     if link.ports_isolated == Isolation::Yes && !port.is_up {
-        links.set_isolated(&[port.index], true).await?;
+        links.isolate_port(port.index).await?;
     }
     links.set_up(port.index).await
 }
@@ -77,14 +78,15 @@ async fn configure(links: &Links, link: &NodeLink) -> Result<()> {
     links.set_up(interface.index).await?;
     for address in link.addresses() {
         links.ensure_address(interface.index, address).await?;
-        let (everything, gateway) = match address {
-            ipnet::IpNet::V4(_) => {
-                (ipnet::Ipv4Net::default().into(), Some(IpAddr::V4(link.placement.inner_at(GATEWAY_HOST))))
+        let (family, everything, gateway) = match address {
+            IpNet::V4(_) => {
+                (Family::V4, Ipv4Net::default().into(), Some(IpAddr::V4(link.placement.inner_at(GATEWAY_HOST))))
             }
-            ipnet::IpNet::V6(_) => {
-                (ipnet::Ipv6Net::default().into(), link.placement.inner6_at(GATEWAY_HOST).map(IpAddr::V6))
+            IpNet::V6(_) => {
+                (Family::V6, Ipv6Net::default().into(), link.placement.inner6_at(GATEWAY_HOST).map(IpAddr::V6))
             }
         };
+        links.ask_neighbours_often(interface.index, family).await?;
         links.ensure_route(interface.index, everything, gateway, address.addr()).await?;
     }
     Ok(())

@@ -288,15 +288,16 @@ impl Router {
         self.prepare_isolation()?.isolate(max)
     }
 
-    /// Opens what [`Router::isolate`] needs, so that it takes no more than one answer: for use before a freeze.
+    /// Does all of [`Router::isolate`] that can be done before a freeze, for the nodes that are attached now.
     ///
     /// # Errors
     /// When the router does not answer.
     pub fn prepare_isolation(&self) -> Result<PreparedIsolation> {
         let mut channel = Channel::open(&self.dir)?;
-        // Answered, so it is being served: nothing of accepting it is left for the freeze.
-        channel.ask("say how it is", &Request::Status)?;
-        Ok(PreparedIsolation { channel })
+        match channel.ask("prepare isolation", &Request::PrepareIsolation)? {
+            Response::Done => Ok(PreparedIsolation { channel }),
+            other => Err(unexpected("prepare isolation", &other)),
+        }
     }
 
     /// Lifts the isolation that nodes were attached with ([`Isolation::Yes`]).
@@ -346,14 +347,14 @@ impl PreparedIsolation {
 #[derive(Debug)]
 pub struct IsolationLease {
     channel: Channel,
-    ports: usize,
+    ports: u32,
     took: Duration,
 }
 
 impl IsolationLease {
     /// Number of ports that were cut off.
     #[must_use]
-    pub fn ports(&self) -> usize {
+    pub fn ports(&self) -> u32 {
         self.ports
     }
 

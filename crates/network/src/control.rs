@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_local;
 use tokio::time::{sleep_until, timeout};
 
+use crate::netlink::{PortSwitch, Position};
 use crate::router::Running;
 use crate::spec::{Gate, Names, RouterSpec};
 
@@ -32,6 +33,8 @@ pub(crate) enum Request {
     Status,
     /// Answer for these names and ask these servers for others from now on.
     SetNames { names: Names, upstream_dns: Option<Vec<std::net::SocketAddr>> },
+    /// Be ready for [`Request::Isolate`] on this connection: it cuts off the nodes that are attached now.
+    PrepareIsolation,
     /// Cut the nodes off from each other, for at most so long, until [`Request::Lift`] on this connection or its end.
     Isolate { max_ms: u64 },
     /// Lift this connection's isolation; on a connection without one: that of all ports.
@@ -51,7 +54,7 @@ pub(crate) enum Response {
     /// To [`Request::Status`].
     Status(Box<RouterStatus>),
     /// To [`Request::Isolate`].
-    Isolated { ports: usize, us: u64 },
+    Isolated { ports: u32, us: u64 },
     /// To [`Request::Lift`]: how long it lasted.
     Lifted { held_us: u64 },
     /// To [`Request::Lift`], when the time had passed before.
@@ -94,9 +97,9 @@ pub(crate) async fn serve(listener: UnixListener, router: Rc<Running>) {
                     let router = Rc::clone(&router);
                     spawn_local(async move {
                         if stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) {
-                            let mut connection = Connection { lease: None, router };
+                            let mut connection = Connection { router, prepared: None, lease: None };
                             connection.serve(stream).await;
-                            connection.end_lease().await;
+                            connection.end_lease(Ended::Closed);
                         }
                         drop(permit);
                     });
@@ -109,6 +112,7 @@ pub(crate) async fn serve(listener: UnixListener, router: Rc<Running>) {
 
 struct Connection {
     router: Rc<Running>,
+    prepared: Option<PortSwitch>,
     lease: Option<Lease>,
 }
 
@@ -116,8 +120,8 @@ struct Connection {
 struct Lease {
     since: Instant,
     until: Instant,
-    /// Ports that were not isolated before; none after the time has passed.
-    ports: Option<Vec<u32>>,
+    /// The ports that were not isolated before; none after the time has passed.
+    ports: Option<PortSwitch>,
 }
 
 impl Connection {
@@ -136,7 +140,7 @@ impl Connection {
                     biased;
                     got = reading => got,
                     () = sleep_until(until.into()) => {
-                        self.expire().await;
+                        self.end_lease(Ended::TimedOut);
                         continue;
                     }
                 },
@@ -168,9 +172,13 @@ impl Connection {
                 self.router.set_names(names, upstream_dns).map(|()| Response::Done)
             }
             Request::SetGate { gate } => self.router.set_gate(gate).await.map(|()| Response::Done),
+            Request::PrepareIsolation => self.router.prepare_isolation().await.map(|ports| {
+                self.prepared = Some(ports);
+                Response::Done
+            }),
             Request::Isolate { max_ms } => return self.isolate(Duration::from_millis(max_ms)).await,
             Request::Lift => match self.lease.take() {
-                Some(lease) => self.lift(lease).await,
+                Some(lease) => self.lift(lease),
                 None => self.router.lift_all().await.map(|()| Response::Done),
             },
             Request::Shutdown => {
@@ -189,7 +197,18 @@ impl Connection {
             return Response::Refused { why: "another cut holds the nodes isolated".into() };
         }
         let since = Instant::now();
-        match self.router.isolate().await {
+        let ports = match self.prepared.take() {
+            Some(ports) => Ok(ports),
+            None => self.router.prepare_isolation().await,
+        };
+        let isolated = ports.and_then(|ports| match ports.put(Position::Isolated) {
+            Ok(()) => Ok(ports),
+            Err(error) => {
+                let _ = ports.put(Position::Together);
+                Err(error)
+            }
+        });
+        match isolated {
             Ok(ports) => {
                 let answer = Response::Isolated { ports: ports.len(), us: micros(since) };
                 self.lease = Some(Lease { since, until: since + max, ports: Some(ports) });
@@ -202,28 +221,30 @@ impl Connection {
         }
     }
 
-    async fn lift(&mut self, lease: Lease) -> Result<Response, crate::NetworkError> {
+    fn lift(&mut self, lease: Lease) -> Result<Response, crate::NetworkError> {
         let Some(ports) = lease.ports else { return Ok(Response::Expired) };
-        let lifted = self.router.unisolate(&ports).await;
+        let lifted = ports.put(Position::Together);
         self.router.isolation_held.set(false);
         lifted.map(|()| Response::Lifted { held_us: micros(lease.since) })
     }
 
-    /// The time has passed: lifts the isolation and remembers that it did.
-    async fn expire(&mut self) {
+    /// Lifts the isolation that nobody lifted, and remembers that.
+    fn end_lease(&mut self, why: Ended) {
         if let Some(ports) = self.lease.as_mut().and_then(|lease| lease.ports.take()) {
-            tracing::warn!("the nodes' isolation reached its time and is lifted");
-            if let Err(error) = self.router.unisolate(&ports).await {
+            tracing::warn!(?why, "the nodes' isolation is lifted without its holder");
+            if let Err(error) = ports.put(Position::Together) {
                 tracing::error!(error = crate::error::chain(&error), "lifting the isolation failed");
             }
             self.router.isolation_held.set(false);
         }
     }
+}
 
-    /// The connection has ended.
-    async fn end_lease(&mut self) {
-        self.expire().await;
-    }
+/// Why a lease ended without being lifted.
+#[derive(Debug, Clone, Copy)]
+enum Ended {
+    TimedOut,
+    Closed,
 }
 
 fn micros(since: Instant) -> u64 {

@@ -1,28 +1,35 @@
-//! rtnetlink(7) in the words of this crate: the only module that knows the netlink library.
+//! rtnetlink(7) in the words of this crate: with its submodule the only one that knows the netlink library.
 //!
 //! A [`Links`] speaks to the network namespace of the thread that opened it, for as long as it lives.
+
+mod ports;
 
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 
-use futures::TryStreamExt;
-use futures::future::try_join_all;
+use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use offshoot_sys::netns::Netns;
-use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{
     InfoBridgePort, InfoData, InfoPortData, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
+use rtnetlink::packet_route::neighbour_table::{
+    NeighbourTableAttribute, NeighbourTableMessage, NeighbourTableParameter,
+};
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use offshoot_model::environment::MacAddr;
 
 use crate::error::NetworkError;
+
+pub(crate) use ports::{PortSwitch, Position};
 
 type Result<T> = std::result::Result<T, NetworkError>;
 
@@ -164,19 +171,10 @@ impl Links {
         done.map_err(|e| failed(format!("setting the hardware address {mac}"), e))
     }
 
-    /// Cuts bridge ports off from each other, or lifts that (`IFLA_BRPORT_ISOLATED`, Linux 4.18). Ports that are
-    /// gone are passed over. All requests are sent before the first answer is awaited: this runs while nodes stand still.
-    pub(crate) async fn set_isolated(&self, ports: &[u32], isolation: bool) -> Result<()> {
-        let each = ports.iter().map(|&index| async move {
-            let message = LinkBridgePort::new(index).isolated(isolation).build();
-            match self.0.link().set_port(message).execute().await.map_err(errno) {
-                Err(error) if !is_gone(&error) => {
-                    Err(NetworkError::io(format!("isolating bridge port {index}"), error))
-                }
-                _ => Ok(()),
-            }
-        });
-        try_join_all(each).await.map(drop)
+    /// Cuts one bridge port off from the other ports that are.
+    pub(crate) async fn isolate_port(&self, index: u32) -> Result<()> {
+        let done = self.0.link().set_port(ports::isolation_message(index, true)).execute().await;
+        done.map_err(|e| failed(format!("isolating bridge port {index}"), e))
     }
 
     /// Gives the interface an address; no duplicate address detection (nobody else is on these links).
@@ -219,6 +217,38 @@ impl Links {
         done.map_err(|e| failed(format!("adding a route to {to}"), e))
     }
 
+    /// Has the interface ask for a neighbour's hardware address every 50 ms, for 3 s, instead of once a second. A node that
+    /// asked while nodes were cut off from each other would stand still for up to a second after that was lifted.
+    /// (By netlink, because /proc/sys has no neighbour settings in namespaces of other users, net/core/neighbour.c.)
+    pub(crate) async fn ask_neighbours_often(&self, index: u32, family: Family) -> Result<()> {
+        let mut table = NeighbourTableMessage::default();
+        let (address_family, name) = match family {
+            Family::V4 => (AddressFamily::Inet, "arp_cache"),
+            Family::V6 => (AddressFamily::Inet6, "ndisc_cache"),
+        };
+        table.header.family = address_family;
+        table.attributes = vec![
+            NeighbourTableAttribute::Name(name.to_owned()),
+            NeighbourTableAttribute::Parms(vec![
+                NeighbourTableParameter::Ifindex(index),
+                NeighbourTableParameter::RetransTime(NEIGHBOUR_RETRY_MS),
+                NeighbourTableParameter::McastProbes(NEIGHBOUR_TRIES),
+            ]),
+        ];
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::SetNeighbourTable(table));
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+        let what = || format!("setting how often {name} asks");
+        let mut answers = self.0.clone().request(request).map_err(|e| failed(what(), e))?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload
+                && error.code.is_some()
+            {
+                return Err(NetworkError::io(what(), error.to_io()));
+            }
+        }
+        Ok(())
+    }
+
     /// Adds the policy routing rule "what comes in at `input` meets `action`" before all others but the local table.
     pub(crate) async fn ensure_input_rule(&self, input: &str, action: RuleAction, family: Family) -> Result<()> {
         let request = self.0.rule().add().input_interface(input).action(action).priority(INPUT_RULE_PRIORITY);
@@ -259,6 +289,9 @@ pub(crate) enum Family {
     V6,
 }
 
+const NEIGHBOUR_RETRY_MS: u64 = 50;
+const NEIGHBOUR_TRIES: u32 = 60;
+
 /// After the local table (0), before the main one (32766); ip-rule(8).
 const INPUT_RULE_PRIORITY: u32 = 1;
 
@@ -292,9 +325,10 @@ fn is_isolated(info: &LinkInfo) -> bool {
     }
 }
 
+const ENODEV: i32 = 19;
+
 /// The interface went away between two requests.
 fn is_gone(error: &io::Error) -> bool {
-    const ENODEV: i32 = 19;
     error.raw_os_error() == Some(ENODEV) || error.kind() == io::ErrorKind::NotFound
 }
 

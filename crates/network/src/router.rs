@@ -19,7 +19,7 @@ use crate::dns::{self, Directory};
 use crate::error::{NetworkError, chain};
 use crate::files::RunDir;
 use crate::forward::HostSide;
-use crate::netlink::Links;
+use crate::netlink::{Links, PortSwitch, Position};
 use crate::setup;
 use crate::spec::{GATEWAY_HOST, Gate, Names, RouterSpec, check_names};
 use crate::zone::Zone;
@@ -155,19 +155,11 @@ impl Running {
         Ok(())
     }
 
-    /// Cuts the nodes off from each other; returns the ports that were not before.
-    pub(crate) async fn isolate(&self) -> Result<Vec<u32>> {
+    /// A switch for the ports that are not isolated now.
+    pub(crate) async fn prepare_isolation(&self) -> Result<PortSwitch> {
         let ports = self.links.ports(self.bridge).await?;
         let ports: Vec<u32> = ports.iter().filter(|link| !link.isolated).map(|link| link.index).collect();
-        if let Err(error) = self.links.set_isolated(&ports, true).await {
-            self.unisolate(&ports).await?;
-            return Err(error);
-        }
-        Ok(ports)
-    }
-
-    pub(crate) async fn unisolate(&self, ports: &[u32]) -> Result<()> {
-        self.links.set_isolated(ports, false).await
+        PortSwitch::new(&ports)
     }
 
     /// Lifts the isolation that nodes were attached with.
@@ -177,7 +169,7 @@ impl Running {
         }
         let ports = self.links.ports(self.bridge).await?;
         let ports: Vec<u32> = ports.iter().filter(|link| link.isolated).map(|link| link.index).collect();
-        self.unisolate(&ports).await
+        PortSwitch::new(&ports)?.put(Position::Together)
     }
 
     pub(crate) async fn set_gate(&self, gate: Gate) -> Result<()> {

@@ -69,6 +69,11 @@ impl Process {
         self.netns().run(work).unwrap()
     }
 
+    /// A node that is not attached.
+    pub fn unshared() -> Self {
+        Self::sleeper("-Urn")
+    }
+
     /// A sleeping process with new namespaces of these kinds (unshare(1)).
     fn sleeper(namespaces: &str) -> Self {
         let child = Command::new("unshare").args([namespaces, "--", "sleep", "infinity"]).spawn().unwrap();
