@@ -50,18 +50,26 @@ impl Hierarchies {
     /// As [`Self::of_host`].
     pub fn at(mount: &Path) -> Result<Self> {
         if mount.join("cgroup.controllers").is_file() {
-            return Ok(Self::V2 { root: mount.to_owned() });
+            return Ok(Self::V2 {
+                root: mount.to_owned(),
+            });
         }
         let entries = fs::read_dir(mount).map_err(|e| RuntimeError::io("read", mount, e))?;
         let mut roots: Vec<PathBuf> = entries
             .filter_map(|entry| Some(entry.ok()?.path()))
             // Names such as `cpu` are often links to `cpu,cpuacct`: one hierarchy, one path.
-            .filter(|path| fs::symlink_metadata(path).is_ok_and(|m| m.is_dir()) && path.join("cgroup.procs").exists())
+            .filter(|path| {
+                fs::symlink_metadata(path).is_ok_and(|m| m.is_dir())
+                    && path.join("cgroup.procs").exists()
+            })
             .collect();
         roots.sort();
         let freezer = mount.join("freezer");
         if !roots.contains(&freezer) {
-            return Err(RuntimeError::spec(format!("{}: no cgroup v2 and no v1 freezer", mount.display())));
+            return Err(RuntimeError::spec(format!(
+                "{}: no cgroup v2 and no v1 freezer",
+                mount.display()
+            )));
         }
         Ok(Self::V1 { roots, freezer })
     }
@@ -84,7 +92,10 @@ impl Hierarchies {
 /// Path of a node's cgroup below each root: `/offshoot-<instance>/<env>/<node>`.
 #[must_use]
 pub fn path_of(instance: &str, node: &NodeId) -> PathBuf {
-    Path::new("/").join(format!("offshoot-{instance}")).join(node.env().as_str()).join(node.name())
+    Path::new("/")
+        .join(format!("offshoot-{instance}"))
+        .join(node.env().as_str())
+        .join(node.name())
 }
 
 /// The cgroups of one node.
@@ -114,7 +125,10 @@ impl NodeCgroup {
     /// The cgroups of `node`, whether they exist or not.
     #[must_use]
     pub fn new(host: Hierarchies, instance: &str, node: &NodeId) -> Self {
-        Self { host, path: path_of(instance, node) }
+        Self {
+            host,
+            path: path_of(instance, node),
+        }
     }
 
     fn dir(&self, root: &Path) -> PathBuf {
@@ -159,7 +173,12 @@ impl NodeCgroup {
     /// Host pids of the node's processes, its guests among them.
     #[must_use]
     pub fn processes(&self) -> BTreeSet<i32> {
-        let dirs = self.host.roots().iter().map(|root| self.dir(root)).chain([self.guest_freezer()]);
+        let dirs = self
+            .host
+            .roots()
+            .iter()
+            .map(|root| self.dir(root))
+            .chain([self.guest_freezer()]);
         dirs.flat_map(|dir| processes_in(&dir)).collect()
     }
 
@@ -176,7 +195,10 @@ impl NodeCgroup {
             }
             if start.elapsed() >= max {
                 set(&self.host, dir, Freezer::Thawed)?;
-                return Err(RuntimeError::Timeout { what: format!("freezing {}", dir.display()), after: max });
+                return Err(RuntimeError::Timeout {
+                    what: format!("freezing {}", dir.display()),
+                    after: max,
+                });
             }
             if start.elapsed() > Duration::from_millis(1) {
                 std::thread::sleep(FREEZER_POLL);
@@ -219,7 +241,12 @@ impl NodeCgroup {
             match fs::write(guests.join("cgroup.procs"), pid.to_string()) {
                 Ok(()) => moved.push(pid),
                 Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
-                Err(e) => return Err(RuntimeError::doing(format!("move process {pid} to {}", guests.display()), e)),
+                Err(e) => {
+                    return Err(RuntimeError::doing(
+                        format!("move process {pid} to {}", guests.display()),
+                        e,
+                    ));
+                }
             }
         }
         Ok(moved)
@@ -254,10 +281,15 @@ impl NodeCgroup {
                     let _ = process.signal(rustix::process::Signal::KILL.as_raw());
                 }
             }
-            let Some(first) = alive.first() else { return Ok(()) };
+            let Some(first) = alive.first() else {
+                return Ok(());
+            };
             if Instant::now() > deadline {
                 let what = format!("killing the processes {alive:?} of {}", self.path.display());
-                return Err(RuntimeError::Timeout { what, after: KILL_MAX });
+                return Err(RuntimeError::Timeout {
+                    what,
+                    after: KILL_MAX,
+                });
             }
             if let Ok(process) = process::Process::open(*first) {
                 let _ = process.wait_end(Some(Duration::from_millis(50)));
@@ -271,7 +303,12 @@ impl NodeCgroup {
     /// What could not be removed, as texts.
     pub fn remove(&self) -> std::result::Result<(), Vec<String>> {
         let mut left = Vec::new();
-        let mut dirs: Vec<PathBuf> = self.host.roots().iter().map(|root| self.dir(root)).collect();
+        let mut dirs: Vec<PathBuf> = self
+            .host
+            .roots()
+            .iter()
+            .map(|root| self.dir(root))
+            .collect();
         dirs.insert(0, self.guest_freezer());
         for dir in dirs {
             if let Err(e) = remove_tree(&dir) {
@@ -289,7 +326,8 @@ impl NodeCgroup {
     /// Whether anything of it is left.
     #[must_use]
     pub fn exists(&self) -> bool {
-        self.host.roots().iter().any(|root| self.dir(root).exists()) || self.guest_freezer().exists()
+        self.host.roots().iter().any(|root| self.dir(root).exists())
+            || self.guest_freezer().exists()
     }
 
     /// How many processes the kernel killed here for want of memory (v1 `memory.oom_control`, v2 `memory.events`); 0 when it does not say.
@@ -302,8 +340,12 @@ impl NodeCgroup {
                 .map(|root| self.dir(root).join("memory.oom_control")),
             Hierarchies::V2 { root } => Some(self.dir(root).join("memory.events")),
         };
-        let text = file.and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
-        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+        let text = file
+            .and_then(|file| fs::read_to_string(file).ok())
+            .unwrap_or_default();
+        text.lines()
+            .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+            .unwrap_or(0)
     }
 }
 
@@ -334,7 +376,10 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
 
 fn processes_in(dir: &Path) -> Vec<i32> {
     let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
+    text.lines()
+        .filter_map(|line| line.parse().ok())
+        .filter(|pid| *pid > 0)
+        .collect()
 }
 
 fn is_zombie(pid: i32) -> bool {
@@ -380,14 +425,21 @@ fn state(host: &Hierarchies, dir: &Path) -> Result<Freezer> {
             "FROZEN" => Some(Freezer::Frozen),
             _ => None,
         },
-        Hierarchies::V2 { .. } => match text.lines().find_map(|line| line.strip_prefix("frozen ")) {
-            Some("1") => Some(Freezer::Frozen),
-            // The kernel does not tell a thawed group from one on its way.
-            Some("0") => Some(Freezer::Freezing),
-            _ => None,
-        },
+        Hierarchies::V2 { .. } => {
+            match text.lines().find_map(|line| line.strip_prefix("frozen ")) {
+                Some("1") => Some(Freezer::Frozen),
+                // The kernel does not tell a thawed group from one on its way.
+                Some("0") => Some(Freezer::Freezing),
+                _ => None,
+            }
+        }
     };
-    read.ok_or_else(|| RuntimeError::spec(format!("{}: {text:?} is no freezer's state", path.display())))
+    read.ok_or_else(|| {
+        RuntimeError::spec(format!(
+            "{}: {text:?} is no freezer's state",
+            path.display()
+        ))
+    })
 }
 
 #[cfg(test)]
@@ -411,10 +463,20 @@ mod tests {
     #[test]
     fn hierarchies_are_recognised() {
         let v2 = tree(&["cgroup.controllers", "cgroup.procs"]);
-        assert!(matches!(Hierarchies::at(v2.path()).unwrap(), Hierarchies::V2 { .. }));
-        let hybrid = tree(&["freezer/cgroup.procs", "memory/cgroup.procs", "unified/cgroup.procs", "x/y"]);
+        assert!(matches!(
+            Hierarchies::at(v2.path()).unwrap(),
+            Hierarchies::V2 { .. }
+        ));
+        let hybrid = tree(&[
+            "freezer/cgroup.procs",
+            "memory/cgroup.procs",
+            "unified/cgroup.procs",
+            "x/y",
+        ]);
         std::os::unix::fs::symlink("memory", hybrid.path().join("alias")).unwrap();
-        let Hierarchies::V1 { roots, freezer } = Hierarchies::at(hybrid.path()).unwrap() else { panic!("v1") };
+        let Hierarchies::V1 { roots, freezer } = Hierarchies::at(hybrid.path()).unwrap() else {
+            panic!("v1")
+        };
         assert_eq!((roots.len(), freezer), (3, hybrid.path().join("freezer")));
         let neither = tree(&["memory/cgroup.procs"]);
         assert!(Hierarchies::at(neither.path()).is_err());
@@ -423,13 +485,33 @@ mod tests {
     #[test]
     fn freezers_of_both_versions_are_written_and_read() {
         for (marker, file, frozen, thawed) in [
-            ("freezer/cgroup.procs", "freezer/offshoot-os/abcdefgh/web-1/freezer.state", "FROZEN", "THAWED"),
-            ("cgroup.controllers", "offshoot-os/abcdefgh/web-1/cgroup.freeze", "1", "0"),
+            (
+                "freezer/cgroup.procs",
+                "freezer/offshoot-os/abcdefgh/web-1/freezer.state",
+                "FROZEN",
+                "THAWED",
+            ),
+            (
+                "cgroup.controllers",
+                "offshoot-os/abcdefgh/web-1/cgroup.freeze",
+                "1",
+                "0",
+            ),
         ] {
-            let dir = tree(&[marker, file, &file.replace("cgroup.freeze", "cgroup.events")]);
+            let dir = tree(&[
+                marker,
+                file,
+                &file.replace("cgroup.freeze", "cgroup.events"),
+            ]);
             let cgroup = NodeCgroup::new(Hierarchies::at(dir.path()).unwrap(), "os", &node());
-            fs::write(cgroup.freezer().join("cgroup.events"), "populated 1\nfrozen 1\n").unwrap();
-            cgroup.freeze(&cgroup.freezer(), Duration::from_secs(1)).unwrap();
+            fs::write(
+                cgroup.freezer().join("cgroup.events"),
+                "populated 1\nfrozen 1\n",
+            )
+            .unwrap();
+            cgroup
+                .freeze(&cgroup.freezer(), Duration::from_secs(1))
+                .unwrap();
             assert_eq!(fs::read_to_string(dir.path().join(file)).unwrap(), frozen);
             assert!(cgroup.is_frozen());
             cgroup.thaw().unwrap();
@@ -439,20 +521,39 @@ mod tests {
 
     #[test]
     fn a_freezer_that_never_stands_is_thawed_again() {
-        let dir = tree(&["cgroup.controllers", "offshoot-os/abcdefgh/web-1/cgroup.freeze"]);
+        let dir = tree(&[
+            "cgroup.controllers",
+            "offshoot-os/abcdefgh/web-1/cgroup.freeze",
+        ]);
         let cgroup = NodeCgroup::new(Hierarchies::at(dir.path()).unwrap(), "os", &node());
-        fs::write(cgroup.freezer().join("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
-        let error = cgroup.freeze(&cgroup.freezer(), Duration::from_millis(5)).unwrap_err();
+        fs::write(
+            cgroup.freezer().join("cgroup.events"),
+            "populated 1\nfrozen 0\n",
+        )
+        .unwrap();
+        let error = cgroup
+            .freeze(&cgroup.freezer(), Duration::from_millis(5))
+            .unwrap_err();
         assert!(matches!(error, RuntimeError::Timeout { .. }), "{error}");
-        assert_eq!(fs::read_to_string(cgroup.freezer().join("cgroup.freeze")).unwrap(), "0");
+        assert_eq!(
+            fs::read_to_string(cgroup.freezer().join("cgroup.freeze")).unwrap(),
+            "0"
+        );
     }
 
     #[test]
     fn oom_kills_are_read() {
-        let dir = tree(&["cgroup.controllers", "offshoot-os/abcdefgh/web-1/memory.events"]);
+        let dir = tree(&[
+            "cgroup.controllers",
+            "offshoot-os/abcdefgh/web-1/memory.events",
+        ]);
         let cgroup = NodeCgroup::new(Hierarchies::at(dir.path()).unwrap(), "os", &node());
         assert_eq!(cgroup.oom_kills(), 0);
-        fs::write(cgroup.freezer().join("memory.events"), "low 0\noom 2\noom_kill 3\noom_group_kill 0\n").unwrap();
+        fs::write(
+            cgroup.freezer().join("memory.events"),
+            "low 0\noom 2\noom_kill 3\noom_group_kill 0\n",
+        )
+        .unwrap();
         assert_eq!(cgroup.oom_kills(), 3);
     }
 

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use offshoot_sys::process::poll_readable;
 
-use crate::control::{Answer, EXIT_FILE, ExitRecord, LINE_MAX, NodeStatus, Request, RunState, SOCKET_FILE};
+use crate::control::{
+    Answer, EXIT_FILE, ExitRecord, LINE_MAX, NodeStatus, Request, RunState, SOCKET_FILE,
+};
 use crate::error::{Result, RuntimeError};
 use crate::files::read_bounded;
 
@@ -35,15 +37,22 @@ impl Connection {
     fn open(run_dir: &Path) -> Result<Self> {
         let stream = connect(run_dir).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
-                RuntimeError::NotRunning { run_dir: run_dir.to_owned() }
+                RuntimeError::NotRunning {
+                    run_dir: run_dir.to_owned(),
+                }
             }
             _ => RuntimeError::io("connect to the shim in", run_dir, e),
         })?;
-        Ok(Self { run_dir: run_dir.to_owned(), stream, buffer: Vec::new() })
+        Ok(Self {
+            run_dir: run_dir.to_owned(),
+            stream,
+            buffer: Vec::new(),
+        })
     }
 
     fn send(&mut self, request: &Request) -> Result<()> {
-        let mut line = serde_json::to_vec(request).map_err(|e| RuntimeError::spec(format!("{request:?}: {e}")))?;
+        let mut line = serde_json::to_vec(request)
+            .map_err(|e| RuntimeError::spec(format!("{request:?}: {e}")))?;
         line.push(b'\n');
         let _ = self.stream.set_write_timeout(Some(ANSWER_MAX));
         self.stream.write_all(&line).map_err(|e| self.broken(e))
@@ -51,9 +60,11 @@ impl Connection {
 
     fn broken(&self, error: std::io::Error) -> RuntimeError {
         match error.kind() {
-            std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => {
-                RuntimeError::NotRunning { run_dir: self.run_dir.clone() }
-            }
+            std::io::ErrorKind::UnexpectedEof
+            | std::io::ErrorKind::BrokenPipe
+            | std::io::ErrorKind::ConnectionReset => RuntimeError::NotRunning {
+                run_dir: self.run_dir.clone(),
+            },
             _ => RuntimeError::io("talk to the shim in", &self.run_dir, error),
         }
     }
@@ -66,7 +77,10 @@ impl Connection {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 let answer = serde_json::from_slice(&line).map_err(|_| RuntimeError::Protocol {
                     run_dir: self.run_dir.clone(),
-                    answer: String::from_utf8_lossy(line.get(..200.min(line.len())).unwrap_or_default()).into_owned(),
+                    answer: String::from_utf8_lossy(
+                        line.get(..200.min(line.len())).unwrap_or_default(),
+                    )
+                    .into_owned(),
                 })?;
                 return match answer {
                     Answer::Failed(problem) => Err(RuntimeError::Reported(Box::new(problem))),
@@ -74,7 +88,10 @@ impl Connection {
                 };
             }
             if self.buffer.len() > LINE_MAX {
-                return Err(RuntimeError::Protocol { run_dir: self.run_dir.clone(), answer: "a line too long".into() });
+                return Err(RuntimeError::Protocol {
+                    run_dir: self.run_dir.clone(),
+                    answer: "a line too long".into(),
+                });
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if !poll_readable(self.stream.as_fd(), left).map_err(|e| self.broken(e))? {
@@ -83,25 +100,35 @@ impl Connection {
             let mut chunk = [0; 4096];
             match self.stream.read(&mut chunk).map_err(|e| self.broken(e))? {
                 0 => return Err(self.broken(std::io::ErrorKind::UnexpectedEof.into())),
-                n => self.buffer.extend_from_slice(chunk.get(..n).unwrap_or_default()),
+                n => self
+                    .buffer
+                    .extend_from_slice(chunk.get(..n).unwrap_or_default()),
             }
         }
     }
 
     fn ask(&mut self, request: &Request, max: Duration) -> Result<Answer> {
         self.send(request)?;
-        self.receive(Some(max))?.ok_or_else(|| RuntimeError::Timeout { what: format!("{request:?}"), after: max })
+        self.receive(Some(max))?
+            .ok_or_else(|| RuntimeError::Timeout {
+                what: format!("{request:?}"),
+                after: max,
+            })
     }
 
     fn unexpected<T>(&self, answer: &Answer) -> Result<T> {
-        Err(RuntimeError::Protocol { run_dir: self.run_dir.clone(), answer: format!("{answer:?}") })
+        Err(RuntimeError::Protocol {
+            run_dir: self.run_dir.clone(),
+            answer: format!("{answer:?}"),
+        })
     }
 }
 
 /// Socket paths are at most 108 bytes (unix(7)); through a descriptor of the directory any depth works.
 pub(crate) fn connect(run_dir: &Path) -> std::io::Result<UnixStream> {
     use std::os::fd::AsRawFd;
-    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    let flags =
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
     let dir = rustix::fs::open(run_dir, flags, rustix::fs::Mode::empty())?;
     UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET_FILE}", dir.as_raw_fd()))
 }
@@ -113,12 +140,16 @@ impl NodeClient {
     /// [`RuntimeError::NotRunning`] when none does.
     pub fn connect(run_dir: &Path) -> Result<Self> {
         Connection::open(run_dir)?;
-        Ok(Self { run_dir: run_dir.to_owned() })
+        Ok(Self {
+            run_dir: run_dir.to_owned(),
+        })
     }
 
     /// The node of `run_dir` without asking whether its shim answers.
     pub(crate) fn of(run_dir: &Path) -> Self {
-        Self { run_dir: run_dir.to_owned() }
+        Self {
+            run_dir: run_dir.to_owned(),
+        }
     }
 
     /// The node's directory.
@@ -163,7 +194,10 @@ impl NodeClient {
         match asked {
             Ok(None) => Ok(None),
             Ok(Some(Answer::Ended(record))) => Ok(Some(record)),
-            Ok(Some(other)) => Err(RuntimeError::Protocol { run_dir: self.run_dir.clone(), answer: format!("{other:?}") }),
+            Ok(Some(other)) => Err(RuntimeError::Protocol {
+                run_dir: self.run_dir.clone(),
+                answer: format!("{other:?}"),
+            }),
             Err(RuntimeError::NotRunning { run_dir }) => match read_exit(&run_dir)? {
                 Some(record) => Ok(Some(record)),
                 None => Err(RuntimeError::NotRunning { run_dir }),
@@ -179,7 +213,10 @@ impl NodeClient {
     pub fn signal(&self, signal: i32) -> Result<()> {
         match self.ask(&Request::Signal { signal }, ANSWER_MAX)? {
             Answer::Done => Ok(()),
-            other => Err(RuntimeError::Protocol { run_dir: self.run_dir.clone(), answer: format!("{other:?}") }),
+            other => Err(RuntimeError::Protocol {
+                run_dir: self.run_dir.clone(),
+                answer: format!("{other:?}"),
+            }),
         }
     }
 
@@ -204,7 +241,10 @@ impl NodeClient {
     fn end(&self, request: &Request, max: Duration) -> Result<ExitRecord> {
         match self.ask(request, max) {
             Ok(Answer::Ended(record)) => Ok(record),
-            Ok(other) => Err(RuntimeError::Protocol { run_dir: self.run_dir.clone(), answer: format!("{other:?}") }),
+            Ok(other) => Err(RuntimeError::Protocol {
+                run_dir: self.run_dir.clone(),
+                answer: format!("{other:?}"),
+            }),
             // It ended between the connection and the answer, or before.
             Err(RuntimeError::NotRunning { run_dir }) => {
                 read_exit(&run_dir)?.ok_or(RuntimeError::NotRunning { run_dir })
@@ -222,7 +262,11 @@ impl NodeClient {
         let mut connection = Connection::open(&self.run_dir)?;
         let max_ms = u64::try_from(max.as_millis()).unwrap_or(u64::MAX);
         match connection.ask(&Request::Freeze { max_ms }, max + ANSWER_MAX)? {
-            Answer::Frozen { at, took_us } => Ok(FreezeLease { connection, frozen_at: at, took: Duration::from_micros(took_us) }),
+            Answer::Frozen { at, took_us } => Ok(FreezeLease {
+                connection,
+                frozen_at: at,
+                took: Duration::from_micros(took_us),
+            }),
             other => connection.unexpected(&other),
         }
     }
@@ -235,7 +279,10 @@ impl NodeClient {
     pub fn guests(&self) -> Result<Vec<i32>> {
         match self.ask(&Request::Guests, ANSWER_MAX)? {
             Answer::Guests { pids } => Ok(pids),
-            other => Err(RuntimeError::Protocol { run_dir: self.run_dir.clone(), answer: format!("{other:?}") }),
+            other => Err(RuntimeError::Protocol {
+                run_dir: self.run_dir.clone(),
+                answer: format!("{other:?}"),
+            }),
         }
     }
 }
@@ -251,7 +298,10 @@ pub struct FreezeLease {
 
 impl std::fmt::Debug for FreezeLease {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FreezeLease").field("run_dir", &self.connection.run_dir).field("frozen_at", &self.frozen_at).finish()
+        f.debug_struct("FreezeLease")
+            .field("run_dir", &self.connection.run_dir)
+            .field("frozen_at", &self.frozen_at)
+            .finish()
     }
 }
 
@@ -270,7 +320,10 @@ impl FreezeLease {
     /// Whether the node is still frozen by this lease: false once its deadline passed or the shim died.
     #[must_use]
     pub fn holds(&mut self) -> bool {
-        matches!(poll_readable(self.connection.stream.as_fd(), Some(Duration::ZERO)), Ok(false))
+        matches!(
+            poll_readable(self.connection.stream.as_fd(), Some(Duration::ZERO)),
+            Ok(false)
+        )
     }
 }
 
@@ -279,11 +332,19 @@ impl FreezeLease {
 /// # Errors
 /// When a shim is there and does not answer.
 pub fn observe(run_dir: &Path) -> Result<NodeStatus> {
-    match Connection::open(run_dir).and_then(|mut connection| connection.ask(&Request::Status, ANSWER_MAX)) {
+    match Connection::open(run_dir)
+        .and_then(|mut connection| connection.ask(&Request::Status, ANSWER_MAX))
+    {
         Ok(Answer::Status(status)) => return Ok(status),
-        Ok(other) => return Err(RuntimeError::Protocol { run_dir: run_dir.to_owned(), answer: format!("{other:?}") }),
+        Ok(other) => {
+            return Err(RuntimeError::Protocol {
+                run_dir: run_dir.to_owned(),
+                answer: format!("{other:?}"),
+            });
+        }
         Err(RuntimeError::NotRunning { .. }) => {}
-        Err(RuntimeError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotADirectory => {}
+        Err(RuntimeError::Io { source, .. })
+            if source.kind() == std::io::ErrorKind::NotADirectory => {}
         Err(error) => return Err(error),
     }
     let exit = read_exit(run_dir)?;
@@ -292,7 +353,15 @@ pub fn observe(run_dir: &Path) -> Result<NodeStatus> {
         None if run_dir.join(crate::spec::SPEC_FILE).exists() => RunState::Lost,
         None => RunState::Absent,
     };
-    Ok(NodeStatus { state, pid: None, shim: None, started: None, exit, freezer: PathBuf::new(), warnings: Vec::new() })
+    Ok(NodeStatus {
+        state,
+        pid: None,
+        shim: None,
+        started: None,
+        exit,
+        freezer: PathBuf::new(),
+        warnings: Vec::new(),
+    })
 }
 
 fn read_exit(run_dir: &Path) -> Result<Option<ExitRecord>> {
@@ -301,5 +370,7 @@ fn read_exit(run_dir: &Path) -> Result<Option<ExitRecord>> {
         return Ok(None);
     }
     let bytes = read_bounded(&path, 64 << 10)?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|e| RuntimeError::spec(format!("{}: {e}", path.display())))
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|e| RuntimeError::spec(format!("{}: {e}", path.display())))
 }

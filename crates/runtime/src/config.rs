@@ -11,7 +11,7 @@ use offshoot_model::manifest::DEFAULT_PIDS;
 use serde_json::{Value, json};
 
 use crate::error::{Result, RuntimeError};
-use crate::spec::{Access, FilePlace, NodeFile, NodeSpec, ProcessSpec, Start};
+use crate::spec::{FilePlace, NodeFile, NodeSpec, ProcessSpec, Start};
 use crate::user::Environment;
 use crate::{capabilities, seccomp};
 
@@ -52,7 +52,8 @@ impl Layout {
         let base = spec.run_dir.join("mnt");
         let hidden = |target: &str| {
             let below = |dir: &str| Path::new(target).starts_with(dir);
-            spec.binds.iter().any(|b| below(&b.target)) || spec.tmpfs.iter().any(|t| below(&t.target))
+            spec.binds.iter().any(|b| below(&b.target))
+                || spec.tmpfs.iter().any(|t| below(&t.target))
         };
         let (mut files, mut written) = (Vec::new(), Vec::new());
         for file in &spec.files {
@@ -67,7 +68,9 @@ impl Layout {
         Self {
             rootfs: base.join("rootfs"),
             dev: base.join("dev"),
-            binds: (0..spec.binds.len()).map(|i| base.join("binds").join(i.to_string())).collect(),
+            binds: (0..spec.binds.len())
+                .map(|i| base.join("binds").join(i.to_string()))
+                .collect(),
             base,
             files,
             written,
@@ -89,10 +92,12 @@ pub fn oci_config(spec: &NodeSpec, host: &HardLimits) -> Result<(Value, Vec<Stri
     spec.check()?;
     let layout = Layout::of(spec);
     let capabilities = capabilities::resolve(&spec.cap_add, &spec.cap_drop)?;
-    let filter = seccomp::filter(&capabilities).map_err(|e| RuntimeError::spec(format!("seccomp profile: {e}")))?;
+    let filter = seccomp::filter(&capabilities)
+        .map_err(|e| RuntimeError::spec(format!("seccomp profile: {e}")))?;
     let (process, warnings) = process_json(spec, &spec.process, host)?;
     let map = json!([{ "containerID": 0, "hostID": spec.id_base, "size": spec.id_count }]);
-    let namespaces = ["user", "mount", "pid", "network", "ipc", "uts"].map(|kind| json!({ "type": kind }));
+    let namespaces =
+        ["user", "mount", "pid", "network", "ipc", "uts"].map(|kind| json!({ "type": kind }));
     let mut config = json!({
         "ociVersion": "1.0.2",
         "process": process,
@@ -141,7 +146,11 @@ pub(crate) fn process_json(
     }
     let init = spec.init && process == &spec.process;
     let prefix: &[&str] = if init { &[INIT_PATH, "--"] } else { &[] };
-    let args: Vec<&str> = prefix.iter().copied().chain(process.args.iter().map(String::as_str)).collect();
+    let args: Vec<&str> = prefix
+        .iter()
+        .copied()
+        .chain(process.args.iter().map(String::as_str))
+        .collect();
     let value = json!({
         "terminal": false,
         "user": { "uid": process.user.uid, "gid": process.user.gid, "additionalGids": process.user.groups },
@@ -171,9 +180,18 @@ fn mounts(spec: &NodeSpec, layout: &Layout) -> Vec<Value> {
         json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"] }),
     ];
     let mut own: Vec<(usize, Value)> = Vec::new();
-    let mut add = |target: &str, value: Value| own.push((Path::new(target).components().count(), value));
-    if !spec.tmpfs.iter().any(|t| t.target == "/dev/shm") && !spec.binds.iter().any(|b| b.target == "/dev/shm") {
-        let options = ["nosuid".to_owned(), "noexec".into(), "nodev".into(), "mode=1777".into(), format!("size={SHM_SIZE}")];
+    let mut add =
+        |target: &str, value: Value| own.push((Path::new(target).components().count(), value));
+    if !spec.tmpfs.iter().any(|t| t.target == "/dev/shm")
+        && !spec.binds.iter().any(|b| b.target == "/dev/shm")
+    {
+        let options = [
+            "nosuid".to_owned(),
+            "noexec".into(),
+            "nodev".into(),
+            "mode=1777".into(),
+            format!("size={SHM_SIZE}"),
+        ];
         let value = json!({ "destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": options });
         add("/dev/shm", value);
     }
@@ -218,22 +236,46 @@ fn resources(spec: &NodeSpec) -> Value {
 /// Settings that belong to the node's own namespaces; all others would be the host's.
 fn sysctls(spec: &NodeSpec) -> Result<&BTreeMap<String, String>> {
     const IPC: &[&str] = &[
-        "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
-        "kernel.shmmni", "kernel.shm_rmid_forced",
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
     ];
     for name in spec.sysctls.keys() {
         let clean = !name.contains('/') && name.split('.').all(|part| !part.is_empty());
-        let own = name.starts_with("net.") || name.starts_with("fs.mqueue.") || IPC.contains(&name.as_str());
+        let own = name.starts_with("net.")
+            || name.starts_with("fs.mqueue.")
+            || IPC.contains(&name.as_str());
         if !(clean && own) {
-            return Err(RuntimeError::spec(format!("sysctl {name} is not the node's own: it would change the host")));
+            return Err(RuntimeError::spec(format!(
+                "sysctl {name} is not the node's own: it would change the host"
+            )));
         }
     }
     Ok(&spec.sysctls)
 }
 
 const RLIMITS: &[&str] = &[
-    "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
-    "rttime", "sigpending", "stack",
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
 ];
 
 /// Limits, lowered to what the host allows: raising a hard limit needs `CAP_SYS_RESOURCE` over the host, and a clone's restore could
@@ -245,17 +287,25 @@ fn rlimits(spec: &NodeSpec, host: &HardLimits) -> Result<(Vec<Value>, Vec<String
     if !spec.ulimits.contains_key("nofile") {
         let (soft, hard) = DEFAULT_NOFILE;
         let most = most("nofile");
-        limits.push(json!({ "type": "RLIMIT_NOFILE", "soft": soft.min(most), "hard": hard.min(most) }));
+        limits.push(
+            json!({ "type": "RLIMIT_NOFILE", "soft": soft.min(most), "hard": hard.min(most) }),
+        );
     }
     for (name, limit) in &spec.ulimits {
         if !RLIMITS.contains(&name.as_str()) {
-            return Err(RuntimeError::spec(format!("ulimit {name:?} is not known; known are {}", RLIMITS.join(", "))));
+            return Err(RuntimeError::spec(format!(
+                "ulimit {name:?} is not known; known are {}",
+                RLIMITS.join(", ")
+            )));
         }
         let most = most(name);
         let hard = limit.hard.min(most);
         let soft = limit.soft.min(hard);
         if hard < limit.hard {
-            warnings.push(format!("ulimit {name}: {} was lowered to the host's {most}", limit.hard));
+            warnings.push(format!(
+                "ulimit {name}: {} was lowered to the host's {most}",
+                limit.hard
+            ));
         }
         limits.push(json!({ "type": format!("RLIMIT_{}", name.to_uppercase()), "soft": soft, "hard": hard }));
     }
@@ -267,33 +317,80 @@ fn rlimits(spec: &NodeSpec, host: &HardLimits) -> Result<(Vec<Value>, Vec<String
 pub fn hard_limits() -> HardLimits {
     use rustix::process::Resource as R;
     let known = [
-        ("as", R::As), ("core", R::Core), ("cpu", R::Cpu), ("data", R::Data), ("fsize", R::Fsize), ("locks", R::Locks),
-        ("memlock", R::Memlock), ("msgqueue", R::Msgqueue), ("nice", R::Nice), ("nofile", R::Nofile),
-        ("nproc", R::Nproc), ("rss", R::Rss), ("rtprio", R::Rtprio), ("rttime", R::Rttime),
-        ("sigpending", R::Sigpending), ("stack", R::Stack),
+        ("as", R::As),
+        ("core", R::Core),
+        ("cpu", R::Cpu),
+        ("data", R::Data),
+        ("fsize", R::Fsize),
+        ("locks", R::Locks),
+        ("memlock", R::Memlock),
+        ("msgqueue", R::Msgqueue),
+        ("nice", R::Nice),
+        ("nofile", R::Nofile),
+        ("nproc", R::Nproc),
+        ("rss", R::Rss),
+        ("rtprio", R::Rtprio),
+        ("rttime", R::Rttime),
+        ("sigpending", R::Sigpending),
+        ("stack", R::Stack),
     ];
-    known.map(|(name, r)| (name, rustix::process::getrlimit(r).maximum.unwrap_or(u64::MAX))).into()
+    known
+        .map(|(name, r)| {
+            (
+                name,
+                rustix::process::getrlimit(r).maximum.unwrap_or(u64::MAX),
+            )
+        })
+        .into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::{Access, Bind, Tmpfs};
     use crate::testing::spec;
     use offshoot_model::manifest::{Limits, Ulimit};
-    use crate::spec::{Bind, Tmpfs};
 
     #[test]
     fn golden_config() {
         let mut spec = spec(Path::new("/run/offshoot/envs/abcdefgh/nodes/web-1"));
-        spec.binds.push(Bind { source: "/pool/v".into(), target: "/data/deep".into(), access: Access::ReadWrite });
-        spec.tmpfs.push(Tmpfs { target: "/data".into(), size: Some(1 << 20), mode: None });
-        spec.files.push(NodeFile::etc("/etc/hosts", "127.0.0.1 localhost\n".into()));
-        spec.files.push(NodeFile { place: FilePlace::Mount, ..NodeFile::etc("/etc/app.conf", "x".into()) });
-        spec.limits = Limits { memory: Some(64 << 20), milli_cpus: Some(500), pids: None };
-        spec.ulimits.insert("nofile".into(), Ulimit { soft: 10, hard: 1 << 40 });
-        spec.start = Start::Restore { images: "/img".into() };
-        let (mut config, warnings) = oci_config(&spec, &HardLimits::from([("nofile", 20_000)])).unwrap();
-        assert_eq!(warnings, ["ulimit nofile: 1099511627776 was lowered to the host's 20000"]);
+        spec.binds.push(Bind {
+            source: "/pool/v".into(),
+            target: "/data/deep".into(),
+            access: Access::ReadWrite,
+        });
+        spec.tmpfs.push(Tmpfs {
+            target: "/data".into(),
+            size: Some(1 << 20),
+            mode: None,
+        });
+        spec.files
+            .push(NodeFile::etc("/etc/hosts", "127.0.0.1 localhost\n".into()));
+        spec.files.push(NodeFile {
+            place: FilePlace::Mount,
+            ..NodeFile::etc("/etc/app.conf", "x".into())
+        });
+        spec.limits = Limits {
+            memory: Some(64 << 20),
+            milli_cpus: Some(500),
+            pids: None,
+        };
+        spec.ulimits.insert(
+            "nofile".into(),
+            Ulimit {
+                soft: 10,
+                hard: 1 << 40,
+            },
+        );
+        spec.start = Start::Restore {
+            images: "/img".into(),
+        };
+        let (mut config, warnings) =
+            oci_config(&spec, &HardLimits::from([("nofile", 20_000)])).unwrap();
+        assert_eq!(
+            warnings,
+            ["ulimit nofile: 1099511627776 was lowered to the host's 20000"]
+        );
         // Its own golden file is data/seccomp.json.
         config["linux"]["seccomp"]["syscalls"][0]["names"] = json!("...");
         insta::assert_json_snapshot!(config);
@@ -301,13 +398,23 @@ mod tests {
 
     #[test]
     fn what_is_the_hosts_is_refused() {
-        for name in ["kernel.core_pattern", "vm.swappiness", "net./../kernel.panic", "net..x", "kernel.hostname"] {
+        for name in [
+            "kernel.core_pattern",
+            "vm.swappiness",
+            "net./../kernel.panic",
+            "net..x",
+            "kernel.hostname",
+        ] {
             let mut spec = spec(Path::new("/run/x"));
             spec.sysctls.insert(name.into(), "1".into());
             assert!(oci_config(&spec, &HardLimits::new()).is_err(), "{name}");
         }
         let mut bad = spec(Path::new("/run/x"));
-        bad.binds.push(Bind { source: "/".into(), target: "/a/../../b".into(), access: Access::ReadOnly });
+        bad.binds.push(Bind {
+            source: "/".into(),
+            target: "/a/../../b".into(),
+            access: Access::ReadOnly,
+        });
         assert!(oci_config(&bad, &HardLimits::new()).is_err());
         let mut bad = spec(Path::new("/run/x"));
         bad.id_base = 0;
@@ -319,7 +426,17 @@ mod tests {
         let mut spec = spec(Path::new("/run/x"));
         spec.files.push(NodeFile::etc("/etc/hosts", String::new()));
         assert_eq!(Layout::of(&spec).written.len(), 1);
-        spec.binds.push(Bind { source: "/v".into(), target: "/etc".into(), access: Access::ReadWrite });
-        assert_eq!((Layout::of(&spec).written.len(), Layout::of(&spec).files.len()), (0, 1));
+        spec.binds.push(Bind {
+            source: "/v".into(),
+            target: "/etc".into(),
+            access: Access::ReadWrite,
+        });
+        assert_eq!(
+            (
+                Layout::of(&spec).written.len(),
+                Layout::of(&spec).files.len()
+            ),
+            (0, 1)
+        );
     }
 }

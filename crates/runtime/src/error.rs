@@ -80,12 +80,18 @@ pub type Result<T, E = RuntimeError> = std::result::Result<T, E>;
 impl RuntimeError {
     /// An I/O error while doing something to a path.
     pub fn io(doing: &str, path: &Path, source: impl Into<std::io::Error>) -> Self {
-        Self::Io { doing: format!("{doing} {}", path.display()), source: source.into() }
+        Self::Io {
+            doing: format!("{doing} {}", path.display()),
+            source: source.into(),
+        }
     }
 
     /// An I/O error while doing something.
     pub fn doing(doing: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
-        Self::Io { doing: doing.into(), source: source.into() }
+        Self::Io {
+            doing: doing.into(),
+            source: source.into(),
+        }
     }
 
     /// A specification error.
@@ -98,21 +104,30 @@ impl RuntimeError {
     pub fn problem_as(&self, code: Code) -> Problem {
         let mut problem = match self {
             Self::Reported(problem) => return (**problem).clone(),
-            Self::Spec { what } => {
-                Problem::new(code, Fault::Request, what.clone(), "change the manifest accordingly")
-            }
-            Self::Image { what } => {
-                Problem::new(code, Fault::Environment, what.clone(), "name a user and command that the image has")
-            }
+            Self::Spec { what } => Problem::new(
+                code,
+                Fault::Request,
+                what.clone(),
+                "change the manifest accordingly",
+            ),
+            Self::Image { what } => Problem::new(
+                code,
+                Fault::Environment,
+                what.clone(),
+                "name a user and command that the image has",
+            ),
             Self::Timeout { .. } => Problem::new(
                 code,
                 Fault::Host,
                 self.to_string(),
                 "look at the host's load and the node's logs, then try again",
             ),
-            Self::NotRunning { .. } => {
-                Problem::new(Code::WrongState, Fault::Request, self.to_string(), "start the environment first")
-            }
+            Self::NotRunning { .. } => Problem::new(
+                Code::WrongState,
+                Fault::Request,
+                self.to_string(),
+                "start the environment first",
+            ),
             Self::Command { stderr, .. } => {
                 let problem = Problem::new(
                     code,
@@ -120,14 +135,22 @@ impl RuntimeError {
                     self.to_string(),
                     "read the details; `offshoot doctor` tells what the host lacks",
                 );
-                stderr.lines().fold(problem, |problem, line| problem.detail(line))
+                stderr
+                    .lines()
+                    .fold(problem, |problem, line| problem.detail(line))
             }
-            Self::Io { .. } | Self::Remains { .. } => {
-                Problem::new(code, Fault::Host, self.to_string(), "look at the details, put the host right, try again")
-            }
-            Self::Protocol { .. } => {
-                Problem::new(code, Fault::Offshoot, self.to_string(), "stop and start the environment, and report this")
-            }
+            Self::Io { .. } | Self::Remains { .. } => Problem::new(
+                code,
+                Fault::Host,
+                self.to_string(),
+                "look at the details, put the host right, try again",
+            ),
+            Self::Protocol { .. } => Problem::new(
+                code,
+                Fault::Offshoot,
+                self.to_string(),
+                "stop and start the environment, and report this",
+            ),
         };
         if let Self::Remains { what, .. } = self {
             problem.details.extend(what.iter().cloned());

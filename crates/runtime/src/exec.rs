@@ -99,11 +99,16 @@ pub fn exec(spec: &NodeSpec, what: &ExecSpec) -> Result<ExecProcess> {
                 std::thread::sleep(Duration::from_millis(5));
                 continue;
             }
-            _ => return Err(RuntimeError::NotRunning { run_dir: spec.run_dir.clone() }),
+            _ => {
+                return Err(RuntimeError::NotRunning {
+                    run_dir: spec.run_dir.clone(),
+                });
+            }
         }
         match begin(spec, what, &value) {
             // The freeze came between the look and the start.
-            Err(RuntimeError::Command { stderr, .. }) if stderr.contains("paused") && Instant::now() < deadline => {}
+            Err(RuntimeError::Command { stderr, .. })
+                if stderr.contains("paused") && Instant::now() < deadline => {}
             other => return other,
         }
     }
@@ -132,7 +137,10 @@ fn merged(spec: &NodeSpec, what: &ExecSpec) -> Result<ProcessSpec> {
     if let Some(cwd) = &what.cwd {
         process.cwd.clone_from(cwd);
     }
-    let checked = NodeSpec { process: process.clone(), ..spec.clone() };
+    let checked = NodeSpec {
+        process: process.clone(),
+        ..spec.clone()
+    };
     checked.check()?;
     Ok(process)
 }
@@ -141,7 +149,10 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 
 fn begin(spec: &NodeSpec, what: &ExecSpec, process: &serde_json::Value) -> Result<ExecProcess> {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let dir = spec.run_dir.join("exec").join(format!("{}-{number}", std::process::id()));
+    let dir = spec
+        .run_dir
+        .join("exec")
+        .join(format!("{}-{number}", std::process::id()));
     fs::create_dir_all(&dir).map_err(|e| RuntimeError::io("make", &dir, e))?;
     let started = start(spec, what, process, &dir);
     if started.is_err() {
@@ -150,30 +161,52 @@ fn begin(spec: &NodeSpec, what: &ExecSpec, process: &serde_json::Value) -> Resul
     started
 }
 
-fn start(spec: &NodeSpec, what: &ExecSpec, process: &serde_json::Value, dir: &Path) -> Result<ExecProcess> {
+fn start(
+    spec: &NodeSpec,
+    what: &ExecSpec,
+    process: &serde_json::Value,
+    dir: &Path,
+) -> Result<ExecProcess> {
     write_atomic(&dir.join("process.json"), process.to_string().as_bytes())?;
     let (pid_file, log) = (dir.join("pid"), dir.join("runc.log"));
     let mut command = Runc::new(&spec.tools, &spec.run_dir).command::<&str>([]);
     // The last --log counts: sessions run side by side and each must find its own errors.
-    command.arg("--log").arg(&log).arg("exec").arg("--process").arg(dir.join("process.json"));
+    command
+        .arg("--log")
+        .arg(&log)
+        .arg("exec")
+        .arg("--process")
+        .arg(dir.join("process.json"));
     command.arg("--pid-file").arg(&pid_file);
     let mut streams = ExecStreams::default();
     let mut terminal = None;
     let failed = |e: std::io::Error| RuntimeError::doing("open a terminal", e);
     if let Some(size) = what.terminal {
         let (ours, theirs) = open_terminal(size).map_err(failed)?;
-        for set in [std::process::Command::stdin, std::process::Command::stdout, std::process::Command::stderr] {
-            set(&mut command, Stdio::from(theirs.try_clone().map_err(failed)?));
+        for set in [
+            std::process::Command::stdin,
+            std::process::Command::stdout,
+            std::process::Command::stderr,
+        ] {
+            set(
+                &mut command,
+                Stdio::from(theirs.try_clone().map_err(failed)?),
+            );
         }
         command.arg("--tty");
         terminal = Some(ours.try_clone().map_err(failed)?);
         streams.terminal = Some(ours);
     } else {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
     }
     command.arg(spec.node.to_string());
     let line = crate::runc::command_line(&command);
-    let mut runc = command.spawn().map_err(|e| RuntimeError::doing(format!("run {line}"), e))?;
+    let mut runc = command
+        .spawn()
+        .map_err(|e| RuntimeError::doing(format!("run {line}"), e))?;
     // Drops our copies of the terminal's other end.
     drop(command);
     streams.stdin = runc.stdin.take().map(OwnedFd::from);
@@ -187,7 +220,14 @@ fn start(spec: &NodeSpec, what: &ExecSpec, process: &serde_json::Value, dir: &Pa
             return Err(error);
         }
     };
-    Ok(ExecProcess { streams, runc, inner, terminal, ended: None, dir: dir.to_owned() })
+    Ok(ExecProcess {
+        streams,
+        runc,
+        inner,
+        terminal,
+        ended: None,
+        dir: dir.to_owned(),
+    })
 }
 
 /// Waits until runc wrote the process's number.
@@ -198,7 +238,10 @@ fn wait_begun(runc: &mut Child, pid_file: &Path, log: &Path, line: &str) -> Resu
         let ended = wait_for(runc, Duration::from_millis(1)).map_err(failed)?;
         // Looked for after runc: a short process ends runc with the file written.
         if let Ok(text) = fs::read_to_string(pid_file) {
-            let pid: i32 = text.trim().parse().map_err(|_| RuntimeError::spec(format!("runc wrote the pid {text:?}")))?;
+            let pid: i32 = text
+                .trim()
+                .parse()
+                .map_err(|_| RuntimeError::spec(format!("runc wrote the pid {text:?}")))?;
             return match Process::open(pid) {
                 Ok(process) => Ok(process),
                 // Ended and reaped already; hold runc's own number in its place.
@@ -210,10 +253,17 @@ fn wait_begun(runc: &mut Child, pid_file: &Path, log: &Path, line: &str) -> Resu
         if let Some(status) = ended {
             let bytes = read_bounded(log, LOG_MAX).unwrap_or_default();
             let stderr = tail(&String::from_utf8_lossy(&bytes), 4096).to_owned();
-            return Err(RuntimeError::Command { command: line.to_owned(), outcome: status.to_string(), stderr });
+            return Err(RuntimeError::Command {
+                command: line.to_owned(),
+                outcome: status.to_string(),
+                stderr,
+            });
         }
         if Instant::now() > deadline {
-            return Err(RuntimeError::Timeout { what: line.to_owned(), after: BEGIN_MAX });
+            return Err(RuntimeError::Timeout {
+                what: line.to_owned(),
+                after: BEGIN_MAX,
+            });
         }
     }
 }
@@ -231,7 +281,12 @@ fn open_terminal(size: TerminalSize) -> std::io::Result<(OwnedFd, OwnedFd)> {
 }
 
 fn set_size(terminal: &OwnedFd, size: TerminalSize) -> std::io::Result<()> {
-    let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = rustix::termios::Winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     Ok(rustix::termios::tcsetwinsize(terminal, size)?)
 }
 
@@ -247,7 +302,9 @@ impl ExecProcess {
     /// # Errors
     /// Of the kernel.
     pub fn resize(&self, size: TerminalSize) -> Result<()> {
-        let Some(terminal) = &self.terminal else { return Ok(()) };
+        let Some(terminal) = &self.terminal else {
+            return Ok(());
+        };
         set_size(terminal, size).map_err(|e| RuntimeError::doing("resize a terminal", e))?;
         // runc takes the size over to the terminal inside when it is told.
         let runc = rustix::process::Pid::from_raw(self.runc.id().cast_signed());
@@ -266,7 +323,9 @@ impl ExecProcess {
         if gone {
             return Err(RuntimeError::spec("the process ended already"));
         }
-        self.inner.signal(signal).map_err(|e| RuntimeError::doing(format!("signal process {}", self.pid()), e))
+        self.inner
+            .signal(signal)
+            .map_err(|e| RuntimeError::doing(format!("signal process {}", self.pid()), e))
     }
 
     /// Waits for its end, at most `max`: exit status, or 128 + signal; `None` when it still runs.
@@ -275,10 +334,13 @@ impl ExecProcess {
     /// Of the kernel.
     pub fn wait(&mut self, max: Duration) -> Result<Option<i32>> {
         if self.ended.is_none() {
-            let status = wait_for(&mut self.runc, max).map_err(|e| RuntimeError::doing("wait for a session", e))?;
+            let status = wait_for(&mut self.runc, max)
+                .map_err(|e| RuntimeError::doing("wait for a session", e))?;
             self.ended = status.map(|status| {
                 use std::os::unix::process::ExitStatusExt;
-                status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(9))
+                status
+                    .code()
+                    .unwrap_or_else(|| 128 + status.signal().unwrap_or(9))
             });
         }
         Ok(self.ended)
@@ -293,12 +355,18 @@ impl ExecProcess {
         self.streams.stdin = None;
         let mut output = Vec::new();
         let mut open: Vec<fs::File> = Vec::new();
-        let streams = [self.streams.stdout.take(), self.streams.stderr.take(), self.streams.terminal.take()];
+        let streams = [
+            self.streams.stdout.take(),
+            self.streams.stderr.take(),
+            self.streams.terminal.take(),
+        ];
         open.extend(streams.into_iter().flatten().map(fs::File::from));
         while !open.is_empty() {
             let mut still = Vec::new();
             for mut file in open {
-                let left = deadline.saturating_duration_since(Instant::now()).min(Duration::from_millis(10));
+                let left = deadline
+                    .saturating_duration_since(Instant::now())
+                    .min(Duration::from_millis(10));
                 match poll_readable(file.as_fd(), Some(left)) {
                     Ok(false) => still.push(file),
                     Ok(true) => {
@@ -320,8 +388,14 @@ impl ExecProcess {
             }
         }
         match self.wait(deadline.saturating_duration_since(Instant::now()))? {
-            Some(status) => Ok(Finished { status, output: String::from_utf8_lossy(&output).into_owned() }),
-            None => Err(RuntimeError::Timeout { what: "the command".into(), after: max }),
+            Some(status) => Ok(Finished {
+                status,
+                output: String::from_utf8_lossy(&output).into_owned(),
+            }),
+            None => Err(RuntimeError::Timeout {
+                what: "the command".into(),
+                after: max,
+            }),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Component, Path};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 
 use crate::error::{Result, RuntimeError};
+use crate::spec::NodeFile;
 
 /// Reads a file of at most `max` bytes.
 pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
@@ -20,7 +21,10 @@ fn read_all(file: File, max: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(max + 1).read_to_end(&mut bytes)?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > max {
-        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, format!("more than {max} bytes")));
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::FileTooLarge,
+            format!("more than {max} bytes"),
+        ));
     }
     Ok(bytes)
 }
@@ -34,7 +38,12 @@ pub fn write_atomic(path: &Path, content: &[u8]) -> Result<()> {
     name.push(".new");
     let temporary = path.with_file_name(name);
     let write = || -> std::io::Result<()> {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
         file.write_all(content)?;
         file.sync_data()?;
         fs::rename(&temporary, path)
@@ -56,10 +65,34 @@ pub fn ensure_passable(dir: &Path) -> Result<()> {
     }
     for dir in missing.into_iter().rev() {
         match fs::create_dir(dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(RuntimeError::io("make", dir, e)),
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(RuntimeError::io("make", dir, e));
+            }
             _ => {}
         }
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o711)).map_err(|e| RuntimeError::io("open up", dir, e))?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o711))
+            .map_err(|e| RuntimeError::io("open up", dir, e))?;
+    }
+    Ok(())
+}
+
+/// Writes files into a node's root file system, whose paths may lead anywhere: nothing outside of it is touched. A file that is right
+/// already is left alone. Owners are inner ids: on disk they are unshifted.
+///
+/// # Errors
+/// Of the file system.
+pub fn write_into_rootfs<'f>(
+    rootfs: &Path,
+    files: impl IntoIterator<Item = &'f NodeFile>,
+) -> Result<()> {
+    let tree = Tree::open(rootfs)?;
+    for file in files {
+        tree.write(
+            &file.target,
+            file.content.as_bytes(),
+            file.mode,
+            (file.uid, file.gid),
+        )?;
     }
     Ok(())
 }
@@ -75,14 +108,21 @@ const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICL
 
 impl<'a> Tree<'a> {
     pub(crate) fn open(root: &'a Path) -> Result<Self> {
-        let fd = rustix::fs::openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| RuntimeError::io("open", root, e))?;
+        let fd = rustix::fs::openat(
+            CWD,
+            root,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|e| RuntimeError::io("open", root, e))?;
         Ok(Self { root, fd })
     }
 
     /// Content of a regular file of at most `max` bytes; `None` when there is no such file.
     pub(crate) fn read(&self, path: &str, max: u64) -> Result<Option<Vec<u8>>> {
-        let failed = |e: std::io::Error| RuntimeError::doing(format!("read {path} in {}", self.root.display()), e);
+        let failed = |e: std::io::Error| {
+            RuntimeError::doing(format!("read {path} in {}", self.root.display()), e)
+        };
         // NONBLOCK and NOCTTY: a FIFO or terminal in its place must not stop or capture us.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         match rustix::fs::openat2(&self.fd, path, flags, Mode::empty(), INSIDE) {
@@ -93,16 +133,29 @@ impl<'a> Tree<'a> {
                 }
                 read_all(File::from(fd), max).map(Some).map_err(failed)
             }
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => Ok(None),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
+                Ok(None)
+            }
             Err(e) => Err(failed(e.into())),
         }
     }
 
     /// Writes a file, replacing what is there (also a symbolic link) unless content, mode and owner are the same: a restored process
     /// that has it open expects it as it was. Missing directories are made.
-    pub(crate) fn write(&self, path: &str, content: &[u8], mode: u32, owner: (u32, u32)) -> Result<()> {
-        let failed = |e: std::io::Error| RuntimeError::doing(format!("write {path} in {}", self.root.display()), e);
-        let (dir, name) = path.trim_start_matches('/').rsplit_once('/').unwrap_or(("", path.trim_start_matches('/')));
+    pub(crate) fn write(
+        &self,
+        path: &str,
+        content: &[u8],
+        mode: u32,
+        owner: (u32, u32),
+    ) -> Result<()> {
+        let failed = |e: std::io::Error| {
+            RuntimeError::doing(format!("write {path} in {}", self.root.display()), e)
+        };
+        let (dir, name) = path
+            .trim_start_matches('/')
+            .rsplit_once('/')
+            .unwrap_or(("", path.trim_start_matches('/')));
         if name.is_empty() {
             return Err(RuntimeError::spec(format!("{path:?} names no file")));
         }
@@ -116,9 +169,14 @@ impl<'a> Tree<'a> {
                 Ok(()) | Err(rustix::io::Errno::NOENT) => {}
                 Err(e) => return Err(e.into()),
             }
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let flags =
+                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let fd = rustix::fs::openat(&dir, &temporary, flags, Mode::from_raw_mode(0o600))?;
-            rustix::fs::fchown(&fd, Some(Uid::from_raw(owner.0)), Some(Gid::from_raw(owner.1)))?;
+            rustix::fs::fchown(
+                &fd,
+                Some(Uid::from_raw(owner.0)),
+                Some(Gid::from_raw(owner.1)),
+            )?;
             rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode & 0o7777))?;
             File::from(fd).write_all(content)?;
             rustix::fs::renameat(&dir, &temporary, &dir, name)?;
@@ -127,10 +185,22 @@ impl<'a> Tree<'a> {
         write().map_err(failed)
     }
 
-    fn same(&self, dir: &OwnedFd, name: &str, content: &[u8], mode: u32, owner: (u32, u32)) -> bool {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
-        let Ok(fd) = rustix::fs::openat(dir, name, flags, Mode::empty()) else { return false };
-        let Ok(stat) = rustix::fs::fstat(&fd) else { return false };
+    fn same(
+        &self,
+        dir: &OwnedFd,
+        name: &str,
+        content: &[u8],
+        mode: u32,
+        owner: (u32, u32),
+    ) -> bool {
+        let flags =
+            OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
+        let Ok(fd) = rustix::fs::openat(dir, name, flags, Mode::empty()) else {
+            return false;
+        };
+        let Ok(stat) = rustix::fs::fstat(&fd) else {
+            return false;
+        };
         FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
             && stat.st_mode & 0o7777 == mode & 0o7777
             && (stat.st_uid, stat.st_gid) == owner
@@ -148,9 +218,15 @@ impl<'a> Tree<'a> {
         let mut done = String::new();
         let mut fd = open("")?;
         for part in Path::new(path).components() {
-            let Component::Normal(part) = part else { continue };
+            let Component::Normal(part) = part else {
+                continue;
+            };
             let part = part.to_str().ok_or(rustix::io::Errno::ILSEQ)?;
-            done = if done.is_empty() { part.to_owned() } else { format!("{done}/{part}") };
+            done = if done.is_empty() {
+                part.to_owned()
+            } else {
+                format!("{done}/{part}")
+            };
             fd = match open(&done) {
                 Ok(fd) => fd,
                 Err(rustix::io::Errno::NOENT) => {
@@ -197,13 +273,30 @@ mod tests {
         tree.write("/a", b"x", 0o644, (0, 0)).unwrap();
         assert_eq!(fs::metadata(dir.path().join("a")).unwrap().ino(), inode);
         tree.write("/a", b"y", 0o600, (0, 0)).unwrap();
-        assert_eq!(fs::metadata(dir.path().join("a")).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(dir.path().join("a"))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777,
+            0o600
+        );
     }
 
     #[test]
     fn a_fifo_is_no_file_and_does_not_block() {
         let dir = tempfile::tempdir().unwrap();
-        rustix::fs::mknodat(CWD, dir.path().join("passwd"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
-        assert_eq!(Tree::open(dir.path()).unwrap().read("passwd", 10).unwrap(), None);
+        rustix::fs::mknodat(
+            CWD,
+            dir.path().join("passwd"),
+            FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        assert_eq!(
+            Tree::open(dir.path()).unwrap().read("passwd", 10).unwrap(),
+            None
+        );
     }
 }

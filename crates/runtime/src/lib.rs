@@ -4,14 +4,15 @@
 //! node's mounts, pipes, log and exit status, and outlives the daemon. This crate is both sides of it: [`ensure_node`] and
 //! [`NodeClient`] for the daemon, [`config`], [`cgroup`], [`logs`] and [`runc`] for the shim. docs/nodes.md tells it as a story.
 
-pub mod cgroup;
 mod capabilities;
+pub mod cgroup;
 mod client;
 pub mod config;
 pub mod control;
 mod error;
 mod exec;
 pub mod files;
+mod init;
 pub mod logs;
 mod node;
 pub mod runc;
@@ -21,16 +22,17 @@ mod spec;
 mod testing;
 mod user;
 
+pub use offshoot_network::NodeLink;
+
 pub use client::{FreezeLease, NodeClient, observe};
 pub use control::{ExitRecord, NodeStatus, RunState};
 pub use error::{Result, RuntimeError};
 pub use exec::{ExecProcess, ExecSpec, ExecStreams, Finished, TerminalSize, exec};
+pub use init::init_file;
 pub use logs::{LogLine, LogQuery, LogReader, Stream, read_logs};
 pub use node::{ensure_node, ensure_node_removed, forget_exit};
 pub use spec::{
-    Access, Bind, FilePlace, NodeFile, NodeSpec, ProcessSpec, SPEC_FILE, Start, Tmpfs, Tools, UserSpec,
+    Access, Bind, FilePlace, NodeFile, NodeSpec, ProcessSpec, SPEC_FILE, Start, Tmpfs, Tools,
+    UserSpec,
 };
 pub use user::{DEFAULT_PATH, resolve_process, resolve_user};
-
-/// How a node is connected.
-pub type NodeLink = serde_json::Value;

@@ -53,7 +53,10 @@ pub struct LogLimits {
 
 impl Default for LogLimits {
     fn default() -> Self {
-        Self { file_bytes: 8 << 20, files: 4 }
+        Self {
+            file_bytes: 8 << 20,
+            files: 4,
+        }
     }
 }
 
@@ -67,7 +70,11 @@ pub struct LogWriter {
 }
 
 fn numbered(dir: &Path, number: u32) -> PathBuf {
-    if number == 0 { dir.join(CURRENT) } else { dir.join(format!("{CURRENT}.{number}")) }
+    if number == 0 {
+        dir.join(CURRENT)
+    } else {
+        dir.join(format!("{CURRENT}.{number}"))
+    }
 }
 
 impl LogWriter {
@@ -78,12 +85,21 @@ impl LogWriter {
     pub fn open(dir: &Path, limits: LogLimits) -> Result<Self> {
         let open = || -> std::io::Result<(File, u64)> {
             fs::create_dir_all(dir)?;
-            let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(numbered(dir, 0))?;
+            let file = fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .mode(0o600)
+                .open(numbered(dir, 0))?;
             let size = file.metadata()?.len();
             Ok((file, size))
         };
         let (file, size) = open().map_err(|e| RuntimeError::io("open the log in", dir, e))?;
-        Ok(Self { dir: dir.to_owned(), limits, file, size })
+        Ok(Self {
+            dir: dir.to_owned(),
+            limits,
+            file,
+            size,
+        })
     }
 
     /// Appends lines.
@@ -113,7 +129,12 @@ impl LogWriter {
             }
         }
         let path = numbered(&self.dir, 0);
-        self.file = fs::OpenOptions::new().create(true).append(true).truncate(false).mode(0o600).open(&path)?;
+        self.file = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)?;
         if last == 0 {
             self.file.set_len(0)?;
         }
@@ -133,7 +154,10 @@ impl LineCutter {
     /// For one stream.
     #[must_use]
     pub fn new(stream: Stream) -> Self {
-        Self { stream, rest: Vec::new() }
+        Self {
+            stream,
+            rest: Vec::new(),
+        }
     }
 
     /// Takes what was read and gives the lines that are complete.
@@ -166,15 +190,27 @@ impl LineCutter {
     }
 
     fn line(&self, text: &[u8], time: Timestamp, continues: bool) -> LogLine {
-        let text = if continues { text } else { text.strip_suffix(b"\r").unwrap_or(text) };
-        LogLine { time, stream: self.stream, line: String::from_utf8_lossy(text).into_owned(), continues }
+        let text = if continues {
+            text
+        } else {
+            text.strip_suffix(b"\r").unwrap_or(text)
+        };
+        LogLine {
+            time,
+            stream: self.stream,
+            line: String::from_utf8_lossy(text).into_owned(),
+            continues,
+        }
     }
 }
 
 /// The largest cut of at most `max` bytes that does not split a UTF-8 character.
 fn char_boundary(bytes: &[u8], max: usize) -> usize {
     let is_start = |at: usize| bytes.get(at).is_none_or(|b| b & 0xC0 != 0x80);
-    (max.saturating_sub(3)..=max).rev().find(|at| is_start(*at)).unwrap_or(max)
+    (max.saturating_sub(3)..=max)
+        .rev()
+        .find(|at| is_start(*at))
+        .unwrap_or(max)
 }
 
 /// Which lines to read.
@@ -228,7 +264,15 @@ pub fn read_logs(log_dir: &Path, query: LogQuery) -> Result<LogReader> {
         }
     }
     let dir = log_dir.to_owned();
-    Ok(LogReader { dir, since: query.since, skip, files, current: None, partial: Vec::new(), watch: None })
+    Ok(LogReader {
+        dir,
+        since: query.since,
+        skip,
+        files,
+        current: None,
+        partial: Vec::new(),
+        watch: None,
+    })
 }
 
 fn count_lines(mut file: &File) -> std::io::Result<usize> {
@@ -238,7 +282,14 @@ fn count_lines(mut file: &File) -> std::io::Result<usize> {
     loop {
         match file.read(&mut buffer)? {
             0 => break,
-            n => count += buffer.get(..n).unwrap_or_default().iter().filter(|b| **b == b'\n').count(),
+            n => {
+                count += buffer
+                    .get(..n)
+                    .unwrap_or_default()
+                    .iter()
+                    .filter(|b| **b == b'\n')
+                    .count()
+            }
         }
     }
     file.rewind()?;
@@ -257,7 +308,10 @@ impl LogReader {
                 continue;
             };
             let limit = RECORD_MAX.saturating_sub(self.partial.len() as u64);
-            let read = reader.by_ref().take(limit).read_until(b'\n', &mut self.partial)?;
+            let read = reader
+                .by_ref()
+                .take(limit)
+                .read_until(b'\n', &mut self.partial)?;
             let complete = self.partial.last() == Some(&b'\n');
             if !complete && read == 0 {
                 if self.files.is_empty() {
@@ -277,7 +331,9 @@ impl LogReader {
                 continue;
             }
             // A torn or foreign record must not end the reading.
-            let Ok(line) = serde_json::from_slice::<LogLine>(&record) else { continue };
+            let Ok(line) = serde_json::from_slice::<LogLine>(&record) else {
+                continue;
+            };
             if self.since.is_none_or(|since| line.time >= since) {
                 return Ok(Some(line));
             }
@@ -311,7 +367,8 @@ impl LogReader {
             }
             waited = true;
             if let Some(watch) = &self.watch {
-                let ready = offshoot_sys::process::poll_readable(watch.as_fd(), Some(max)).map_err(failed)?;
+                let ready = offshoot_sys::process::poll_readable(watch.as_fd(), Some(max))
+                    .map_err(failed)?;
                 if ready {
                     let mut events = [0u8; 4096];
                     let _ = rustix::io::read(watch, &mut events);
@@ -325,7 +382,9 @@ impl LogReader {
         if self.watch.is_none() {
             fs::create_dir_all(&self.dir)?;
             let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-            let events = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+            let events = inotify::WatchFlags::MODIFY
+                | inotify::WatchFlags::CREATE
+                | inotify::WatchFlags::MOVED_TO;
             inotify::add_watch(&fd, &self.dir, events)?;
             self.watch = Some(fd);
         }
@@ -368,7 +427,9 @@ impl Iterator for LogReader {
 
     fn next(&mut self) -> Option<Self::Item> {
         let dir = self.dir.clone();
-        self.next_line().map_err(|e| RuntimeError::io("read the log in", &dir, e)).transpose()
+        self.next_line()
+            .map_err(|e| RuntimeError::io("read the log in", &dir, e))
+            .transpose()
     }
 }
 
@@ -378,18 +439,33 @@ mod tests {
 
     fn line(text: &str, second: i64) -> LogLine {
         let time = Timestamp::from_second(second).unwrap();
-        LogLine { time, stream: Stream::Stdout, line: text.into(), continues: false }
+        LogLine {
+            time,
+            stream: Stream::Stdout,
+            line: text.into(),
+            continues: false,
+        }
     }
 
     fn texts(dir: &Path, query: LogQuery) -> Vec<String> {
-        read_logs(dir, query).unwrap().map(|l| l.unwrap().line).collect()
+        read_logs(dir, query)
+            .unwrap()
+            .map(|l| l.unwrap().line)
+            .collect()
     }
 
     #[test]
     fn the_log_is_rotated_and_read_in_order() {
         let dir = tempfile::tempdir().unwrap();
         assert!(texts(dir.path(), LogQuery::default()).is_empty());
-        let mut writer = LogWriter::open(dir.path(), LogLimits { file_bytes: 300, files: 3 }).unwrap();
+        let mut writer = LogWriter::open(
+            dir.path(),
+            LogLimits {
+                file_bytes: 300,
+                files: 3,
+            },
+        )
+        .unwrap();
         for i in 0..40 {
             writer.append(&[line(&format!("line {i}"), i)]).unwrap();
         }
@@ -398,14 +474,50 @@ mod tests {
         assert!(all.len() > 5 && all.len() < 20);
         let expected: Vec<String> = (40 - all.len()..40).map(|i| format!("line {i}")).collect();
         assert_eq!(all, expected);
-        let tail = texts(dir.path(), LogQuery { tail: Some(7), since: None });
+        let tail = texts(
+            dir.path(),
+            LogQuery {
+                tail: Some(7),
+                since: None,
+            },
+        );
         assert_eq!(tail, expected[expected.len() - 7..]);
-        let since = LogQuery { tail: None, since: Some(Timestamp::from_second(38).unwrap()) };
+        let since = LogQuery {
+            tail: None,
+            since: Some(Timestamp::from_second(38).unwrap()),
+        };
         assert_eq!(texts(dir.path(), since), ["line 38", "line 39"]);
-        assert_eq!(texts(dir.path(), LogQuery { tail: Some(0), since: None }), Vec::<String>::new());
+        assert_eq!(
+            texts(
+                dir.path(),
+                LogQuery {
+                    tail: Some(0),
+                    since: None
+                }
+            ),
+            Vec::<String>::new()
+        );
         // Reopened, it goes on where it was.
-        LogWriter::open(dir.path(), LogLimits { file_bytes: 300, files: 3 }).unwrap().append(&[line("end", 99)]).unwrap();
-        assert_eq!(texts(dir.path(), LogQuery { tail: Some(1), since: None }), ["end"]);
+        LogWriter::open(
+            dir.path(),
+            LogLimits {
+                file_bytes: 300,
+                files: 3,
+            },
+        )
+        .unwrap()
+        .append(&[line("end", 99)])
+        .unwrap();
+        assert_eq!(
+            texts(
+                dir.path(),
+                LogQuery {
+                    tail: Some(1),
+                    since: None
+                }
+            ),
+            ["end"]
+        );
     }
 
     #[test]
@@ -413,7 +525,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut reader = read_logs(dir.path(), LogQuery::default()).unwrap();
         assert!(reader.follow(Duration::ZERO).unwrap().is_empty());
-        let mut writer = LogWriter::open(dir.path(), LogLimits { file_bytes: 400, files: 10 }).unwrap();
+        let mut writer = LogWriter::open(
+            dir.path(),
+            LogLimits {
+                file_bytes: 400,
+                files: 10,
+            },
+        )
+        .unwrap();
         let mut seen = Vec::new();
         for i in 0..30 {
             writer.append(&[line(&i.to_string(), i)]).unwrap();
@@ -429,10 +548,19 @@ mod tests {
     #[test]
     fn torn_records_are_passed_over() {
         let dir = tempfile::tempdir().unwrap();
-        LogWriter::open(dir.path(), LogLimits::default()).unwrap().append(&[line("a", 1)]).unwrap();
-        let mut file = fs::OpenOptions::new().append(true).open(dir.path().join(CURRENT)).unwrap();
+        LogWriter::open(dir.path(), LogLimits::default())
+            .unwrap()
+            .append(&[line("a", 1)])
+            .unwrap();
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .open(dir.path().join(CURRENT))
+            .unwrap();
         file.write_all(b"{\"time\":\"19\n").unwrap();
-        LogWriter::open(dir.path(), LogLimits::default()).unwrap().append(&[line("b", 2)]).unwrap();
+        LogWriter::open(dir.path(), LogLimits::default())
+            .unwrap()
+            .append(&[line("b", 2)])
+            .unwrap();
         assert_eq!(texts(dir.path(), LogQuery::default()), ["a", "b"]);
     }
 

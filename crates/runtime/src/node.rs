@@ -32,10 +32,16 @@ const SHIM_END_MAX: Duration = Duration::from_secs(10);
 /// When the specification is wrong or the node does not start; nothing is left then.
 pub fn ensure_node(spec: &NodeSpec) -> Result<NodeClient> {
     spec.check()?;
-    let max = if matches!(spec.start, Start::Fresh) { START_MAX } else { RESTORE_MAX };
+    let max = if matches!(spec.start, Start::Fresh) {
+        START_MAX
+    } else {
+        RESTORE_MAX
+    };
     if let Ok(client) = NodeClient::connect(&spec.run_dir) {
         match client.ready(max) {
-            Ok(status) if matches!(status.state, RunState::Running | RunState::Frozen) => return Ok(client),
+            Ok(status) if matches!(status.state, RunState::Running | RunState::Frozen) => {
+                return Ok(client);
+            }
             // It ended or failed meanwhile: begin anew.
             Ok(_) | Err(RuntimeError::NotRunning { .. } | RuntimeError::Reported(_)) => {}
             Err(error) => return Err(error),
@@ -46,16 +52,22 @@ pub fn ensure_node(spec: &NodeSpec) -> Result<NodeClient> {
     let closed = process::first_closed_directory(&spec.run_dir)
         .map_err(|e| RuntimeError::io("look at", &spec.run_dir, e))?;
     if let Some(dir) = closed {
-        let what = format!("{} must be passable for every user (chmod o+x): nodes run as ordinary users", dir.display());
+        let what = format!(
+            "{} must be passable for every user (chmod o+x): nodes run as ordinary users",
+            dir.display()
+        );
         return Err(RuntimeError::spec(what));
     }
     fs::create_dir_all(&spec.log_dir).map_err(|e| RuntimeError::io("make", &spec.log_dir, e))?;
-    let text = serde_json::to_vec(spec).map_err(|e| RuntimeError::spec(format!("node {}: {e}", spec.node)))?;
+    let text = serde_json::to_vec(spec)
+        .map_err(|e| RuntimeError::spec(format!("node {}: {e}", spec.node)))?;
     write_atomic(&spec.path(), &text)?;
     match start_shim(spec, max) {
         Ok(()) => Ok(NodeClient::connect(&spec.run_dir).or_else(|_| client_of_short_run(spec))?),
         Err(error) => {
-            if let Err(left) = ensure_node_removed(&spec.run_dir, &spec.node, &spec.instance, &spec.tools) {
+            if let Err(left) =
+                ensure_node_removed(&spec.run_dir, &spec.node, &spec.instance, &spec.tools)
+            {
                 tracing::warn!(node = %spec.node, error = %left, "a node that did not start could not be removed");
             }
             Err(error)
@@ -67,7 +79,9 @@ pub fn ensure_node(spec: &NodeSpec) -> Result<NodeClient> {
 fn client_of_short_run(spec: &NodeSpec) -> Result<NodeClient> {
     match observe(&spec.run_dir)?.state {
         RunState::Exited => Ok(NodeClient::of(&spec.run_dir)),
-        _ => Err(RuntimeError::NotRunning { run_dir: spec.run_dir.clone() }),
+        _ => Err(RuntimeError::NotRunning {
+            run_dir: spec.run_dir.clone(),
+        }),
     }
 }
 
@@ -77,10 +91,17 @@ fn start_shim(spec: &NodeSpec, max: Duration) -> Result<()> {
     let log = fs::File::create(&log_path).map_err(|e| RuntimeError::io("make", &log_path, e))?;
     let mut command = Command::new(&spec.tools.shim);
     command.args(["node", "--spec"]).arg(spec.path());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).env_clear().env("PATH", crate::user::DEFAULT_PATH);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .env_clear()
+        .env("PATH", crate::user::DEFAULT_PATH);
     command.current_dir("/");
     let shim = spec.tools.shim.clone();
-    let mut child = command.spawn().map_err(|e| RuntimeError::io("run", &shim, e))?;
+    let mut child = command
+        .spawn()
+        .map_err(|e| RuntimeError::io("run", &shim, e))?;
     // It forks into the background and this process ends at once; its stdout stays with the background until the node runs.
     let stdout = child.stdout.take();
     let status = crate::runc::wait_for(&mut child, Duration::from_secs(20))
@@ -91,9 +112,15 @@ fn start_shim(spec: &NodeSpec, max: Duration) -> Result<()> {
         let said = fs::read_to_string(&log_path).unwrap_or_default();
         let stderr = crate::runc::tail(said.trim(), 4096).to_owned();
         let outcome = status.map_or("no end within 20 s".to_owned(), |status| status.to_string());
-        return Err(RuntimeError::Command { command: format!("{} node", shim.display()), outcome, stderr });
+        return Err(RuntimeError::Command {
+            command: format!("{} node", shim.display()),
+            outcome,
+            stderr,
+        });
     }
-    let Some(mut stdout) = stdout else { return Err(RuntimeError::spec("the shim has no stdout")) };
+    let Some(mut stdout) = stdout else {
+        return Err(RuntimeError::spec("the shim has no stdout"));
+    };
     let mut answer = Vec::new();
     let deadline = std::time::Instant::now() + max;
     loop {
@@ -101,10 +128,16 @@ fn start_shim(spec: &NodeSpec, max: Duration) -> Result<()> {
         let readable = process::poll_readable(stdout.as_fd(), Some(left))
             .map_err(|e| RuntimeError::doing("wait for the shim", e))?;
         if !readable {
-            return Err(RuntimeError::Timeout { what: format!("starting node {}", spec.node), after: max });
+            return Err(RuntimeError::Timeout {
+                what: format!("starting node {}", spec.node),
+                after: max,
+            });
         }
         let mut chunk = [0; 4096];
-        match stdout.read(&mut chunk).map_err(|e| RuntimeError::doing("read from the shim", e))? {
+        match stdout
+            .read(&mut chunk)
+            .map_err(|e| RuntimeError::doing("read from the shim", e))?
+        {
             0 => break,
             n => answer.extend_from_slice(chunk.get(..n).unwrap_or_default()),
         }
@@ -134,11 +167,18 @@ fn start_shim(spec: &NodeSpec, max: Duration) -> Result<()> {
 ///
 /// # Errors
 /// [`RuntimeError::Remains`] with everything that could not be removed.
-pub fn ensure_node_removed(run_dir: &Path, node: &NodeId, instance: &str, tools: &Tools) -> Result<()> {
+pub fn ensure_node_removed(
+    run_dir: &Path,
+    node: &NodeId,
+    instance: &str,
+    tools: &Tools,
+) -> Result<()> {
     let mut left: Vec<String> = Vec::new();
     let mut note = |result: Result<()>| {
         if let Err(error) = result {
-            let cause = std::error::Error::source(&error).map(|e| format!(": {e}")).unwrap_or_default();
+            let cause = std::error::Error::source(&error)
+                .map(|e| format!(": {e}"))
+                .unwrap_or_default();
             left.push(format!("{error}{cause}"));
         }
     };
@@ -149,7 +189,10 @@ pub fn ensure_node_removed(run_dir: &Path, node: &NodeId, instance: &str, tools:
     // First the node's processes: the shim sees their end, writes how, and ends by itself.
     note(cgroup.kill());
     let shims = processes_of(run_dir, Helper::Shim);
-    if !shims.iter().all(|shim| shim.wait_end(Some(SHIM_END_MAX)).unwrap_or(false)) {
+    if !shims
+        .iter()
+        .all(|shim| shim.wait_end(Some(SHIM_END_MAX)).unwrap_or(false))
+    {
         note(kill_and_wait(&shims));
         // It may have been starting something.
         note(kill_and_wait(&processes_of(run_dir, Helper::Runc)));
@@ -165,7 +208,14 @@ pub fn ensure_node_removed(run_dir: &Path, node: &NodeId, instance: &str, tools:
         Ok(()) => Ok(()),
     };
     left.extend(result.err());
-    if left.is_empty() { Ok(()) } else { Err(RuntimeError::Remains { node: node.to_string(), what: left }) }
+    if left.is_empty() {
+        Ok(())
+    } else {
+        Err(RuntimeError::Remains {
+            node: node.to_string(),
+            what: left,
+        })
+    }
 }
 
 /// Programs that work for a node on the host.
@@ -187,10 +237,15 @@ fn processes_of(run_dir: &Path, helper: Helper) -> Vec<process::Process> {
     let value = value.as_os_str().as_bytes();
     let is_helper = |arguments: &[Vec<u8>]| {
         let node = helper == Helper::Runc || arguments.get(1).is_some_and(|a| a == b"node");
-        node && arguments.windows(2).any(|pair| matches!(pair, [a, b] if a == flag && b == value))
+        node && arguments
+            .windows(2)
+            .any(|pair| matches!(pair, [a, b] if a == flag && b == value))
     };
     let me = std::process::id().cast_signed();
-    let pids = process::all().unwrap_or_default().into_iter().filter(|pid| *pid != me);
+    let pids = process::all()
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|pid| *pid != me);
     pids.filter_map(|pid| {
         // Held first, looked at then: the number cannot come to mean another process in between.
         let held = process::Process::open(pid).ok()?;
@@ -205,10 +260,15 @@ fn kill_and_wait(processes: &[process::Process]) -> Result<()> {
         let _ = process.signal(rustix::process::Signal::KILL.as_raw());
     }
     for process in processes {
-        let ended = process.wait_end(Some(SHIM_END_MAX)).map_err(|e| RuntimeError::doing("wait for a process", e))?;
+        let ended = process
+            .wait_end(Some(SHIM_END_MAX))
+            .map_err(|e| RuntimeError::doing("wait for a process", e))?;
         if !ended {
             let what = format!("killing process {}", process.pid());
-            return Err(RuntimeError::Timeout { what, after: SHIM_END_MAX });
+            return Err(RuntimeError::Timeout {
+                what,
+                after: SHIM_END_MAX,
+            });
         }
     }
     Ok(())
@@ -220,7 +280,9 @@ fn kill_and_wait(processes: &[process::Process]) -> Result<()> {
 /// Of the file system.
 pub fn forget_exit(run_dir: &Path) -> Result<()> {
     match fs::remove_file(run_dir.join(EXIT_FILE)) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(RuntimeError::io("remove the exit record in", run_dir, e)),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(RuntimeError::io("remove the exit record in", run_dir, e))
+        }
         _ => Ok(()),
     }
 }

@@ -25,7 +25,10 @@ impl Runc {
     /// runc for the node of `run_dir`.
     #[must_use]
     pub fn new(tools: &Tools, run_dir: &Path) -> Self {
-        Self { tools: tools.clone(), run_dir: run_dir.to_owned() }
+        Self {
+            tools: tools.clone(),
+            run_dir: run_dir.to_owned(),
+        }
     }
 
     /// `--root`.
@@ -43,7 +46,12 @@ impl Runc {
     #[must_use]
     pub fn command<I: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = I>) -> Command {
         let mut command = Command::new(&self.tools.runc);
-        command.arg("--root").arg(self.root()).arg("--log").arg(self.log()).args(args);
+        command
+            .arg("--root")
+            .arg(self.root())
+            .arg("--log")
+            .arg(self.log())
+            .args(args);
         let mut path = OsString::new();
         if let Some(dir) = &self.tools.criu_dir {
             // runc finds criu through PATH (it has no other way since 1.2).
@@ -52,7 +60,10 @@ impl Runc {
         }
         path.push(crate::user::DEFAULT_PATH);
         command.env_clear().env("PATH", path);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         command
     }
 
@@ -63,14 +74,25 @@ impl Runc {
     pub fn run(&self, mut command: Command, max: Duration) -> Result<()> {
         let line = command_line(&command);
         let before = std::fs::metadata(self.log()).map_or(0, |m| m.len());
-        let mut child = command.spawn().map_err(|e| RuntimeError::doing(format!("run {line}"), e))?;
-        match wait_for(&mut child, max).map_err(|e| RuntimeError::doing(format!("wait for {line}"), e))? {
+        let mut child = command
+            .spawn()
+            .map_err(|e| RuntimeError::doing(format!("run {line}"), e))?;
+        match wait_for(&mut child, max)
+            .map_err(|e| RuntimeError::doing(format!("wait for {line}"), e))?
+        {
             Some(status) if status.success() => Ok(()),
-            Some(status) => Err(RuntimeError::Command { command: line, outcome: status.to_string(), stderr: self.log_since(before) }),
+            Some(status) => Err(RuntimeError::Command {
+                command: line,
+                outcome: status.to_string(),
+                stderr: self.log_since(before),
+            }),
             None => {
                 let _ = child.kill();
                 let _ = child.wait();
-                Err(RuntimeError::Timeout { what: line, after: max })
+                Err(RuntimeError::Timeout {
+                    what: line,
+                    after: max,
+                })
             }
         }
     }
@@ -78,9 +100,14 @@ impl Runc {
     /// Messages that runc logged after the first `skip` bytes.
     fn log_since(&self, skip: u64) -> String {
         let bytes = read_bounded(&self.log(), LOG_MAX).unwrap_or_default();
-        let new = bytes.get(usize::try_from(skip).unwrap_or(0)..).unwrap_or_default();
+        let new = bytes
+            .get(usize::try_from(skip).unwrap_or(0)..)
+            .unwrap_or_default();
         let text = String::from_utf8_lossy(new);
-        let wanted: Vec<&str> = text.lines().filter(|line| !line.contains("level=warning")).collect();
+        let wanted: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.contains("level=warning"))
+            .collect();
         tail(&wanted.join("\n"), LOG_TAIL).to_owned()
     }
 
@@ -92,7 +119,10 @@ impl Runc {
         if !self.root().join(id).exists() {
             return Ok(());
         }
-        self.run(self.command(["delete", "--force", id]), Duration::from_secs(30))
+        self.run(
+            self.command(["delete", "--force", id]),
+            Duration::from_secs(30),
+        )
     }
 }
 
@@ -112,8 +142,13 @@ pub(crate) fn wait_for(child: &mut Child, max: Duration) -> std::io::Result<Opti
 
 /// argv as one line, for errors.
 pub(crate) fn command_line(command: &Command) -> String {
-    let parts = [command.get_program()].into_iter().chain(command.get_args());
-    parts.map(|part| part.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    let parts = [command.get_program()]
+        .into_iter()
+        .chain(command.get_args());
+    parts
+        .map(|part| part.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// The last `max` bytes of a text, from the start of a line or character.
@@ -130,8 +165,15 @@ pub(crate) fn tail(text: &str, max: usize) -> &str {
 pub fn criu_errors(log: &Path) -> Vec<String> {
     let bytes = read_bounded(log, LOG_MAX).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
-    let errors: Vec<&str> = text.lines().filter(|line| line.contains("Error (")).collect();
-    errors.iter().skip(errors.len().saturating_sub(20)).map(|line| tail(line.trim(), 500).to_owned()).collect()
+    let errors: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("Error ("))
+        .collect();
+    errors
+        .iter()
+        .skip(errors.len().saturating_sub(20))
+        .map(|line| tail(line.trim(), 500).to_owned())
+        .collect()
 }
 
 #[cfg(test)]
@@ -141,24 +183,47 @@ mod tests {
     #[test]
     fn a_failing_command_says_what_it_was() {
         let dir = tempfile::tempdir().unwrap();
-        let tools = Tools { runc: "/bin/false".into(), criu_dir: Some("/opt/criu".into()), shim: "/x".into() };
+        let tools = Tools {
+            runc: "/bin/false".into(),
+            criu_dir: Some("/opt/criu".into()),
+            shim: "/x".into(),
+        };
         let runc = Runc::new(&tools, dir.path());
         let command = runc.command(["create", "x"]);
-        let path = command.get_envs().find(|(name, _)| *name == "PATH").unwrap().1.unwrap();
+        let path = command
+            .get_envs()
+            .find(|(name, _)| *name == "PATH")
+            .unwrap()
+            .1
+            .unwrap();
         assert!(path.to_string_lossy().starts_with("/opt/criu:/usr/"));
-        let error = runc.run(command, Duration::from_secs(5)).unwrap_err().to_string();
-        assert!(error.starts_with("/bin/false --root ") && error.contains("create x failed: exit status: 1"), "{error}");
+        let error = runc
+            .run(command, Duration::from_secs(5))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("/bin/false --root ")
+                && error.contains("create x failed: exit status: 1"),
+            "{error}"
+        );
         runc.delete("absent").unwrap();
     }
 
     #[test]
     fn a_command_that_hangs_is_killed() {
         let dir = tempfile::tempdir().unwrap();
-        let tools = Tools { runc: "/bin/sleep".into(), criu_dir: None, shim: "/x".into() };
+        let tools = Tools {
+            runc: "/bin/sleep".into(),
+            criu_dir: None,
+            shim: "/x".into(),
+        };
         let runc = Runc::new(&tools, dir.path());
         let mut command = Command::new("/bin/sleep");
         command.arg("1000");
-        assert!(matches!(runc.run(command, Duration::from_millis(20)), Err(RuntimeError::Timeout { .. })));
+        assert!(matches!(
+            runc.run(command, Duration::from_millis(20)),
+            Err(RuntimeError::Timeout { .. })
+        ));
     }
 
     #[test]

@@ -38,7 +38,13 @@ pub(crate) fn filter(capabilities: &[&str]) -> serde_json::Result<Value> {
             names.extend(extra);
         }
     }
-    names.extend(profile.allowed_on.get(std::env::consts::ARCH).cloned().unwrap_or_default());
+    names.extend(
+        profile
+            .allowed_on
+            .get(std::env::consts::ARCH)
+            .cloned()
+            .unwrap_or_default(),
+    );
     names.sort();
     names.dedup();
     let mut rules = vec![
@@ -48,7 +54,11 @@ pub(crate) fn filter(capabilities: &[&str]) -> serde_json::Result<Value> {
     for value in profile.personalities {
         rules.push(json!({ "names": ["personality"], "action": "SCMP_ACT_ALLOW", "args": [arg(0, "EQ", value)] }));
     }
-    let families = [arg(0, "LT", AF_ALG), arg(0, "EQ", AF_ALG + 1), arg(0, "GT", AF_VSOCK)];
+    let families = [
+        arg(0, "LT", AF_ALG),
+        arg(0, "EQ", AF_ALG + 1),
+        arg(0, "GT", AF_VSOCK),
+    ];
     for family in families {
         rules.push(json!({ "names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [family, arg(2, "NE", MPTCP)] }));
     }
@@ -87,10 +97,18 @@ mod tests {
     #[test]
     fn capabilities_widen_the_filter_and_nothing_allows_io_uring() {
         let plain = allowed(&[]);
-        assert!(plain.contains(&"openat".into()) && !plain.contains(&"mount".into()) && !plain.contains(&"chroot".into()));
+        assert!(
+            plain.contains(&"openat".into())
+                && !plain.contains(&"mount".into())
+                && !plain.contains(&"chroot".into())
+        );
         assert!(allowed(&["CAP_SYS_CHROOT"]).contains(&"chroot".into()));
         let admin = allowed(&["CAP_SYS_ADMIN"]);
         assert!(admin.contains(&"mount".into()) && admin.contains(&"clone3".into()));
-        assert!(!admin.iter().any(|name| name.starts_with("io_uring") || name.starts_with("landlock")));
+        assert!(
+            !admin
+                .iter()
+                .any(|name| name.starts_with("io_uring") || name.starts_with("landlock"))
+        );
     }
 }

@@ -117,7 +117,14 @@ impl NodeFile {
     #[must_use]
     pub fn etc(target: &str, text: String) -> Self {
         let content = FileContent::Text(text);
-        Self { target: target.to_owned(), content, mode: 0o644, uid: 0, gid: 0, place: FilePlace::Rootfs }
+        Self {
+            target: target.to_owned(),
+            content,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            place: FilePlace::Rootfs,
+        }
     }
 }
 
@@ -193,7 +200,8 @@ impl NodeSpec {
     /// When it is absent, too large or not understood.
     pub fn read(path: &Path) -> Result<Self> {
         let text = crate::files::read_bounded(path, SPEC_MAX)?;
-        serde_json::from_slice(&text).map_err(|e| RuntimeError::spec(format!("{}: {e}", path.display())))
+        serde_json::from_slice(&text)
+            .map_err(|e| RuntimeError::spec(format!("{}: {e}", path.display())))
     }
 
     /// Where it is written: readable by root alone, for it holds secrets.
@@ -209,24 +217,56 @@ impl NodeSpec {
     pub fn check(&self) -> Result<()> {
         let refuse = |what: String| Err(RuntimeError::spec(what));
         let label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-        if self.instance.is_empty() || self.instance.len() > 6 || !self.instance.chars().all(label) {
-            return refuse(format!("instance {:?} is not 1 to 6 of a-z0-9", self.instance));
+        if self.instance.is_empty() || self.instance.len() > 6 || !self.instance.chars().all(label)
+        {
+            return refuse(format!(
+                "instance {:?} is not 1 to 6 of a-z0-9",
+                self.instance
+            ));
         }
         if self.process.args.is_empty() || self.process.args.iter().any(|a| a.contains('\0')) {
-            return refuse(format!("node {}: no command, or one with a NUL byte", self.node));
+            return refuse(format!(
+                "node {}: no command, or one with a NUL byte",
+                self.node
+            ));
         }
-        if self.process.env.iter().any(|e| e.contains('\0') || !e.contains('=')) {
-            return refuse(format!("node {}: an environment variable without '=' or with a NUL byte", self.node));
+        if self
+            .process
+            .env
+            .iter()
+            .any(|e| e.contains('\0') || !e.contains('='))
+        {
+            return refuse(format!(
+                "node {}: an environment variable without '=' or with a NUL byte",
+                self.node
+            ));
         }
         if self.hostname.is_empty() || self.hostname.len() > 64 {
-            return refuse(format!("host name {:?} is not 1 to 64 bytes long", self.hostname));
+            return refuse(format!(
+                "host name {:?} is not 1 to 64 bytes long",
+                self.hostname
+            ));
         }
-        if self.id_base == 0 || self.id_count == 0 || self.id_base.checked_add(self.id_count).is_none() {
-            return refuse(format!("ids {} + {} are no range apart from the host's root", self.id_base, self.id_count));
+        if self.id_base == 0
+            || self.id_count == 0
+            || self.id_base.checked_add(self.id_count).is_none()
+        {
+            return refuse(format!(
+                "ids {} + {} are no range apart from the host's root",
+                self.id_base, self.id_count
+            ));
         }
-        let ids = self.process.user.groups.iter().chain([&self.process.user.uid, &self.process.user.gid]);
+        let ids = self
+            .process
+            .user
+            .groups
+            .iter()
+            .chain([&self.process.user.uid, &self.process.user.gid]);
         if let Some(id) = ids.copied().find(|id| *id >= self.id_count) {
-            return refuse(format!("node {}: id {id} is beyond the {} mapped ids", self.node, self.id_count));
+            return refuse(format!(
+                "node {}: id {id} is beyond the {} mapped ids",
+                self.node, self.id_count
+            ));
         }
         let targets = (self.binds.iter().map(|b| &b.target))
             .chain(self.files.iter().map(|f| &f.target))
@@ -234,7 +274,10 @@ impl NodeSpec {
         for target in targets.chain([&self.process.cwd]) {
             let path = Path::new(target);
             let normal = path.components().all(|c| {
-                matches!(c, std::path::Component::RootDir | std::path::Component::Normal(_))
+                matches!(
+                    c,
+                    std::path::Component::RootDir | std::path::Component::Normal(_)
+                )
             });
             if !path.is_absolute() || !normal || target.contains('\0') {
                 return refuse(format!("{target:?} is not an absolute path without '..'"));

@@ -33,6 +33,10 @@ pub(crate) fn spec(run_dir: &Path) -> NodeSpec {
         init: false,
         link: None,
         start: Start::Fresh,
-        tools: Tools { runc: "/usr/bin/runc".into(), criu_dir: None, shim: "/usr/bin/offshoot-shim".into() },
+        tools: Tools {
+            runc: "/usr/bin/runc".into(),
+            criu_dir: None,
+            shim: "/usr/bin/offshoot-shim".into(),
+        },
     }
 }

@@ -30,22 +30,38 @@ pub fn resolve_process(layer: &Layer, image: &ImageConfig, rootfs: &Path) -> Res
     let args: Vec<String> = entrypoint.iter().chain(command).cloned().collect();
     if args.is_empty() {
         return Err(RuntimeError::Image {
-            what: format!("layer {}: neither the image nor the manifest names a command", layer.name),
+            what: format!(
+                "layer {}: neither the image nor the manifest names a command",
+                layer.name
+            ),
         });
     }
-    let user_text = layer.user.as_deref().or(image.user.as_deref()).unwrap_or("");
+    let user_text = layer
+        .user
+        .as_deref()
+        .or(image.user.as_deref())
+        .unwrap_or("");
     let (user, home) = resolve_user(user_text, rootfs)?;
     let mut env = Environment::new(&image.env);
     for (name, value) in &layer.environment {
         env.set(name, value);
     }
     env.complete(&home);
-    let cwd = match layer.working_dir.as_deref().or(image.working_dir.as_deref()) {
+    let cwd = match layer
+        .working_dir
+        .as_deref()
+        .or(image.working_dir.as_deref())
+    {
         None | Some("") => "/".to_owned(),
         Some(dir) if dir.starts_with('/') => dir.to_owned(),
         Some(dir) => format!("/{dir}"),
     };
-    Ok(ProcessSpec { args, env: env.into_list(), cwd, user })
+    Ok(ProcessSpec {
+        args,
+        env: env.into_list(),
+        cwd,
+        user,
+    })
 }
 
 /// Environment variables in order, each name once.
@@ -63,7 +79,10 @@ impl Environment {
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+        self.0
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
     }
 
     pub(crate) fn set(&mut self, name: &str, value: &str) {
@@ -86,14 +105,19 @@ impl Environment {
         }
         let debug = match self.get("GODEBUG") {
             None | Some("") => GO_WITHOUT_MPTCP.to_owned(),
-            Some(own) if own.split(',').any(|pair| pair.starts_with("multipathtcp=")) => own.to_owned(),
+            Some(own) if own.split(',').any(|pair| pair.starts_with("multipathtcp=")) => {
+                own.to_owned()
+            }
             Some(own) => format!("{own},{GO_WITHOUT_MPTCP}"),
         };
         self.set("GODEBUG", &debug);
     }
 
     pub(crate) fn into_list(self) -> Vec<String> {
-        self.0.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+        self.0
+            .into_iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect()
     }
 }
 
@@ -115,7 +139,10 @@ pub fn resolve_user(text: &str, rootfs: &Path) -> Result<(UserSpec, String)> {
 
 fn lookup(text: &str, passwd: &str, group: &str) -> Result<(UserSpec, String)> {
     let unknown = |kind: &str, name: &str| RuntimeError::Image {
-        what: format!("{kind} {name:?} is not in the image's /etc/{}", if kind == "user" { "passwd" } else { "group" }),
+        what: format!(
+            "{kind} {name:?} is not in the image's /etc/{}",
+            if kind == "user" { "passwd" } else { "group" }
+        ),
     };
     let (user_text, group_text) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|g| !g.is_empty())),
@@ -123,10 +150,13 @@ fn lookup(text: &str, passwd: &str, group: &str) -> Result<(UserSpec, String)> {
     };
     let user_text = if user_text.is_empty() { "0" } else { user_text };
     let number = parse_id(user_text);
-    let entry = passwd.lines().filter_map(parse_passwd).find(|entry| match number {
-        Some(uid) => entry.uid == uid,
-        None => entry.name == user_text,
-    });
+    let entry = passwd
+        .lines()
+        .filter_map(parse_passwd)
+        .find(|entry| match number {
+            Some(uid) => entry.uid == uid,
+            None => entry.name == user_text,
+        });
     let uid = match (&entry, number) {
         (Some(entry), _) => entry.uid,
         (None, Some(uid)) => uid,
@@ -135,14 +165,21 @@ fn lookup(text: &str, passwd: &str, group: &str) -> Result<(UserSpec, String)> {
     let home = entry.as_ref().map_or("/", |entry| entry.home).to_owned();
     let (gid, groups) = match group_text {
         Some(name) => {
-            let named = group.lines().filter_map(parse_group).find(|(n, _, _)| *n == name).map(|(_, gid, _)| gid);
-            let gid = named.or_else(|| parse_id(name)).ok_or_else(|| unknown("group", name))?;
+            let named = group
+                .lines()
+                .filter_map(parse_group)
+                .find(|(n, _, _)| *n == name)
+                .map(|(_, gid, _)| gid);
+            let gid = named
+                .or_else(|| parse_id(name))
+                .ok_or_else(|| unknown("group", name))?;
             (gid, Vec::new())
         }
         None => {
             let gid = entry.as_ref().map_or(0, |entry| entry.gid);
             let name = entry.as_ref().map(|entry| entry.name);
-            let member = |members: &str| name.is_some_and(|name| members.split(',').any(|m| m == name));
+            let member =
+                |members: &str| name.is_some_and(|name| members.split(',').any(|m| m == name));
             let mut groups: Vec<u32> = (group.lines().filter_map(parse_group))
                 .filter(|(_, id, members)| *id != gid && member(members))
                 .map(|(_, id, _)| id)
@@ -152,7 +189,14 @@ fn lookup(text: &str, passwd: &str, group: &str) -> Result<(UserSpec, String)> {
             (gid, groups)
         }
     };
-    Ok((UserSpec { uid, gid, groups }, if home.starts_with('/') { home } else { "/".to_owned() }))
+    Ok((
+        UserSpec { uid, gid, groups },
+        if home.starts_with('/') {
+            home
+        } else {
+            "/".to_owned()
+        },
+    ))
 }
 
 struct Passwd<'a> {
@@ -170,17 +214,26 @@ fn parse_id(text: &str) -> Option<u32> {
 /// A line of passwd(5).
 fn parse_passwd(line: &str) -> Option<Passwd<'_>> {
     let mut fields = line.split(':');
-    let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
+    let name = fields
+        .next()
+        .filter(|name| !name.is_empty() && !name.starts_with('#'))?;
     let uid = parse_id(fields.nth(1)?)?;
     let gid = parse_id(fields.next()?)?;
     let home = fields.nth(1).unwrap_or("/");
-    Some(Passwd { name, uid, gid, home })
+    Some(Passwd {
+        name,
+        uid,
+        gid,
+        home,
+    })
 }
 
 /// A line of group(5): name, id, members.
 fn parse_group(line: &str) -> Option<(&str, u32, &str)> {
     let mut fields = line.split(':');
-    let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
+    let name = fields
+        .next()
+        .filter(|name| !name.is_empty() && !name.starts_with('#'))?;
     let gid = parse_id(fields.nth(1)?)?;
     Some((name, gid, fields.next().unwrap_or("")))
 }
@@ -206,20 +259,36 @@ mod tests {
         assert_eq!(ids("mysql:ssl-cert"), (101, 110, vec![]));
         assert_eq!(ids("1234:5678"), (1234, 5678, vec![]));
         assert_eq!(lookup("mysql", PASSWD, GROUP).unwrap().1, "/var/lib/mysql");
-        assert!(lookup("nobody", PASSWD, GROUP).unwrap_err().to_string().contains("nobody"));
+        assert!(
+            lookup("nobody", PASSWD, GROUP)
+                .unwrap_err()
+                .to_string()
+                .contains("nobody")
+        );
         assert!(lookup("mysql:nogroup", PASSWD, GROUP).is_err());
         assert!(lookup("4294967296", PASSWD, GROUP).is_err());
-        assert_eq!(lookup("5", "", "").unwrap().0, UserSpec { uid: 5, gid: 0, groups: vec![] });
+        assert_eq!(
+            lookup("5", "", "").unwrap().0,
+            UserSpec {
+                uid: 5,
+                gid: 0,
+                groups: vec![]
+            }
+        );
     }
 
     #[test]
     fn the_environment_is_completed() {
-        let mut env = Environment::new(&["A=1".into(), "A=2".into(), "GODEBUG=x=1".into(), "B".into()]);
+        let mut env =
+            Environment::new(&["A=1".into(), "A=2".into(), "GODEBUG=x=1".into(), "B".into()]);
         env.complete("/home/a");
         let list = env.into_list();
         assert_eq!(list.first().unwrap(), "A=2");
         assert!(list.contains(&"GODEBUG=x=1,multipathtcp=0".to_owned()));
-        assert!(list.contains(&"HOME=/home/a".to_owned()) && list.contains(&format!("PATH={DEFAULT_PATH}")));
+        assert!(
+            list.contains(&"HOME=/home/a".to_owned())
+                && list.contains(&format!("PATH={DEFAULT_PATH}"))
+        );
         let mut env = Environment::new(&["GODEBUG=multipathtcp=1".into()]);
         env.complete("/");
         assert_eq!(env.get("GODEBUG"), Some("multipathtcp=1"));

@@ -1,2 +1,57 @@
-//! placeholder
-fn main() {}
+//! `offshoot-shim`: the processes that keep an environment alive while the daemon is restarted or upgraded.
+//!
+//! - `node --spec FILE`: beside one node; owns its mounts, pipes, log and exit status ([`node`]).
+//! - `router --spec FILE`: beside one environment; owns its network (crate `network`).
+//! - `hook --spec FILE`: run by runc in the middle of a restore ([`hook`]).
+//!
+//! People do not call it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+mod control;
+mod hook;
+mod mounts;
+mod node;
+mod shared;
+mod stdio;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let run: fn(&Path) -> anyhow::Result<()> = match args.as_slice() {
+        ["node", "--spec", _] => node::run,
+        ["router", "--spec", _] => router,
+        ["hook", "--spec", _] => hook::run,
+        ["--version"] => {
+            println!("offshoot-shim {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!(
+                "usage: offshoot-shim node|router|hook --spec FILE (started by offshoot, not by people)"
+            );
+            return ExitCode::from(2);
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    match run(&PathBuf::from(args.get(2).copied().unwrap_or_default())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!(
+                "offshoot-shim {}: {error:#}",
+                args.first().copied().unwrap_or_default()
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn router(spec: &Path) -> anyhow::Result<()> {
+    // A Ctrl-C for a daemon in the foreground is not meant for the networks of running environments.
+    offshoot_sys::process::leave_session();
+    Ok(offshoot_network::router::run(spec)?)
+}

@@ -8,7 +8,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -61,7 +61,9 @@ pub fn user_namespace(base: u32, count: u32) -> io::Result<OwnedFd> {
     drop(hold);
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap_or(0));
     // The child ends by itself once its pipe is closed; this only reaps it.
-    while let Err(rustix::io::Errno::INTR) = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()) {}
+    while let Err(rustix::io::Errno::INTR) =
+        rustix::process::waitpid(pid, rustix::process::WaitOptions::empty())
+    {}
     result
 }
 
@@ -74,22 +76,49 @@ pub fn open_tree(source: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::mount::open_tree(CWD, source, flags)?)
 }
 
-/// Shifts a detached tree's owners by the mapping of `userns` and refuses writes if asked.
+/// Shifts a detached tree's owners by the mapping of `userns`, hides device nodes, and refuses writes if asked. The tree belongs to no
+/// peer group afterwards (mount_namespaces(7)): what is mounted in the original later does not appear.
 ///
 /// # Errors
 /// Of mount_setattr(2): `EINVAL` when the file system cannot be id-mapped, `EPERM` when the tree is not detached.
 pub fn map_ids(tree: BorrowedFd<'_>, userns: BorrowedFd<'_>, writes: Writes) -> io::Result<()> {
-    let mut attr = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: u64::try_from(userns.as_raw_fd()).unwrap_or(u64::MAX),
-    };
-    // Set-uid programs work inside: the ids they switch to belong to the environment's range.
-    attr.attr_set &= !libc::MOUNT_ATTR_NOSUID;
+    // Set-uid programs stay useful: the ids they switch to belong to the environment's range.
+    let flags = libc::MOUNT_ATTR_IDMAP | libc::MOUNT_ATTR_NODEV;
+    set_attributes(tree, flags | read_only(writes), Some(userns))
+}
+
+/// As [`map_ids`] without shifting owners, and set-uid programs give nothing.
+///
+/// # Errors
+/// Of mount_setattr(2).
+pub fn restrict(tree: BorrowedFd<'_>, writes: Writes) -> io::Result<()> {
+    set_attributes(
+        tree,
+        libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | read_only(writes),
+        None,
+    )
+}
+
+fn read_only(writes: Writes) -> u64 {
     if writes == Writes::Refused {
-        attr.attr_set |= libc::MOUNT_ATTR_RDONLY;
+        libc::MOUNT_ATTR_RDONLY
+    } else {
+        0
     }
+}
+
+fn set_attributes(
+    tree: BorrowedFd<'_>,
+    attr_set: u64,
+    userns: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let userns_fd = userns.map_or(0, |fd| u64::try_from(fd.as_raw_fd()).unwrap_or(u64::MAX));
+    let attr = libc::mount_attr {
+        attr_set,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd,
+    };
     let empty = CString::default();
     // SAFETY: `tree` and `userns` are open for the call, `empty` is NUL-terminated, `attr` is a valid struct mount_attr of the
     // size passed; the kernel only reads it (mount_setattr(2)).
@@ -103,7 +132,11 @@ pub fn map_ids(tree: BorrowedFd<'_>, userns: BorrowedFd<'_>, writes: Writes) -> 
             size_of::<libc::mount_attr>(),
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Mounts a detached tree on `target`, which must exist and be of the same kind (directory or not).
@@ -111,7 +144,13 @@ pub fn map_ids(tree: BorrowedFd<'_>, userns: BorrowedFd<'_>, writes: Writes) -> 
 /// # Errors
 /// Of move_mount(2).
 pub fn place(tree: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
-    rustix::mount::move_mount(tree, c"", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    rustix::mount::move_mount(
+        tree,
+        c"",
+        CWD,
+        target,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?;
     Ok(())
 }
 
@@ -122,7 +161,13 @@ pub fn place(tree: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
 /// Of unshare(2) and mount(2).
 pub fn own_mount_namespace() -> io::Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-    nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)?;
+    nix::mount::mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_SLAVE,
+        None::<&str>,
+    )?;
     Ok(())
 }
 
@@ -132,8 +177,20 @@ pub fn own_mount_namespace() -> io::Result<()> {
 /// Of mount(2).
 pub fn tmpfs(target: &Path, size: u64) -> io::Result<()> {
     let options = format!("mode=0711,size={size}");
-    nix::mount::mount(Some("offshoot"), target, Some("tmpfs"), MsFlags::MS_NOSUID, Some(options.as_str()))?;
-    nix::mount::mount(None::<&str>, target, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>)?;
+    nix::mount::mount(
+        Some("offshoot"),
+        target,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID,
+        Some(options.as_str()),
+    )?;
+    nix::mount::mount(
+        None::<&str>,
+        target,
+        None::<&str>,
+        MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )?;
     Ok(())
 }
 
@@ -153,7 +210,12 @@ pub fn detach(target: &Path) -> io::Result<()> {
 pub fn character_device(path: &Path, major: u64, minor: u64, mode: u32) -> io::Result<()> {
     let kind = nix::sys::stat::SFlag::S_IFCHR;
     let permissions = nix::sys::stat::Mode::from_bits_truncate(mode);
-    nix::sys::stat::mknod(path, kind, permissions, nix::sys::stat::makedev(major, minor))?;
+    nix::sys::stat::mknod(
+        path,
+        kind,
+        permissions,
+        nix::sys::stat::makedev(major, minor),
+    )?;
     // mknod(2) applies the umask.
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode))
 }
@@ -180,7 +242,9 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
-        let digits = tail.get(..3).filter(|d| byte == b'\\' && d.iter().all(|b| (b'0'..=b'7').contains(b)));
+        let digits = tail
+            .get(..3)
+            .filter(|d| byte == b'\\' && d.iter().all(|b| (b'0'..=b'7').contains(b)));
         if let Some(digits) = digits {
             let value = digits.iter().fold(0u32, |n, b| n * 8 + u32::from(b - b'0'));
             out.push(u8::try_from(value & 0xff).unwrap_or(byte));
@@ -193,29 +257,18 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Adopts a raw descriptor number that this process was started with (for instance by a supervisor).
-///
-/// # Errors
-/// `EBADF` when it is not open.
-pub fn adopt_descriptor(number: i32) -> io::Result<OwnedFd> {
-    // SAFETY: fcntl(F_GETFD) on any number is harmless; it says whether the descriptor is open.
-    if number < 0 || unsafe { libc::fcntl(number, libc::F_GETFD) } == -1 {
-        return Err(io::Error::from_raw_os_error(libc::EBADF));
-    }
-    // SAFETY: the number is open, and the caller passes a descriptor that nothing else in this process owns.
-    let fd = unsafe { OwnedFd::from_raw_fd(number) };
-    rustix::io::fcntl_setfd(fd.as_fd(), rustix::io::FdFlags::CLOEXEC)?;
-    Ok(fd)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     #[test]
     fn mountinfo_is_parsed_with_its_escapes() {
         let text = b"22 27 0:21 / /proc rw - proc proc rw\n23 27 0:22 / /a\\040b\\134c rw - x y z\n\nshort line\n";
-        assert_eq!(parse_mount_points(text), [PathBuf::from("/proc"), PathBuf::from("/a b\\c")]);
+        assert_eq!(
+            parse_mount_points(text),
+            [PathBuf::from("/proc"), PathBuf::from("/a b\\c")]
+        );
         assert_eq!(unescape(b"\\04"), b"\\04");
         assert_eq!(unescape(b"\\777"), [0xff]);
     }
@@ -234,7 +287,12 @@ mod tests {
         map_ids(tree.as_fd(), userns.as_fd(), Writes::Refused).unwrap();
         let stat = rustix::fs::statat(&tree, "file", rustix::fs::AtFlags::empty()).unwrap();
         assert_eq!((stat.st_uid, stat.st_gid), (300_000, 300_000));
-        let open = rustix::fs::openat(&tree, "file", rustix::fs::OFlags::WRONLY, rustix::fs::Mode::empty());
+        let open = rustix::fs::openat(
+            &tree,
+            "file",
+            rustix::fs::OFlags::WRONLY,
+            rustix::fs::Mode::empty(),
+        );
         assert_eq!(open.unwrap_err(), rustix::io::Errno::ROFS);
         drop(tree);
         fs::remove_dir_all(&dir).unwrap();

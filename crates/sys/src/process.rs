@@ -39,6 +39,23 @@ pub fn fork_to_background() -> io::Result<Side> {
     }
 }
 
+/// Makes the calling process the leader of a new session (setsid(2)), out of reach of its starter's terminal. One that leads a
+/// group already is left as it is.
+pub fn leave_session() {
+    // EPERM: it is a group leader, and whoever started it so has cared for that.
+    let _ = nix::unistd::setsid();
+}
+
+/// Takes over standard output for a message to whoever started this process: later writes to descriptor 1 go nowhere.
+///
+/// # Errors
+/// Of dup(2) and opening /dev/null.
+pub fn take_stdout() -> io::Result<OwnedFd> {
+    let taken = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
+    rustix::stdio::dup2_stdout(fs::OpenOptions::new().write(true).open("/dev/null")?)?;
+    Ok(taken)
+}
+
 /// Makes orphaned descendants children of the calling process (`PR_SET_CHILD_SUBREAPER`).
 ///
 /// # Errors
@@ -82,7 +99,10 @@ impl Process {
     /// `ESRCH` when there is none.
     pub fn open(pid: i32) -> io::Result<Self> {
         let raw = Pid::from_raw(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
-        Ok(Self { pid, fd: rustix::process::pidfd_open(raw, PidfdFlags::empty())? })
+        Ok(Self {
+            pid,
+            fd: rustix::process::pidfd_open(raw, PidfdFlags::empty())?,
+        })
     }
 
     /// Its number in the caller's PID namespace.
@@ -96,7 +116,8 @@ impl Process {
     /// # Errors
     /// `ESRCH` when it ended, `EINVAL` for a number that is no signal.
     pub fn signal(&self, number: i32) -> io::Result<()> {
-        let signal = Signal::from_named_raw(number).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let signal = Signal::from_named_raw(number)
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
         Ok(rustix::process::pidfd_send_signal(&self.fd, signal)?)
     }
 
@@ -122,7 +143,11 @@ impl Process {
                     if let Some(code) = status.exit_status() {
                         return Ok(Ended::Exited(i32::try_from(code).unwrap_or(255)));
                     }
-                    return Ok(Ended::Signaled(status.terminating_signal().map_or(9, |s| i32::try_from(s).unwrap_or(9))));
+                    return Ok(Ended::Signaled(
+                        status
+                            .terminating_signal()
+                            .map_or(9, |s| i32::try_from(s).unwrap_or(9)),
+                    ));
                 }
             }
         }
@@ -169,18 +194,26 @@ pub enum Visit {
 ///
 /// # Errors
 /// When the namespace cannot be entered, or of `work`.
-pub fn visit<T: Send>(pid: i32, namespace: Visit, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+pub fn visit<T: Send>(
+    pid: i32,
+    namespace: Visit,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
     let (file, kind) = match namespace {
         Visit::Network => ("net", LinkNameSpaceType::Network),
         Visit::HostName => ("uts", LinkNameSpaceType::HostNameAndNISDomainName),
     };
     let fd = fs::File::open(format!("/proc/{pid}/ns/{file}"))?;
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name(format!("visit-{file}")).spawn_scoped(scope, move || {
-            rustix::thread::move_into_link_name_space(fd.as_fd(), Some(kind))?;
-            work()
-        })?;
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("the visiting thread panicked")))
+        let thread = std::thread::Builder::new()
+            .name(format!("visit-{file}"))
+            .spawn_scoped(scope, move || {
+                rustix::thread::move_into_link_name_space(fd.as_fd(), Some(kind))?;
+                work()
+            })?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the visiting thread panicked")))
     })
 }
 
@@ -213,7 +246,11 @@ pub fn loopback_up() -> io::Result<()> {
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: `socket` is open and `request` is a valid struct ifreq with a NUL-terminated name; SIOCSIFFLAGS only reads it.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Parent and start time (clock ticks after boot) of a process, from /proc/PID/stat (proc_pid_stat(5)). Number and start time together
@@ -223,7 +260,12 @@ pub fn loopback_up() -> io::Result<()> {
 /// `ENOENT` or `ESRCH` when there is none.
 pub fn identity(pid: i32) -> io::Result<Identity> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    parse_stat(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat: {text:?}")))
+    parse_stat(&text).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("/proc/{pid}/stat: {text:?}"),
+        )
+    })
 }
 
 /// What [`identity`] says.
@@ -244,7 +286,11 @@ fn parse_stat(text: &str) -> Option<Identity> {
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
     let started = fields.nth(17)?.parse().ok()?;
-    Some(Identity { parent, started, state })
+    Some(Identity {
+        parent,
+        started,
+        state,
+    })
 }
 
 /// argv of a process; empty for kernel threads and zombies.
@@ -254,7 +300,11 @@ fn parse_stat(text: &str) -> Option<Identity> {
 pub fn arguments(pid: i32) -> io::Result<Vec<Vec<u8>>> {
     let bytes = fs::read(format!("/proc/{pid}/cmdline"))?;
     let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
-    Ok(if bytes.is_empty() { Vec::new() } else { bytes.split(|&b| b == 0).map(<[u8]>::to_vec).collect() })
+    Ok(if bytes.is_empty() {
+        Vec::new()
+    } else {
+        bytes.split(|&b| b == 0).map(<[u8]>::to_vec).collect()
+    })
 }
 
 /// Numbers of all processes visible in /proc.
@@ -262,7 +312,9 @@ pub fn arguments(pid: i32) -> io::Result<Vec<Vec<u8>>> {
 /// # Errors
 /// When /proc cannot be read.
 pub fn all() -> io::Result<Vec<i32>> {
-    Ok(fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+    Ok(fs::read_dir("/proc")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect())
 }
 
 /// Whether the calling process is refused io_uring, and with which error: asks for a ring of no entries, which an allowed caller
@@ -271,7 +323,11 @@ pub fn all() -> io::Result<Vec<i32>> {
 pub fn io_uring_answer() -> io::Error {
     // SAFETY: io_uring_setup(2) with zero entries fails before it looks at the (null) parameters.
     let result = unsafe { libc::syscall(libc::SYS_io_uring_setup, 0, std::ptr::null_mut::<u8>()) };
-    if result == -1 { io::Error::last_os_error() } else { io::Error::from_raw_os_error(0) }
+    if result == -1 {
+        io::Error::last_os_error()
+    } else {
+        io::Error::from_raw_os_error(0)
+    }
 }
 
 /// Whether a path's every directory can be passed by any user (`o+x`), as a process that is root only in its own user namespace
@@ -281,7 +337,10 @@ pub fn io_uring_answer() -> io::Error {
 /// When a part does not exist.
 pub fn first_closed_directory(path: &Path) -> io::Result<Option<std::path::PathBuf>> {
     use std::os::unix::fs::PermissionsExt;
-    let mut ancestors: Vec<&Path> = path.ancestors().filter(|p| !p.as_os_str().is_empty()).collect();
+    let mut ancestors: Vec<&Path> = path
+        .ancestors()
+        .filter(|p| !p.as_os_str().is_empty())
+        .collect();
     ancestors.reverse();
     for dir in ancestors {
         if fs::metadata(dir)?.permissions().mode() & 0o001 == 0 {
@@ -298,7 +357,14 @@ mod tests {
     #[test]
     fn stat_is_parsed_whatever_the_name_holds() {
         let text = "12 (a) b (c)) S 7 12 12 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 100 200\n";
-        assert_eq!(parse_stat(text), Some(Identity { parent: 7, started: 4242, state: 'S' }));
+        assert_eq!(
+            parse_stat(text),
+            Some(Identity {
+                parent: 7,
+                started: 4242,
+                state: 'S'
+            })
+        );
         assert_eq!(parse_stat("nonsense"), None);
         let me = identity(std::process::id().cast_signed()).unwrap();
         assert!(me.started > 0);
@@ -306,11 +372,17 @@ mod tests {
 
     #[test]
     fn a_child_is_waited_for_and_reaped() {
-        let child = std::process::Command::new("/bin/sh").args(["-c", "exit 7"]).spawn().unwrap();
+        let child = std::process::Command::new("/bin/sh")
+            .args(["-c", "exit 7"])
+            .spawn()
+            .unwrap();
         let process = Process::open(child.id().cast_signed()).unwrap();
         assert!(process.wait_end(Some(Duration::from_secs(10))).unwrap());
         assert_eq!(process.reap().unwrap(), Ended::Exited(7));
-        let child = std::process::Command::new("/bin/sleep").arg("100").spawn().unwrap();
+        let child = std::process::Command::new("/bin/sleep")
+            .arg("100")
+            .spawn()
+            .unwrap();
         let process = Process::open(child.id().cast_signed()).unwrap();
         assert!(!process.wait_end(Some(Duration::ZERO)).unwrap());
         process.signal(15).unwrap();

@@ -1,0 +1,11 @@
+//! Real nodes: runc, cgroups, mounts and the shim as they are. Needs root, runc and a static busybox.
+
+mod exec;
+mod freeze;
+mod life;
+mod limits;
+mod probe;
+mod remains;
+mod security;
+mod storage;
+mod support;
