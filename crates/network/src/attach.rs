@@ -25,39 +25,83 @@ type Result<T> = std::result::Result<T, NetworkError>;
 pub fn attach(node_pid: i32, link: &NodeLink) -> Result<()> {
     check_placement(&link.placement)?;
     let router = RunDir::open(&link.router_dir)?.router()?;
-    let router = router.netns().map_err(|e| NetworkError::io("opening the router's network namespace", e))?;
+    let router = router
+        .netns()
+        .map_err(|e| NetworkError::io("opening the router's network namespace", e))?;
     let node = node_netns(node_pid)?;
     let same = |one: &Netns, other: &Netns| one.id().ok() == other.id().ok();
-    let host = Netns::current().map_err(|e| NetworkError::io("opening the own network namespace", e))?;
+    let host =
+        Netns::current().map_err(|e| NetworkError::io("opening the own network namespace", e))?;
     if same(&node, &router) || same(&node, &host) {
-        return Err(NetworkError::Invalid(format!("process {node_pid} has no network namespace of its own")));
+        return Err(NetworkError::Invalid(format!(
+            "process {node_pid} has no network namespace of its own"
+        )));
     }
     let there = run_in(&node, |links| async move { links.find(&link.ifname).await })?;
-    let port = run_in(&router, |links| async move { ensure_port(&links, link, there, &node).await.map(|()| node) })?;
-    let node = port;
+    let pair = run_in(&router, |links| async move {
+        keep_pair(&links, link, there.as_ref()).await
+    })?;
+    if pair == Pair::Missing {
+        // Left by a router that was killed a moment ago, whose namespace the kernel has not cleaned up yet.
+        run_in(&node, |links| async move {
+            links.ensure_removed(&link.ifname).await
+        })?;
+    }
+    let netns = &node;
+    run_in(&router, |links| async move {
+        ensure_port(&links, link, pair, netns).await
+    })?;
     run_in(&node, |links| async move { configure(&links, link).await })
+}
+
+/// Whether port and node's interface are two ends of one pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pair {
+    There,
+    Missing,
 }
 
 /// The network namespace of a node's process.
 pub(crate) fn node_netns(node_pid: i32) -> Result<Netns> {
     let opened = Holder::open(node_pid).and_then(|holder| holder.netns());
-    opened.map_err(|e| NetworkError::io(format!("opening the network namespace of process {node_pid}"), e))
+    opened.map_err(|e| {
+        NetworkError::io(
+            format!("opening the network namespace of process {node_pid}"),
+            e,
+        )
+    })
 }
 
-/// Inside the router: the pair, with the port on the bridge. `there` is the interface of that name in the node.
-async fn ensure_port(links: &Links, link: &NodeLink, there: Option<Link>, node: &Netns) -> Result<()> {
-    let bridge = links.get(BRIDGE).await?;
-    let port = links.find(&link.port_name).await?;
-    let is_pair = match (&port, &there) {
-        (Some(port), Some(there)) => port.peer == Some(there.index) && there.peer == Some(port.index),
-        _ => false,
-    };
-    if !is_pair {
-        // Left by a node that ended a moment ago, whose namespace the kernel has not cleaned up yet.
-        links.ensure_removed(&link.port_name).await?;
-        let near = VethEnd { name: &link.port_name, mac: None };
-        let far = VethEnd { name: &link.ifname, mac: Some(link.mac) };
-        links.add_veth(&near, Some(bridge.index), &far, node).await?;
+/// Inside the router: keeps the port if `there`, the interface in the node, is its other end, and removes it otherwise.
+async fn keep_pair(links: &Links, link: &NodeLink, there: Option<&Link>) -> Result<Pair> {
+    match (links.find(&link.port_name).await?, there) {
+        (Some(port), Some(there))
+            if port.peer == Some(there.index) && there.peer == Some(port.index) =>
+        {
+            return Ok(Pair::There);
+        }
+        // Of a node that ended a moment ago, whose namespace the kernel has not cleaned up yet.
+        (Some(_), _) => links.ensure_removed(&link.port_name).await?,
+        (None, _) => {}
+    }
+    Ok(Pair::Missing)
+}
+
+/// Inside the router: the pair, with its port on the bridge.
+async fn ensure_port(links: &Links, link: &NodeLink, pair: Pair, node: &Netns) -> Result<()> {
+    if pair == Pair::Missing {
+        let bridge = links.get(BRIDGE).await?;
+        let near = VethEnd {
+            name: &link.port_name,
+            mac: None,
+        };
+        let far = VethEnd {
+            name: &link.ifname,
+            mac: Some(link.mac),
+        };
+        links
+            .add_veth(&near, Some(bridge.index), &far, node)
+            .await?;
     }
     let port = links.get(&link.port_name).await?;
     // Not again on a port that is up: its isolation may have been lifted since.
@@ -72,22 +116,35 @@ async fn configure(links: &Links, link: &NodeLink) -> Result<()> {
     let lo = links.get("lo").await?;
     links.set_up(lo.index).await?;
     let interface = links.get(&link.ifname).await?;
-    // The gateway is known; advertisements of another one could only come from a neighbour that means no good.
-    sysctl::set(&format!("ipv6/conf/{}/accept_ra", link.ifname), "0", Missing::IsFine)?;
+    // The gateway is known; advertisements of another one could only come from a neighbour that means no good. And nobody
+    // else has these addresses, nor the one that the kernel makes of the hardware address.
+    for setting in ["accept_ra", "accept_dad"] {
+        sysctl::set(
+            &format!("ipv6/conf/{}/{setting}", link.ifname),
+            "0",
+            Missing::IsFine,
+        )?;
+    }
     links.set_mac(interface.index, link.mac).await?;
     links.set_up(interface.index).await?;
     for address in link.addresses() {
         links.ensure_address(interface.index, address).await?;
         let (family, everything, gateway) = match address {
-            IpNet::V4(_) => {
-                (Family::V4, Ipv4Net::default().into(), Some(IpAddr::V4(link.placement.inner_at(GATEWAY_HOST))))
-            }
-            IpNet::V6(_) => {
-                (Family::V6, Ipv6Net::default().into(), link.placement.inner6_at(GATEWAY_HOST).map(IpAddr::V6))
-            }
+            IpNet::V4(_) => (
+                Family::V4,
+                Ipv4Net::default().into(),
+                Some(IpAddr::V4(link.placement.inner_at(GATEWAY_HOST))),
+            ),
+            IpNet::V6(_) => (
+                Family::V6,
+                Ipv6Net::default().into(),
+                link.placement.inner6_at(GATEWAY_HOST).map(IpAddr::V6),
+            ),
         };
         links.ask_neighbours_often(interface.index, family).await?;
-        links.ensure_route(interface.index, everything, gateway, address.addr()).await?;
+        links
+            .ensure_route(interface.index, everything, gateway, address.addr())
+            .await?;
     }
     Ok(())
 }

@@ -57,9 +57,15 @@ pub fn ensure_router(spec: &RouterSpec, shim: &Path) -> Result<Router> {
             break lock;
         }
         if let Owner::Router(holder) = dir.owner()? {
-            let router = Router { dir: RunDir::open(&spec.run_dir)?, holder, started: Started::Before };
+            let router = Router {
+                dir: RunDir::open(&spec.run_dir)?,
+                holder,
+                started: Started::Before,
+            };
             let running = router.status()?.spec;
-            if (&running.env, &running.instance, &running.placement) == (&spec.env, &spec.instance, &spec.placement) {
+            if (&running.env, &running.instance, &running.placement)
+                == (&spec.env, &spec.instance, &spec.placement)
+            {
                 router.set_names(&spec.names, Some(&spec.upstream_dns))?;
                 return Ok(router);
             }
@@ -67,14 +73,21 @@ pub fn ensure_router(spec: &RouterSpec, shim: &Path) -> Result<Router> {
         }
         // The lock was free a moment ago, or is about to be: another one only looked.
         if Instant::now() > until {
-            return Err(NetworkError::Timeout { what: "taking the router's lock".into(), after: START_TIMEOUT });
+            return Err(NetworkError::Timeout {
+                what: "taking the router's lock".into(),
+                after: START_TIMEOUT,
+            });
         }
         std::thread::sleep(Duration::from_millis(1));
     };
     dir.write_spec(spec)?;
     start(&dir, lock, shim)?;
     let holder = dir.router()?;
-    Ok(Router { dir, holder, started: Started::Now })
+    Ok(Router {
+        dir,
+        holder,
+        started: Started::Now,
+    })
 }
 
 /// Starts the process and waits until it says that it is ready.
@@ -90,7 +103,10 @@ fn start(dir: &RunDir, lock: File, shim: &Path) -> Result<()> {
         .current_dir("/")
         .spawn()
         .map_err(failed)?;
-    let said = child.stdout.take().map(|stdout| wait_until_ready(stdout, START_TIMEOUT));
+    let said = child
+        .stdout
+        .take()
+        .map(|stdout| wait_until_ready(stdout, START_TIMEOUT));
     match said {
         Some(Ok(Readiness::Ready)) => {
             // It is a child until this process ends, and must not stay a zombie when it ends before.
@@ -103,10 +119,15 @@ fn start(dir: &RunDir, lock: File, shim: &Path) -> Result<()> {
             let _ = child.wait();
             let why = match other {
                 Some(Ok(Readiness::Failed { why })) => why,
-                Some(Err(NetworkError::Timeout { .. })) => format!("not ready in time; its log ends: {}", dir.log_tail()),
+                Some(Err(NetworkError::Timeout { .. })) => {
+                    format!("not ready in time; its log ends: {}", dir.log_tail())
+                }
                 _ => format!("it ended; its log ends: {}", dir.log_tail()),
             };
-            Err(NetworkError::Start { dir: dir.path().to_owned(), why })
+            Err(NetworkError::Start {
+                dir: dir.path().to_owned(),
+                why,
+            })
         }
     }
 }
@@ -120,17 +141,26 @@ fn wait_until_ready(stdout: impl Read + AsFd, max: Duration) -> Result<Readiness
         let left = until.saturating_duration_since(Instant::now());
         let ready = readable_within(stdout.get_ref().as_fd(), left);
         if !ready.map_err(|e| NetworkError::io("waiting for the router", e))? {
-            return Err(NetworkError::Timeout { what: "the router".into(), after: max });
+            return Err(NetworkError::Timeout {
+                what: "the router".into(),
+                after: max,
+            });
         }
         let mut part = [0; 512];
-        let len = stdout.read(&mut part).map_err(|e| NetworkError::io("listening to the router", e))?;
+        let len = stdout
+            .read(&mut part)
+            .map_err(|e| NetworkError::io("listening to the router", e))?;
         said.extend_from_slice(part.get(..len).unwrap_or_default());
-        let mut lines = said.split_inclusive(|&b| b == b'\n').filter(|line| line.ends_with(b"\n"));
+        let mut lines = said
+            .split_inclusive(|&b| b == b'\n')
+            .filter(|line| line.ends_with(b"\n"));
         if let Some(readiness) = lines.find_map(|line| serde_json::from_slice(line).ok()) {
             return Ok(readiness);
         }
         if len == 0 {
-            return Err(NetworkError::Invalid("the router ended without a word".into()));
+            return Err(NetworkError::Invalid(
+                "the router ended without a word".into(),
+            ));
         }
     }
 }
@@ -138,10 +168,16 @@ fn wait_until_ready(stdout: impl Read + AsFd, max: Duration) -> Result<Readiness
 fn end(holder: &Holder) -> Result<()> {
     let what = || format!("ending router process {}", holder.pid());
     holder.kill().map_err(|e| NetworkError::io(what(), e))?;
-    if holder.wait(EXIT_TIMEOUT).map_err(|e| NetworkError::io(what(), e))? {
+    if holder
+        .wait(EXIT_TIMEOUT)
+        .map_err(|e| NetworkError::io(what(), e))?
+    {
         Ok(())
     } else {
-        Err(NetworkError::Timeout { what: what(), after: EXIT_TIMEOUT })
+        Err(NetworkError::Timeout {
+            what: what(),
+            after: EXIT_TIMEOUT,
+        })
     }
 }
 
@@ -158,17 +194,26 @@ pub fn ensure_router_removed(run_dir: &Path, env: &EnvId, instance: &str) -> Res
         }
     };
     if run_dir.exists() {
-        note(RunDir::open(run_dir).and_then(|dir| dir.owner()).and_then(|owner| match owner {
-            Owner::Router(holder) => end(&holder),
-            Owner::Nobody => Ok(()),
-        }));
+        note(
+            RunDir::open(run_dir)
+                .and_then(|dir| dir.owner())
+                .and_then(|owner| match owner {
+                    Owner::Router(holder) => end(&holder),
+                    Owner::Nobody => Ok(()),
+                }),
+        );
     }
     // The kernel removes it with the namespace, a little later; then nobody is left who could find it.
     let link = host_link_name(instance, env);
-    note(run_here(|links| async move { links.ensure_removed(&link).await }));
+    note(run_here(|links| async move {
+        links.ensure_removed(&link).await
+    }));
     match std::fs::remove_dir_all(run_dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            note(Err(NetworkError::io(format!("removing {}", run_dir.display()), error)));
+            note(Err(NetworkError::io(
+                format!("removing {}", run_dir.display()),
+                error,
+            )));
         }
         _ => {}
     }
@@ -195,14 +240,28 @@ pub fn list_routers(run_root: &Path, instance: &str) -> Result<Vec<RouterRecord>
     let entries = match std::fs::read_dir(&envs) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(NetworkError::io(format!("listing {}", envs.display()), error)),
+        Err(error) => {
+            return Err(NetworkError::io(
+                format!("listing {}", envs.display()),
+                error,
+            ));
+        }
     };
     let mut found = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(|e| NetworkError::io(format!("listing {}", envs.display()), e))?;
-        let Some(env) = entry.file_name().to_str().and_then(|name| name.parse::<EnvId>().ok()) else { continue };
+        let entry =
+            entry.map_err(|e| NetworkError::io(format!("listing {}", envs.display()), e))?;
+        let Some(env) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<EnvId>().ok())
+        else {
+            continue;
+        };
         let run_dir = entry.path().join("router");
-        let Ok(dir) = RunDir::open(&run_dir) else { continue };
+        let Ok(dir) = RunDir::open(&run_dir) else {
+            continue;
+        };
         match RunDir::read_spec(&dir.spec_path()) {
             Ok(spec) if spec.instance != instance => continue,
             _ => {}
@@ -230,7 +289,11 @@ impl Router {
         };
         let dir = RunDir::open(run_dir).map_err(none)?;
         let holder = dir.router()?;
-        Ok(Self { dir, holder, started: Started::Before })
+        Ok(Self {
+            dir,
+            holder,
+            started: Started::Before,
+        })
     }
 
     /// Its pid.
@@ -266,8 +329,15 @@ impl Router {
     ///
     /// # Errors
     /// When a name is none, or the router does not answer.
-    pub fn set_names(&self, names: &Names, upstream_dns: Option<&[std::net::SocketAddr]>) -> Result<()> {
-        let request = Request::SetNames { names: names.clone(), upstream_dns: upstream_dns.map(<[_]>::to_vec) };
+    pub fn set_names(
+        &self,
+        names: &Names,
+        upstream_dns: Option<&[std::net::SocketAddr]>,
+    ) -> Result<()> {
+        let request = Request::SetNames {
+            names: names.clone(),
+            upstream_dns: upstream_dns.map(<[_]>::to_vec),
+        };
         self.order("take the names", &request)
     }
 
@@ -335,9 +405,11 @@ impl PreparedIsolation {
         let what = "isolate the nodes";
         let max_ms = u64::try_from(max.as_millis()).unwrap_or(u64::MAX);
         match self.channel.ask(what, &Request::Isolate { max_ms })? {
-            Response::Isolated { ports, us } => {
-                Ok(IsolationLease { channel: self.channel, ports, took: Duration::from_micros(us) })
-            }
+            Response::Isolated { ports, us } => Ok(IsolationLease {
+                channel: self.channel,
+                ports,
+                took: Duration::from_micros(us),
+            }),
             other => Err(unexpected(what, &other)),
         }
     }
@@ -389,23 +461,31 @@ struct Channel {
 impl Channel {
     fn open(dir: &RunDir) -> Result<Self> {
         let stream = dir.connect()?;
-        let set = stream.set_read_timeout(Some(ANSWER_TIMEOUT)).and_then(|()| stream.set_write_timeout(Some(ANSWER_TIMEOUT)));
+        let set = stream
+            .set_read_timeout(Some(ANSWER_TIMEOUT))
+            .and_then(|()| stream.set_write_timeout(Some(ANSWER_TIMEOUT)));
         set.map_err(|e| NetworkError::io("preparing the control connection", e))?;
-        Ok(Self { stream: BufReader::new(stream) })
+        Ok(Self {
+            stream: BufReader::new(stream),
+        })
     }
 
     fn ask(&mut self, what: &str, request: &Request) -> Result<Response> {
         let failed = |e: std::io::Error| match e.kind() {
-            std::io::ErrorKind::WouldBlock => {
-                NetworkError::Timeout { what: format!("the router's answer when asked to {what}"), after: ANSWER_TIMEOUT }
-            }
+            std::io::ErrorKind::WouldBlock => NetworkError::Timeout {
+                what: format!("the router's answer when asked to {what}"),
+                after: ANSWER_TIMEOUT,
+            },
             _ => NetworkError::io(format!("asking the router to {what}"), e),
         };
         let mut bytes = serde_json::to_vec(request).map_err(|e| failed(e.into()))?;
         bytes.push(b'\n');
         self.stream.get_mut().write_all(&bytes).map_err(failed)?;
         let mut line = Vec::new();
-        (&mut self.stream).take(LINE_MAX).read_until(b'\n', &mut line).map_err(failed)?;
+        (&mut self.stream)
+            .take(LINE_MAX)
+            .read_until(b'\n', &mut line)
+            .map_err(failed)?;
         if line.is_empty() {
             return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
         }
@@ -418,5 +498,8 @@ fn unexpected(what: &str, response: &Response) -> NetworkError {
         Response::Refused { why } => why.clone(),
         other => format!("it answered {other:?}"),
     };
-    NetworkError::Refused { what: what.to_owned(), why }
+    NetworkError::Refused {
+        what: what.to_owned(),
+        why,
+    }
 }

@@ -49,7 +49,10 @@ impl Nft {
         let failed = |e| NetworkError::io(format!("waiting for {argv}"), e);
         let holder = Holder::open(self.child.id().cast_signed()).map_err(failed)?;
         if !holder.wait(NFT_TIMEOUT).map_err(failed)? {
-            return Err(NetworkError::Timeout { what: argv, after: NFT_TIMEOUT });
+            return Err(NetworkError::Timeout {
+                what: argv,
+                after: NFT_TIMEOUT,
+            });
         }
         let status = self.child.wait().map_err(failed)?;
         if status.success() {
@@ -60,7 +63,11 @@ impl Nft {
             let _ = pipe.take(STDERR_MAX).read_to_end(&mut stderr);
         }
         let stderr = String::from_utf8_lossy(&stderr).trim().to_owned();
-        Err(NetworkError::Command { argv, status: status.to_string(), stderr })
+        Err(NetworkError::Command {
+            argv,
+            status: status.to_string(),
+            stderr,
+        })
     }
 }
 

@@ -32,7 +32,10 @@ pub(crate) enum Request {
     /// How are you?
     Status,
     /// Answer for these names and ask these servers for others from now on.
-    SetNames { names: Names, upstream_dns: Option<Vec<std::net::SocketAddr>> },
+    SetNames {
+        names: Names,
+        upstream_dns: Option<Vec<std::net::SocketAddr>>,
+    },
     /// Be ready for [`Request::Isolate`] on this connection: it cuts off the nodes that are attached now.
     PrepareIsolation,
     /// Cut the nodes off from each other, for at most so long, until [`Request::Lift`] on this connection or its end.
@@ -89,7 +92,9 @@ pub struct PortStatus {
 pub(crate) async fn serve(listener: UnixListener, router: Rc<Running>) {
     let connections = std::sync::Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(permit) = std::sync::Arc::clone(&connections).acquire_owned().await else { return };
+        let Ok(permit) = std::sync::Arc::clone(&connections).acquire_owned().await else {
+            return;
+        };
         tokio::select! {
             () = router.shutdown.notified() => return,
             accepted = listener.accept() => match accepted {
@@ -134,7 +139,12 @@ impl Connection {
             let room = LINE_MAX.saturating_sub(line.len() as u64);
             let mut limited = (&mut read).take(room);
             let reading = limited.read_until(b'\n', &mut line);
-            let got = match self.lease.as_ref().filter(|lease| lease.ports.is_some()).map(|lease| lease.until) {
+            let got = match self
+                .lease
+                .as_ref()
+                .filter(|lease| lease.ports.is_some())
+                .map(|lease| lease.until)
+            {
                 Some(until) => tokio::select! {
                     // An answer that is there in time counts as in time.
                     biased;
@@ -154,10 +164,14 @@ impl Connection {
             }
             let response = match serde_json::from_slice(&line) {
                 Ok(request) => self.handle(request).await,
-                Err(error) => Response::Refused { why: format!("not understood: {error}") },
+                Err(error) => Response::Refused {
+                    why: format!("not understood: {error}"),
+                },
             };
             line.clear();
-            let Ok(mut bytes) = serde_json::to_vec(&response) else { return };
+            let Ok(mut bytes) = serde_json::to_vec(&response) else {
+                return;
+            };
             bytes.push(b'\n');
             if !matches!(timeout(IDLE, write.write_all(&bytes)).await, Ok(Ok(()))) {
                 return;
@@ -167,16 +181,26 @@ impl Connection {
 
     async fn handle(&mut self, request: Request) -> Response {
         let done = match request {
-            Request::Status => self.router.status().await.map(|status| Response::Status(Box::new(status))),
-            Request::SetNames { names, upstream_dns } => {
-                self.router.set_names(names, upstream_dns).map(|()| Response::Done)
-            }
+            Request::Status => self
+                .router
+                .status()
+                .await
+                .map(|status| Response::Status(Box::new(status))),
+            Request::SetNames {
+                names,
+                upstream_dns,
+            } => self
+                .router
+                .set_names(names, upstream_dns)
+                .map(|()| Response::Done),
             Request::SetGate { gate } => self.router.set_gate(gate).await.map(|()| Response::Done),
             Request::PrepareIsolation => self.router.prepare_isolation().await.map(|ports| {
                 self.prepared = Some(ports);
                 Response::Done
             }),
-            Request::Isolate { max_ms } => return self.isolate(Duration::from_millis(max_ms)).await,
+            Request::Isolate { max_ms } => {
+                return self.isolate(Duration::from_millis(max_ms)).await;
+            }
             Request::Lift => match self.lease.take() {
                 Some(lease) => self.lift(lease),
                 None => self.router.lift_all().await.map(|()| Response::Done),
@@ -186,15 +210,24 @@ impl Connection {
                 Ok(Response::Done)
             }
         };
-        done.unwrap_or_else(|error| Response::Refused { why: crate::error::chain(&error) })
+        done.unwrap_or_else(|error| Response::Refused {
+            why: crate::error::chain(&error),
+        })
     }
 
     async fn isolate(&mut self, max: Duration) -> Response {
         if max.is_zero() || max > ISOLATION_MAX {
-            return Response::Refused { why: format!("isolation for {} ms: 1 to 60000 are allowed", max.as_millis()) };
+            return Response::Refused {
+                why: format!(
+                    "isolation for {} ms: 1 to 60000 are allowed",
+                    max.as_millis()
+                ),
+            };
         }
         if self.router.isolation_held.replace(true) {
-            return Response::Refused { why: "another cut holds the nodes isolated".into() };
+            return Response::Refused {
+                why: "another cut holds the nodes isolated".into(),
+            };
         }
         let since = Instant::now();
         let ports = match self.prepared.take() {
@@ -210,22 +243,35 @@ impl Connection {
         });
         match isolated {
             Ok(ports) => {
-                let answer = Response::Isolated { ports: ports.len(), us: micros(since) };
-                self.lease = Some(Lease { since, until: since + max, ports: Some(ports) });
+                let answer = Response::Isolated {
+                    ports: ports.len(),
+                    us: micros(since),
+                };
+                self.lease = Some(Lease {
+                    since,
+                    until: since + max,
+                    ports: Some(ports),
+                });
                 answer
             }
             Err(error) => {
                 self.router.isolation_held.set(false);
-                Response::Refused { why: crate::error::chain(&error) }
+                Response::Refused {
+                    why: crate::error::chain(&error),
+                }
             }
         }
     }
 
     fn lift(&mut self, lease: Lease) -> Result<Response, crate::NetworkError> {
-        let Some(ports) = lease.ports else { return Ok(Response::Expired) };
+        let Some(ports) = lease.ports else {
+            return Ok(Response::Expired);
+        };
         let lifted = ports.put(Position::Together);
         self.router.isolation_held.set(false);
-        lifted.map(|()| Response::Lifted { held_us: micros(lease.since) })
+        lifted.map(|()| Response::Lifted {
+            held_us: micros(lease.since),
+        })
     }
 
     /// Lifts the isolation that nobody lifted, and remembers that.
@@ -233,7 +279,10 @@ impl Connection {
         if let Some(ports) = self.lease.as_mut().and_then(|lease| lease.ports.take()) {
             tracing::warn!(?why, "the nodes' isolation is lifted without its holder");
             if let Err(error) = ports.put(Position::Together) {
-                tracing::error!(error = crate::error::chain(&error), "lifting the isolation failed");
+                tracing::error!(
+                    error = crate::error::chain(&error),
+                    "lifting the isolation failed"
+                );
             }
             self.router.isolation_held.set(false);
         }

@@ -64,7 +64,10 @@ pub enum NetworkError {
 
 impl NetworkError {
     pub(crate) fn io(what: impl Into<String>, source: io::Error) -> Self {
-        Self::Io { what: what.into(), source }
+        Self::Io {
+            what: what.into(),
+            source,
+        }
     }
 
     /// The error as a person sees it.
@@ -72,19 +75,31 @@ impl NetworkError {
     pub fn problem(&self) -> Problem {
         let what = format!("the environment's network: {self}");
         let (fault, next) = match self {
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                (Fault::Host, "run the daemon as root with CAP_NET_ADMIN and CAP_SYS_ADMIN")
-            }
-            Self::Command { argv, .. } if argv.starts_with("nft") => {
-                (Fault::Host, "check with 'offshoot doctor' that nftables is installed and the kernel has nf_tables and NAT")
-            }
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => (
+                Fault::Host,
+                "run the daemon as root with CAP_NET_ADMIN and CAP_SYS_ADMIN",
+            ),
+            Self::Command { argv, .. } if argv.starts_with("nft") => (
+                Fault::Host,
+                "check with 'offshoot doctor' that nftables is installed and the kernel has nf_tables and NAT",
+            ),
             Self::Io { .. } | Self::Command { .. } | Self::Start { .. } => {
                 (Fault::Host, "look at the details and run 'offshoot doctor'")
             }
-            Self::NoRouter(_) => (Fault::Host, "stop and start the environment: its router was killed"),
-            Self::Timeout { .. } => (Fault::Host, "try again; if it stays, look at the load of the host and the router's log"),
-            Self::IsolationEnded(_) => (Fault::Host, "try again; if it stays, allow a longer freeze"),
-            Self::Invalid(_) | Self::Refused { .. } => (Fault::Offshoot, "report this with the daemon's log"),
+            Self::NoRouter(_) => (
+                Fault::Host,
+                "stop and start the environment: its router was killed",
+            ),
+            Self::Timeout { .. } => (
+                Fault::Host,
+                "try again; if it stays, look at the load of the host and the router's log",
+            ),
+            Self::IsolationEnded(_) => {
+                (Fault::Host, "try again; if it stays, allow a longer freeze")
+            }
+            Self::Invalid(_) | Self::Refused { .. } => {
+                (Fault::Offshoot, "report this with the daemon's log")
+            }
         };
         let problem = Problem::new(Code::NetworkFailed, fault, what, next);
         match std::error::Error::source(self) {

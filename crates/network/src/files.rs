@@ -50,8 +50,12 @@ pub(crate) enum Owner {
 impl RunDir {
     /// Opens the directory, which must be there.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let dir = File::open(path).map_err(|e| NetworkError::io(format!("opening {}", path.display()), e))?;
-        Ok(Self { path: path.to_owned(), dir })
+        let dir = File::open(path)
+            .map_err(|e| NetworkError::io(format!("opening {}", path.display()), e))?;
+        Ok(Self {
+            path: path.to_owned(),
+            dir,
+        })
     }
 
     /// Opens the directory, made if it is not there, for root alone.
@@ -73,7 +77,11 @@ impl RunDir {
     pub(crate) fn read_spec(path: &Path) -> Result<RouterSpec> {
         let failed = |e| NetworkError::io(format!("reading {}", path.display()), e);
         let mut text = String::new();
-        File::open(path).map_err(failed)?.take(SPEC_MAX).read_to_string(&mut text).map_err(failed)?;
+        File::open(path)
+            .map_err(failed)?
+            .take(SPEC_MAX)
+            .read_to_string(&mut text)
+            .map_err(failed)?;
         let spec: RouterSpec = serde_json::from_str(&text).map_err(|e| failed(e.into()))?;
         spec.check()?;
         Ok(spec)
@@ -92,7 +100,13 @@ impl RunDir {
 
     fn open_pid_file(&self) -> Result<File> {
         let path = self.path.join(PID);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path);
         file.map_err(|e| NetworkError::io(format!("opening {}", path.display()), e))
     }
 
@@ -127,7 +141,10 @@ impl RunDir {
     }
 
     fn is_taken(&self) -> NetworkError {
-        NetworkError::Start { dir: self.path.clone(), why: "another router runs here".into() }
+        NetworkError::Start {
+            dir: self.path.clone(),
+            why: "another router runs here".into(),
+        }
     }
 
     /// Who has the lock. When it is held without a pid (a router is being started by somebody), waits for one or the
@@ -142,7 +159,10 @@ impl RunDir {
                 return Ok(Owner::Router(holder));
             }
             if Instant::now() > until {
-                return Err(NetworkError::Timeout { what: "a router that is being started".into(), after: START_TIMEOUT });
+                return Err(NetworkError::Timeout {
+                    what: "a router that is being started".into(),
+                    after: START_TIMEOUT,
+                });
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -153,7 +173,9 @@ impl RunDir {
         match self.open_pid_file()?.try_lock_shared() {
             Ok(()) => Ok(false),
             Err(TryLockError::WouldBlock) => Ok(true),
-            Err(TryLockError::Error(error)) => Err(NetworkError::io("probing a router's lock", error)),
+            Err(TryLockError::Error(error)) => {
+                Err(NetworkError::io("probing a router's lock", error))
+            }
         }
     }
 
@@ -162,16 +184,26 @@ impl RunDir {
         let mut text = String::new();
         let read = self.open_pid_file()?.take(64).read_to_string(&mut text);
         read.map_err(|e| NetworkError::io("reading a router's pid file", e))?;
-        let Some((pid, started)) = text.trim().split_once(' ') else { return Ok(None) };
-        let Some(holder) = pid.parse().ok().and_then(|pid| Holder::open(pid).ok()) else { return Ok(None) };
-        Ok((start_time(holder.pid()).as_deref() == Some(started) && holder.is_alive()).then_some(holder))
+        let Some((pid, started)) = text.trim().split_once(' ') else {
+            return Ok(None);
+        };
+        let Some(holder) = pid.parse().ok().and_then(|pid| Holder::open(pid).ok()) else {
+            return Ok(None);
+        };
+        Ok(
+            (start_time(holder.pid()).as_deref() == Some(started) && holder.is_alive())
+                .then_some(holder),
+        )
     }
 
     /// Says in the locked pid file that this process is the router.
     pub(crate) fn write_pid(mut lock: &File) -> Result<()> {
         let pid = std::process::id().cast_signed();
         let started = start_time(pid).unwrap_or_default();
-        let written = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| write!(lock, "{pid} {started}\n"));
+        let written = lock
+            .set_len(0)
+            .and_then(|()| lock.rewind())
+            .and_then(|()| writeln!(lock, "{pid} {started}"));
         written.map_err(|e| NetworkError::io("writing the router's pid file", e))
     }
 
@@ -190,7 +222,12 @@ impl RunDir {
 
     /// Binds the control socket, in place of one that an earlier router left.
     pub(crate) fn listen(&self) -> Result<UnixListener> {
-        let failed = |e| NetworkError::io(format!("listening on {}", self.path.join(CONTROL).display()), e);
+        let failed = |e| {
+            NetworkError::io(
+                format!("listening on {}", self.path.join(CONTROL).display()),
+                e,
+            )
+        };
         let path = self.control_path();
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
@@ -203,14 +240,22 @@ impl RunDir {
 
     /// Connects to the control socket.
     pub(crate) fn connect(&self) -> Result<UnixStream> {
-        UnixStream::connect(self.control_path())
-            .map_err(|e| NetworkError::io(format!("connecting to {}", self.path.join(CONTROL).display()), e))
+        UnixStream::connect(self.control_path()).map_err(|e| {
+            NetworkError::io(
+                format!("connecting to {}", self.path.join(CONTROL).display()),
+                e,
+            )
+        })
     }
 
     /// The log, to be appended to.
     pub(crate) fn open_log(&self) -> Result<File> {
         let path = self.path.join(LOG);
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path);
         file.map_err(|e| NetworkError::io(format!("opening {}", path.display()), e))
     }
 
@@ -230,7 +275,10 @@ impl RunDir {
 fn start_time(pid: i32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after_name) = stat.rsplit_once(')')?;
-    after_name.split_ascii_whitespace().nth(19).map(str::to_owned)
+    after_name
+        .split_ascii_whitespace()
+        .nth(19)
+        .map(str::to_owned)
 }
 
 fn is_same_file(one: &File, other: &File) -> bool {

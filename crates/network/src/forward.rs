@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::Message;
-use offshoot_sys::netns::Netns;
+use offshoot_sys::netns::{Netns, keep_only_net_admin};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -29,8 +29,15 @@ const SERVERS_TRIED: usize = 3;
 
 /// What the thread is asked to do.
 enum Job {
-    Uplink { router: Netns, reply: oneshot::Sender<Result<(), NetworkError>> },
-    Ask { question: Box<Message>, servers: Arc<[SocketAddr]>, reply: oneshot::Sender<Option<Message>> },
+    Uplink {
+        router: Netns,
+        reply: oneshot::Sender<Result<(), NetworkError>>,
+    },
+    Ask {
+        question: Box<Message>,
+        servers: Arc<[SocketAddr]>,
+        reply: oneshot::Sender<Option<Message>>,
+    },
 }
 
 /// The thread, as the router sees it.
@@ -52,18 +59,37 @@ impl HostSide {
         Ok(Self(sender))
     }
 
+    /// A host side that answers nothing.
+    #[cfg(test)]
+    pub(crate) fn nobody() -> Self {
+        Self(mpsc::channel(1).0)
+    }
+
     /// Makes the uplink into `router`'s namespace.
     pub(crate) async fn make_uplink(&self, router: Netns) -> Result<(), NetworkError> {
         let (reply, answer) = oneshot::channel();
         let gone = || NetworkError::Invalid("the router's host side ended".into());
-        self.0.send(Job::Uplink { router, reply }).await.map_err(|_| gone())?;
+        self.0
+            .send(Job::Uplink { router, reply })
+            .await
+            .map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 
     /// Asks upstream; `None` when there is no answer or too much is under way.
-    pub(crate) async fn ask(&self, question: Message, servers: Arc<[SocketAddr]>) -> Option<Message> {
+    pub(crate) async fn ask(
+        &self,
+        question: Message,
+        servers: Arc<[SocketAddr]>,
+    ) -> Option<Message> {
         let (reply, answer) = oneshot::channel();
-        self.0.try_send(Job::Ask { question: Box::new(question), servers, reply }).ok()?;
+        self.0
+            .try_send(Job::Ask {
+                question: Box::new(question),
+                servers,
+                reply,
+            })
+            .ok()?;
         answer.await.ok()?
     }
 }
@@ -73,11 +99,21 @@ async fn work(spec: RouterSpec, mut jobs: mpsc::Receiver<Job>) {
     while let Some(job) = jobs.recv().await {
         match job {
             Job::Uplink { router, reply } => {
-                let made = async { setup::make_uplink(&Links::open()?, &spec, &router).await };
+                let made = async {
+                    setup::make_uplink(&Links::open()?, &spec, &router).await?;
+                    // All that follows is asking name servers.
+                    keep_only_net_admin().map_err(|e| NetworkError::io("giving up capabilities", e))
+                };
                 let _ = reply.send(made.await);
             }
-            Job::Ask { question, servers, reply } => {
-                let Ok(permit) = Arc::clone(&questions).try_acquire_owned() else { continue };
+            Job::Ask {
+                question,
+                servers,
+                reply,
+            } => {
+                let Ok(permit) = Arc::clone(&questions).try_acquire_owned() else {
+                    continue;
+                };
                 tokio::spawn(async move {
                     let _ = reply.send(ask_servers(&question, &servers).await);
                     drop(permit);
@@ -118,7 +154,10 @@ async fn over_udp(question: &Message, bytes: &[u8], server: SocketAddr) -> io::R
     let mut buffer = [0; 4096];
     loop {
         let len = socket.recv(&mut buffer).await?;
-        if let Some(answer) = buffer.get(..len).and_then(|bytes| matching(question, bytes)) {
+        if let Some(answer) = buffer
+            .get(..len)
+            .and_then(|bytes| matching(question, bytes))
+        {
             return Ok(answer);
         }
     }
@@ -127,7 +166,9 @@ async fn over_udp(question: &Message, bytes: &[u8], server: SocketAddr) -> io::R
 async fn over_tcp(question: &Message, bytes: &[u8], server: SocketAddr) -> io::Result<Message> {
     let mut stream = TcpStream::connect(server).await?;
     let len = u16::try_from(bytes.len()).map_err(io::Error::other)?;
-    stream.write_all(&[&len.to_be_bytes(), bytes].concat()).await?;
+    stream
+        .write_all(&[&len.to_be_bytes(), bytes].concat())
+        .await?;
     let len = stream.read_u16().await?;
     let mut answer = vec![0; len.into()];
     stream.read_exact(&mut answer).await?;
@@ -137,5 +178,6 @@ async fn over_tcp(question: &Message, bytes: &[u8], server: SocketAddr) -> io::R
 /// The answer to our question, unless it is somebody else's guess.
 fn matching(question: &Message, bytes: &[u8]) -> Option<Message> {
     let answer = Message::from_vec(bytes).ok()?;
-    (answer.metadata.id == question.metadata.id && answer.queries == question.queries).then_some(answer)
+    (answer.metadata.id == question.metadata.id && answer.queries == question.queries)
+        .then_some(answer)
 }

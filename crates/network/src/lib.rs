@@ -24,14 +24,17 @@ mod zone;
 
 pub use attach::attach;
 pub use client::{
-    IsolationLease, PreparedIsolation, Router, RouterRecord, Started, ensure_router, ensure_router_removed, list_routers,
+    IsolationLease, PreparedIsolation, Router, RouterRecord, Started, ensure_router,
+    ensure_router_removed, list_routers,
 };
 pub use control::{PortStatus, RouterStatus};
 pub use error::NetworkError;
-pub use host::{Forwarding, ForwardingState, ensure_host, ensure_host_removed, forwarding_state};
+pub use host::{
+    Forwarding, ForwardingState, ensure_host, ensure_host_removed, forwarding_state, name_servers,
+};
 pub use outside::close_outside;
 pub use rules::{host_rules, router_rules};
 pub use spec::{
-    BRIDGE, BRIDGE_MAC, GATEWAY_HOST, Gate, INSTANCE_MAX, Isolation, NODE_INTERFACE, Names, NodeLink, ROUTER_HOST, RouterSpec,
-    UPLINK, check_instance, host_link_name, host_table_name,
+    BRIDGE, BRIDGE_MAC, GATEWAY_HOST, Gate, INSTANCE_MAX, Isolation, NODE_INTERFACE, Names,
+    NodeLink, ROUTER_HOST, RouterSpec, UPLINK, check_instance, host_link_name, host_table_name,
 };

@@ -15,7 +15,8 @@ use offshoot_sys::netns::Netns;
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{
-    InfoBridgePort, InfoData, InfoPortData, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoPortData, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::neighbour_table::{
     NeighbourTableAttribute, NeighbourTableMessage, NeighbourTableParameter,
@@ -23,7 +24,9 @@ use rtnetlink::packet_route::neighbour_table::{
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{
+    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+};
 
 use offshoot_model::environment::MacAddr;
 
@@ -62,7 +65,9 @@ where
     T: Send,
     F: Future<Output = Result<T>>,
 {
-    netns.run(|| run_here(work)).map_err(|e| NetworkError::io("entering a network namespace", e))?
+    netns
+        .run(|| run_here(work))
+        .map_err(|e| NetworkError::io("entering a network namespace", e))?
 }
 
 /// Runs `work` with a connection in the calling thread's namespace. Not from inside an async runtime.
@@ -80,36 +85,58 @@ where
 impl Links {
     /// Opens a connection; needs a runtime.
     pub(crate) fn open() -> Result<Self> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(|e| NetworkError::io("opening a netlink socket", e))?;
+        let (connection, handle, _) = rtnetlink::new_connection()
+            .map_err(|e| NetworkError::io("opening a netlink socket", e))?;
         tokio::spawn(connection);
         Ok(Self(handle))
     }
 
     /// The interface called `name`.
     pub(crate) async fn find(&self, name: &str) -> Result<Option<Link>> {
-        let found = self.0.link().get().match_name(name).execute().try_next().await;
+        let found = self
+            .0
+            .link()
+            .get()
+            .match_name(name)
+            .execute()
+            .try_next()
+            .await;
         match found.map_err(errno) {
             Ok(message) => Ok(message.map(|m| Link::from(&m))),
             Err(error) if is_gone(&error) => Ok(None),
-            Err(error) => Err(NetworkError::io(format!("looking for interface {name}"), error)),
+            Err(error) => Err(NetworkError::io(
+                format!("looking for interface {name}"),
+                error,
+            )),
         }
     }
 
     /// The interface called `name`, which must be there.
     pub(crate) async fn get(&self, name: &str) -> Result<Link> {
         self.find(name).await?.ok_or_else(|| {
-            NetworkError::io(format!("looking for interface {name}"), io::Error::from(io::ErrorKind::NotFound))
+            NetworkError::io(
+                format!("looking for interface {name}"),
+                io::Error::from(io::ErrorKind::NotFound),
+            )
         })
     }
 
     /// The ports of the bridge with this index.
     pub(crate) async fn ports(&self, bridge: u32) -> Result<Vec<Link>> {
-        let mut request =
-            self.0.link().get().set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
-        request.message_mut().attributes.push(LinkAttribute::Controller(bridge));
-        let messages: Vec<LinkMessage> =
-            request.execute().try_collect().await.map_err(|e| failed("listing a bridge's ports", e))?;
+        let mut request = self
+            .0
+            .link()
+            .get()
+            .set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
+        request
+            .message_mut()
+            .attributes
+            .push(LinkAttribute::Controller(bridge));
+        let messages: Vec<LinkMessage> = request
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| failed("listing a bridge's ports", e))?;
         // The kernel's filter is best effort; the attribute is the truth.
         let ours = |m: &&LinkMessage| m.attributes.contains(&LinkAttribute::Controller(bridge));
         Ok(messages.iter().filter(ours).map(Link::from).collect())
@@ -118,7 +145,11 @@ impl Links {
     /// Makes a bridge that floods and forwards at once: no spanning tree, no multicast snooping (there is no querier).
     pub(crate) async fn ensure_bridge(&self, name: &str, mac: MacAddr) -> Result<Link> {
         if self.find(name).await?.is_none() {
-            let message = LinkBridge::new(name).mcast_snooping(false).address(mac.0.to_vec()).up().build();
+            let message = LinkBridge::new(name)
+                .mcast_snooping(false)
+                .address(mac.0.to_vec())
+                .up()
+                .build();
             let made = self.0.link().add(message).execute().await;
             made.map_err(|e| failed(format!("making bridge {name}"), e))?;
         }
@@ -138,22 +169,30 @@ impl Links {
             .name(far.name)
             .setns_by_fd(far_netns.as_fd().as_raw_fd())
             .build();
-        let mut message =
-            end(LinkVeth::new(near.name, far.name), near).set_info_data(InfoData::Veth(InfoVeth::Peer(far_message)));
+        let mut message = end(LinkVeth::new(near.name, far.name), near)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(far_message)));
         if let Some(controller) = controller {
             message = message.controller(controller);
         }
         let made = self.0.link().add(message.build()).execute().await;
-        made.map_err(|e| failed(format!("making the veth pair {} - {}", near.name, far.name), e))
+        made.map_err(|e| {
+            failed(
+                format!("making the veth pair {} - {}", near.name, far.name),
+                e,
+            )
+        })
     }
 
     /// Removes the interface called `name`, if it is there.
     pub(crate) async fn ensure_removed(&self, name: &str) -> Result<()> {
-        let Some(link) = self.find(name).await? else { return Ok(()) };
+        let Some(link) = self.find(name).await? else {
+            return Ok(());
+        };
         match self.0.link().del(link.index).execute().await.map_err(errno) {
-            Err(error) if !is_gone(&error) => {
-                Err(NetworkError::io(format!("removing interface {name}"), error))
-            }
+            Err(error) if !is_gone(&error) => Err(NetworkError::io(
+                format!("removing interface {name}"),
+                error,
+            )),
             _ => Ok(()),
         }
     }
@@ -161,35 +200,62 @@ impl Links {
     /// Brings the interface up.
     pub(crate) async fn set_up(&self, index: u32) -> Result<()> {
         let message = LinkUnspec::new_with_index(index).up().build();
-        self.0.link().change(message).execute().await.map_err(|e| failed(format!("bringing interface {index} up"), e))
+        self.0
+            .link()
+            .change(message)
+            .execute()
+            .await
+            .map_err(|e| failed(format!("bringing interface {index} up"), e))
     }
 
     /// Sets the interface's hardware address.
     pub(crate) async fn set_mac(&self, index: u32, mac: MacAddr) -> Result<()> {
-        let message = LinkUnspec::new_with_index(index).address(mac.0.to_vec()).build();
+        let message = LinkUnspec::new_with_index(index)
+            .address(mac.0.to_vec())
+            .build();
         let done = self.0.link().change(message).execute().await;
         done.map_err(|e| failed(format!("setting the hardware address {mac}"), e))
     }
 
     /// Cuts one bridge port off from the other ports that are.
     pub(crate) async fn isolate_port(&self, index: u32) -> Result<()> {
-        let done = self.0.link().set_port(ports::isolation_message(index, true)).execute().await;
+        let done = self
+            .0
+            .link()
+            .set_port(ports::isolation_message(index, true))
+            .execute()
+            .await;
         done.map_err(|e| failed(format!("isolating bridge port {index}"), e))
     }
 
     /// Gives the interface an address; no duplicate address detection (nobody else is on these links).
     pub(crate) async fn ensure_address(&self, index: u32, net: IpNet) -> Result<()> {
-        let mut request = self.0.address().add(index, net.addr(), net.prefix_len()).replace();
+        let mut request = self
+            .0
+            .address()
+            .add(index, net.addr(), net.prefix_len())
+            .replace();
         if net.addr().is_ipv6() {
             let message = request.message_mut();
             message.header.flags = AddressHeaderFlags::Nodad;
-            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            message
+                .attributes
+                .push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
-        request.execute().await.map_err(|e| failed(format!("adding address {net}"), e))
+        request
+            .execute()
+            .await
+            .map_err(|e| failed(format!("adding address {net}"), e))
     }
 
     /// A route to `to` out of the interface: straight onto the link, or by way of `via`.
-    pub(crate) async fn ensure_route(&self, index: u32, to: IpNet, via: Option<IpAddr>, source: IpAddr) -> Result<()> {
+    pub(crate) async fn ensure_route(
+        &self,
+        index: u32,
+        to: IpNet,
+        via: Option<IpAddr>,
+        source: IpAddr,
+    ) -> Result<()> {
         let message = match (to, via, source) {
             (IpNet::V4(to), via, IpAddr::V4(source)) => {
                 let route = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -211,7 +277,11 @@ impl Links {
                     _ => route.build(),
                 }
             }
-            _ => return Err(NetworkError::Invalid(format!("route to {to} from {source}: mixed families"))),
+            _ => {
+                return Err(NetworkError::Invalid(format!(
+                    "route to {to} from {source}: mixed families"
+                )));
+            }
         };
         let done = self.0.route().add(message).replace().execute().await;
         done.map_err(|e| failed(format!("adding a route to {to}"), e))
@@ -238,7 +308,11 @@ impl Links {
         let mut request = NetlinkMessage::from(RouteNetlinkMessage::SetNeighbourTable(table));
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
         let what = || format!("setting how often {name} asks");
-        let mut answers = self.0.clone().request(request).map_err(|e| failed(what(), e))?;
+        let mut answers = self
+            .0
+            .clone()
+            .request(request)
+            .map_err(|e| failed(what(), e))?;
         while let Some(answer) = answers.next().await {
             if let NetlinkPayload::Error(error) = answer.payload
                 && error.code.is_some()
@@ -250,33 +324,54 @@ impl Links {
     }
 
     /// Adds the policy routing rule "what comes in at `input` meets `action`" before all others but the local table.
-    pub(crate) async fn ensure_input_rule(&self, input: &str, action: RuleAction, family: Family) -> Result<()> {
-        let request = self.0.rule().add().input_interface(input).action(action).priority(INPUT_RULE_PRIORITY);
+    pub(crate) async fn ensure_input_rule(
+        &self,
+        input: &str,
+        action: RuleAction,
+        family: Family,
+    ) -> Result<()> {
+        let request = self
+            .0
+            .rule()
+            .add()
+            .input_interface(input)
+            .action(action)
+            .priority(INPUT_RULE_PRIORITY);
         let done = match family {
             Family::V4 => request.v4().execute().await,
             Family::V6 => request.v6().execute().await,
         };
         match done.map_err(errno) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                Err(NetworkError::io(format!("adding a rule for {input}"), error))
-            }
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(NetworkError::io(
+                format!("adding a rule for {input}"),
+                error,
+            )),
             _ => Ok(()),
         }
     }
 
     /// Removes what [`Links::ensure_input_rule`] added.
-    pub(crate) async fn ensure_input_rule_removed(&self, input: &str, action: RuleAction, family: Family) -> Result<()> {
+    pub(crate) async fn ensure_input_rule_removed(
+        &self,
+        input: &str,
+        action: RuleAction,
+        family: Family,
+    ) -> Result<()> {
         let mut rule = RuleMessage::default();
         rule.header.family = match family {
             Family::V4 => AddressFamily::Inet,
             Family::V6 => AddressFamily::Inet6,
         };
         rule.header.action = action;
-        rule.attributes = vec![RuleAttribute::Iifname(input.to_owned()), RuleAttribute::Priority(INPUT_RULE_PRIORITY)];
+        rule.attributes = vec![
+            RuleAttribute::Iifname(input.to_owned()),
+            RuleAttribute::Priority(INPUT_RULE_PRIORITY),
+        ];
         match self.0.rule().del(rule).execute().await.map_err(errno) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(NetworkError::io(format!("removing the rule for {input}"), error))
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(NetworkError::io(
+                format!("removing the rule for {input}"),
+                error,
+            )),
             _ => Ok(()),
         }
     }
@@ -305,7 +400,11 @@ fn end<T>(message: LinkMessageBuilder<T>, end: &VethEnd<'_>) -> LinkMessageBuild
 impl From<&LinkMessage> for Link {
     fn from(message: &LinkMessage) -> Self {
         let is_up = message.header.flags.contains(LinkFlags::Up);
-        let mut link = Self { index: message.header.index, is_up, ..Self::default() };
+        let mut link = Self {
+            index: message.header.index,
+            is_up,
+            ..Self::default()
+        };
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -320,7 +419,9 @@ impl From<&LinkMessage> for Link {
 
 fn is_isolated(info: &LinkInfo) -> bool {
     match info {
-        LinkInfo::PortData(InfoPortData::BridgePort(port)) => port.contains(&InfoBridgePort::Isolated(true)),
+        LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
+            port.contains(&InfoBridgePort::Isolated(true))
+        }
         _ => false,
     }
 }

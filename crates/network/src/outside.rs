@@ -17,14 +17,22 @@ const ROUNDS: usize = 3;
 /// What the kernel refused; `EOPNOTSUPP` when it was built without `CONFIG_INET_DIAG_DESTROY`.
 pub fn close_outside(node_pid: i32, placement: &Placement) -> Result<u32, NetworkError> {
     let netns = node_netns(node_pid)?;
-    let failed = |e| NetworkError::io(format!("closing outside connections of process {node_pid}"), e);
+    let failed = |e| {
+        NetworkError::io(
+            format!("closing outside connections of process {node_pid}"),
+            e,
+        )
+    };
     let closed = netns.run(|| {
         let diag = SockDiag::open()?;
         let mut closed = 0;
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             for _ in 0..ROUNDS {
                 let connections = diag.connections(protocol)?;
-                let mut outside = connections.iter().filter(|c| is_outside(c, placement)).peekable();
+                let mut outside = connections
+                    .iter()
+                    .filter(|c| is_outside(c, placement))
+                    .peekable();
                 if outside.peek().is_none() {
                     break;
                 }
@@ -44,7 +52,10 @@ fn is_outside(connection: &Connection, placement: &Placement) -> bool {
     let peer = connection.peer.ip().to_canonical();
     let inner = match peer {
         std::net::IpAddr::V4(peer) => placement.inner.contains(&peer),
-        std::net::IpAddr::V6(peer) => placement.inner6.is_some_and(|net| net.contains(&peer)),
+        std::net::IpAddr::V6(peer) => {
+            // Link-local addresses lead no further than the bridge.
+            peer.is_unicast_link_local() || placement.inner6.is_some_and(|net| net.contains(&peer))
+        }
     };
     // A peer with the same address is the node itself, on loopback under its own name.
     !(inner || peer.is_loopback() || connection.peer.ip() == connection.local.ip())

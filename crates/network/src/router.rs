@@ -8,7 +8,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use offshoot_sys::netns::{Netns, become_holder};
+use offshoot_sys::netns::{Netns, become_holder, keep_only_net_admin};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
@@ -51,7 +51,11 @@ pub fn run(spec_path: &Path) -> Result<()> {
         let _ = writeln!(std::io::stdout(), "{line}");
     }
     let started = started?;
-    started.runtime.block_on(started.local.run_until(control::serve(started.listener, started.router)));
+    started.runtime.block_on(
+        started
+            .local
+            .run_until(control::serve(started.listener, started.router)),
+    );
     Ok(())
 }
 
@@ -80,8 +84,16 @@ fn start(spec_path: &Path) -> Result<Started> {
         let router = Rc::new(Running::set_up(spec, host).await?);
         Ok::<_, NetworkError>((router, dir.listen()?))
     }))?;
+    // From here on it serves nodes.
+    keep_only_net_admin().map_err(|e| NetworkError::io("giving up capabilities", e))?;
     RunDir::write_pid(&lock)?;
-    Ok(Started { runtime, local, listener, router, _lock: lock })
+    Ok(Started {
+        runtime,
+        local,
+        listener,
+        router,
+        _lock: lock,
+    })
 }
 
 /// A router that is set up.
@@ -97,7 +109,8 @@ pub(crate) struct Running {
 
 impl Running {
     async fn set_up(spec: RouterSpec, host: HostSide) -> Result<Self> {
-        let netns = Netns::current().map_err(|e| NetworkError::io("opening the router's namespace", e))?;
+        let netns =
+            Netns::current().map_err(|e| NetworkError::io("opening the router's namespace", e))?;
         let rules = setup::settings_and_rules(&spec)?;
         let links = Links::open()?;
         let bridge = setup::ensure_bridge(&links, &spec.placement).await?;
@@ -140,14 +153,26 @@ impl Running {
                 gate: self.directory.gate.get(),
                 ..self.spec.clone()
             },
-            ports: ports.into_iter().map(|link| PortStatus { name: link.name, isolated: link.isolated }).collect(),
+            ports: ports
+                .into_iter()
+                .map(|link| PortStatus {
+                    name: link.name,
+                    isolated: link.isolated,
+                })
+                .collect(),
             isolation_held: self.isolation_held.get(),
         })
     }
 
-    pub(crate) fn set_names(&self, names: Names, upstream_dns: Option<Vec<SocketAddr>>) -> Result<()> {
+    pub(crate) fn set_names(
+        &self,
+        names: Names,
+        upstream_dns: Option<Vec<SocketAddr>>,
+    ) -> Result<()> {
         check_names(&names)?;
-        self.directory.zone.replace(Zone::new(&names, &self.spec.placement));
+        self.directory
+            .zone
+            .replace(Zone::new(&names, &self.spec.placement));
         self.names.replace(names);
         if let Some(servers) = upstream_dns {
             self.directory.upstream.replace(Arc::from(servers));
@@ -158,17 +183,27 @@ impl Running {
     /// A switch for the ports that are not isolated now.
     pub(crate) async fn prepare_isolation(&self) -> Result<PortSwitch> {
         let ports = self.links.ports(self.bridge).await?;
-        let ports: Vec<u32> = ports.iter().filter(|link| !link.isolated).map(|link| link.index).collect();
+        let ports: Vec<u32> = ports
+            .iter()
+            .filter(|link| !link.isolated)
+            .map(|link| link.index)
+            .collect();
         PortSwitch::new(&ports)
     }
 
     /// Lifts the isolation that nodes were attached with.
     pub(crate) async fn lift_all(&self) -> Result<()> {
         if self.isolation_held.get() {
-            return Err(NetworkError::Invalid("a cut holds the nodes isolated".into()));
+            return Err(NetworkError::Invalid(
+                "a cut holds the nodes isolated".into(),
+            ));
         }
         let ports = self.links.ports(self.bridge).await?;
-        let ports: Vec<u32> = ports.iter().filter(|link| link.isolated).map(|link| link.index).collect();
+        let ports: Vec<u32> = ports
+            .iter()
+            .filter(|link| link.isolated)
+            .map(|link| link.index)
+            .collect();
         PortSwitch::new(&ports)?.put(Position::Together)
     }
 

@@ -54,9 +54,11 @@ table ip offshoot {{
 }}
 "
     );
-    if let (Some(inner), Some(outer), Some(router)) =
-        (placement.inner6, placement.outer6, placement.outer6_at(ROUTER_HOST))
-    {
+    if let (Some(inner), Some(outer), Some(router)) = (
+        placement.inner6,
+        placement.outer6,
+        placement.outer6_at(ROUTER_HOST),
+    ) {
         rules.push_str(&format!(
             "\
 table ip6 offshoot
@@ -164,8 +166,14 @@ mod tests {
 
     #[test]
     fn host_rules_are_as_agreed() {
-        insta::assert_snapshot!("host", host_rules("os", "10.208.0.0/12".parse().unwrap(), None));
+        insta::assert_snapshot!(
+            "host",
+            host_rules("os", "10.208.0.0/12".parse().unwrap(), None)
+        );
         let pool6 = Some("fd6f:6667::/48".parse().unwrap());
-        insta::assert_snapshot!("host_v6", host_rules("os", "10.208.0.0/12".parse().unwrap(), pool6));
+        insta::assert_snapshot!(
+            "host_v6",
+            host_rules("os", "10.208.0.0/12".parse().unwrap(), pool6)
+        );
     }
 }

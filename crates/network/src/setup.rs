@@ -11,7 +11,10 @@ use crate::command::Nft;
 use crate::error::NetworkError;
 use crate::netlink::{Family, Links, VethEnd};
 use crate::rules::router_rules;
-use crate::spec::{BRIDGE, BRIDGE_MAC, GATEWAY_HOST, Gate, ROUTER_HOST, RouterSpec, UPLINK, host_link_name, inner_addresses};
+use crate::spec::{
+    BRIDGE, BRIDGE_MAC, GATEWAY_HOST, Gate, ROUTER_HOST, RouterSpec, UPLINK, host_link_name,
+    inner_addresses,
+};
 use crate::sysctl::{self, Missing};
 
 type Result<T> = std::result::Result<T, NetworkError>;
@@ -21,16 +24,36 @@ type Result<T> = std::result::Result<T, NetworkError>;
 fn settings(ipv6: bool) -> Result<()> {
     // br_netfilter, once loaded by anyone, hands bridged frames to the IP hooks of every namespace, new ones too.
     for family in ["iptables", "ip6tables", "arptables"] {
-        sysctl::set(&format!("bridge/bridge-nf-call-{family}"), "0", Missing::IsFine)?;
+        sysctl::set(
+            &format!("bridge/bridge-nf-call-{family}"),
+            "0",
+            Missing::IsFine,
+        )?;
     }
     sysctl::set("ipv4/ip_forward", "1", Missing::Fails)?;
     for scope in ["all", "default"] {
         sysctl::set(&format!("ipv4/conf/{scope}/rp_filter"), "0", Missing::Fails)?;
-        sysctl::set(&format!("ipv4/conf/{scope}/send_redirects"), "0", Missing::Fails)?;
-        sysctl::set(&format!("ipv4/conf/{scope}/accept_redirects"), "0", Missing::Fails)?;
+        sysctl::set(
+            &format!("ipv4/conf/{scope}/send_redirects"),
+            "0",
+            Missing::Fails,
+        )?;
+        sysctl::set(
+            &format!("ipv4/conf/{scope}/accept_redirects"),
+            "0",
+            Missing::Fails,
+        )?;
         // Bridge ports need no addresses; the two interfaces that do are switched on by name.
-        sysctl::set(&format!("ipv6/conf/{scope}/accept_ra"), "0", Missing::IsFine)?;
-        sysctl::set(&format!("ipv6/conf/{scope}/accept_dad"), "0", Missing::IsFine)?;
+        sysctl::set(
+            &format!("ipv6/conf/{scope}/accept_ra"),
+            "0",
+            Missing::IsFine,
+        )?;
+        sysctl::set(
+            &format!("ipv6/conf/{scope}/accept_dad"),
+            "0",
+            Missing::IsFine,
+        )?;
     }
     sysctl::set("ipv6/conf/default/disable_ipv6", "1", Missing::IsFine)?;
     if ipv6 {
@@ -52,7 +75,11 @@ pub(crate) async fn ensure_bridge(links: &Links, placement: &Placement) -> Resul
     links.set_up(lo.index).await?;
     let bridge = links.ensure_bridge(BRIDGE, BRIDGE_MAC).await?;
     if placement.inner6.is_some() {
-        sysctl::set(&format!("ipv6/conf/{BRIDGE}/disable_ipv6"), "0", Missing::Fails)?;
+        sysctl::set(
+            &format!("ipv6/conf/{BRIDGE}/disable_ipv6"),
+            "0",
+            Missing::Fails,
+        )?;
     }
     for address in inner_addresses(placement, GATEWAY_HOST) {
         links.ensure_address(bridge.index, address).await?;
@@ -66,8 +93,14 @@ pub(crate) async fn make_uplink(links: &Links, spec: &RouterSpec, router: &Netns
     let name = host_link_name(&spec.instance, &spec.env);
     // A router that was killed leaves its link behind for as long as the kernel takes to clean its namespace up.
     links.ensure_removed(&name).await?;
-    let near = VethEnd { name: &name, mac: None };
-    let far = VethEnd { name: UPLINK, mac: None };
+    let near = VethEnd {
+        name: &name,
+        mac: None,
+    };
+    let far = VethEnd {
+        name: UPLINK,
+        mac: None,
+    };
     links.add_veth(&near, None, &far, router).await?;
     let index = links.get(&name).await?.index;
     sysctl::set(&format!("ipv6/conf/{name}/accept_ra"), "0", Missing::IsFine)?;
@@ -84,7 +117,11 @@ pub(crate) async fn make_uplink(links: &Links, spec: &RouterSpec, router: &Netns
 pub(crate) async fn configure_uplink(links: &Links, placement: &Placement) -> Result<()> {
     let index = links.get(UPLINK).await?.index;
     if placement.outer6.is_some() {
-        sysctl::set(&format!("ipv6/conf/{UPLINK}/disable_ipv6"), "0", Missing::Fails)?;
+        sysctl::set(
+            &format!("ipv6/conf/{UPLINK}/disable_ipv6"),
+            "0",
+            Missing::Fails,
+        )?;
     }
     links.set_up(index).await?;
     for (net, host, router) in outer(placement) {
@@ -94,7 +131,9 @@ pub(crate) async fn configure_uplink(links: &Links, placement: &Placement) -> Re
             IpNet::V4(_) => IpNet::V4(ipnet::Ipv4Net::default()),
             IpNet::V6(_) => IpNet::V6(ipnet::Ipv6Net::default()),
         };
-        links.ensure_route(index, everything, Some(host), router).await?;
+        links
+            .ensure_route(index, everything, Some(host), router)
+            .await?;
     }
     Ok(())
 }
@@ -103,12 +142,23 @@ pub(crate) async fn configure_uplink(links: &Links, placement: &Placement) -> Re
 /// routes) and not by nft (a process to start): what nodes send outward vanishes, so that no application sees an error;
 /// what comes from outside is told that there is no way, so that whoever tries may try again soon.
 pub(crate) async fn set_gate(links: &Links, gate: Gate, placement: &Placement) -> Result<()> {
-    let families: &[Family] = if placement.inner6.is_some() { &[Family::V4, Family::V6] } else { &[Family::V4] };
+    let families: &[Family] = if placement.inner6.is_some() {
+        &[Family::V4, Family::V6]
+    } else {
+        &[Family::V4]
+    };
     for &family in families {
-        for (input, action) in [(UPLINK, RuleAction::Unreachable), (BRIDGE, RuleAction::Blackhole)] {
+        for (input, action) in [
+            (UPLINK, RuleAction::Unreachable),
+            (BRIDGE, RuleAction::Blackhole),
+        ] {
             match gate {
                 Gate::Closed => links.ensure_input_rule(input, action, family).await?,
-                Gate::Open => links.ensure_input_rule_removed(input, action, family).await?,
+                Gate::Open => {
+                    links
+                        .ensure_input_rule_removed(input, action, family)
+                        .await?
+                }
             }
         }
     }
@@ -122,7 +172,10 @@ fn outer(placement: &Placement) -> Vec<(IpNet, IpAddr, IpAddr)> {
         IpAddr::V4(placement.outer_at(GATEWAY_HOST)),
         IpAddr::V4(placement.outer_at(ROUTER_HOST)),
     );
-    let v6 = placement.outer6.zip(placement.outer6_at(GATEWAY_HOST)).zip(placement.outer6_at(ROUTER_HOST));
+    let v6 = placement
+        .outer6
+        .zip(placement.outer6_at(GATEWAY_HOST))
+        .zip(placement.outer6_at(ROUTER_HOST));
     let v6 = v6.map(|((net, host), router)| (IpNet::V6(net), IpAddr::V6(host), IpAddr::V6(router)));
     std::iter::once(v4).chain(v6).collect()
 }

@@ -96,7 +96,12 @@ pub struct NodeLink {
 impl NodeLink {
     /// The link of `node` to the router at `router_dir`.
     #[must_use]
-    pub fn new(router_dir: PathBuf, node: &Node, placement: &Placement, ports_isolated: Isolation) -> Self {
+    pub fn new(
+        router_dir: PathBuf,
+        node: &Node,
+        placement: &Placement,
+        ports_isolated: Isolation,
+    ) -> Self {
         Self {
             router_dir,
             port_name: format!("n{}", node.host),
@@ -132,7 +137,9 @@ pub fn host_table_name(instance: &str) -> String {
 /// When it is not 1 to 6 characters of `a-z0-9`.
 pub fn check_instance(instance: &str) -> Result<(), NetworkError> {
     let fits = (1..=INSTANCE_MAX).contains(&instance.len())
-        && instance.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        && instance
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     if fits {
         Ok(())
     } else {
@@ -151,21 +158,32 @@ pub(crate) fn check_placement(placement: &Placement) -> Result<(), NetworkError>
         (Some(inner), Some(outer)) => whole6(inner) && whole6(outer) && inner != outer,
         _ => false,
     };
-    if whole4(placement.inner) && whole4(placement.outer) && placement.inner != placement.outer && v6 {
+    if whole4(placement.inner)
+        && whole4(placement.outer)
+        && placement.inner != placement.outer
+        && v6
+    {
         Ok(())
     } else {
-        Err(NetworkError::Invalid(format!("{placement:?}: networks must be a /24 and /64 each, inner unlike outer")))
+        Err(NetworkError::Invalid(format!(
+            "{placement:?}: networks must be a /24 and /64 each, inner unlike outer"
+        )))
     }
 }
 
 /// Checks names before a router takes them.
 pub(crate) fn check_names(names: &Names) -> Result<(), NetworkError> {
     if names.len() > NAMES_MAX {
-        return Err(NetworkError::Invalid(format!("{} names are more than {NAMES_MAX}", names.len())));
+        return Err(NetworkError::Invalid(format!(
+            "{} names are more than {NAMES_MAX}",
+            names.len()
+        )));
     }
     let is_dns_name = |text: &str| {
         text.len() <= DNS_NAME_MAX
-            && text.split('.').all(|l| name::is_label(&l.to_ascii_lowercase().replace('_', "-"), name::LABEL_MAX))
+            && text
+                .split('.')
+                .all(|l| name::is_label(&l.to_ascii_lowercase().replace('_', "-"), name::LABEL_MAX))
     };
     match names.iter().find(|(text, _)| !is_dns_name(text)) {
         Some((text, _)) => Err(NetworkError::Invalid(format!("{text:?} is no host name"))),
@@ -179,15 +197,21 @@ impl RouterSpec {
         check_placement(&self.placement)?;
         check_names(&self.names)?;
         if self.upstream_dns.len() > UPSTREAMS_MAX {
-            return Err(NetworkError::Invalid(format!("more than {UPSTREAMS_MAX} upstream name servers")));
+            return Err(NetworkError::Invalid(format!(
+                "more than {UPSTREAMS_MAX} upstream name servers"
+            )));
         }
         Ok(())
     }
 }
 
 pub(crate) fn inner_addresses(placement: &Placement, host: u8) -> Vec<IpNet> {
-    let v4 = Ipv4Net::new(placement.inner_at(host), placement.inner.prefix_len()).ok().map(IpNet::V4);
+    let v4 = Ipv4Net::new(placement.inner_at(host), placement.inner.prefix_len())
+        .ok()
+        .map(IpNet::V4);
     let v6 = placement.inner6.zip(placement.inner6_at(host));
-    let v6 = v6.and_then(|(net, at)| Ipv6Net::new(at, net.prefix_len()).ok()).map(IpNet::V6);
+    let v6 = v6
+        .and_then(|(net, at)| Ipv6Net::new(at, net.prefix_len()).ok())
+        .map(IpNet::V6);
     v4.into_iter().chain(v6).collect()
 }

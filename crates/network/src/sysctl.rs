@@ -14,7 +14,9 @@ pub(crate) enum Missing {
 /// Writes a setting; `name` is its path below /proc/sys/net.
 pub(crate) fn set(name: &str, value: &str, missing: Missing) -> Result<(), NetworkError> {
     match std::fs::write(format!("/proc/sys/net/{name}"), value) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::IsFine => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::IsFine => {
+            Ok(())
+        }
         other => other.map_err(|e| NetworkError::io(format!("setting net/{name} to {value}"), e)),
     }
 }

@@ -46,9 +46,14 @@ impl Zone {
         };
         for (name, hosts) in names {
             if let &[host] = hosts.as_slice() {
-                zone.reverse.entry(host).or_insert_with(|| name.to_ascii_lowercase());
+                zone.reverse
+                    .entry(host)
+                    .or_insert_with(|| name.to_ascii_lowercase());
             }
-            zone.hosts.entry(name.to_ascii_lowercase()).or_default().extend(hosts);
+            zone.hosts
+                .entry(name.to_ascii_lowercase())
+                .or_default()
+                .extend(hosts);
         }
         zone
     }
@@ -65,10 +70,13 @@ impl Zone {
         }
         match text {
             "localhost" => Answer::Records(
-                [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)]
-                    .into_iter()
-                    .filter_map(|address| record(name, address, kind))
-                    .collect(),
+                [
+                    IpAddr::from(Ipv4Addr::LOCALHOST),
+                    IpAddr::from(Ipv6Addr::LOCALHOST),
+                ]
+                .into_iter()
+                .filter_map(|address| record(name, address, kind))
+                .collect(),
             ),
             // A dotless name means nothing outside (RFC 7085), and asking would be slow and tell others our names.
             _ if name.num_labels() == 1 => Answer::NoSuchName,
@@ -91,12 +99,28 @@ impl Zone {
     /// Reverse names of our own networks are answered here, known or not: databases ask for their clients' names,
     /// and an answer that takes seconds holds every connection up.
     fn answer_reverse(&self, name: &Name, address: IpAddr, kind: RecordType) -> Answer {
-        let Placement { inner, outer, inner6, outer6, .. } = self.placement;
+        let Placement {
+            inner,
+            outer,
+            inner6,
+            outer6,
+            ..
+        } = self.placement;
         let is_in = |net: IpNet| net.contains(&address);
-        let inside = [Some(IpNet::V4(inner)), inner6.map(IpNet::V6)].into_iter().flatten().any(is_in);
-        let outside = [Some(IpNet::V4(outer)), outer6.map(IpNet::V6)].into_iter().flatten().any(is_in);
+        let inside = [Some(IpNet::V4(inner)), inner6.map(IpNet::V6)]
+            .into_iter()
+            .flatten()
+            .any(is_in);
+        let outside = [Some(IpNet::V4(outer)), outer6.map(IpNet::V6)]
+            .into_iter()
+            .flatten()
+            .any(is_in);
         if !inside {
-            return if outside { Answer::NoSuchName } else { Answer::Elsewhere };
+            return if outside {
+                Answer::NoSuchName
+            } else {
+                Answer::Elsewhere
+            };
         }
         let host = match address {
             IpAddr::V4(address) => address.octets()[3],
@@ -106,9 +130,18 @@ impl Zone {
             .into_iter()
             .chain(self.placement.inner6_at(host).map(IpAddr::V6))
             .any(|known| known == address);
-        match self.reverse.get(&host).filter(|_| is_node).and_then(|text| Name::from_ascii(format!("{text}.")).ok()) {
+        match self
+            .reverse
+            .get(&host)
+            .filter(|_| is_node)
+            .and_then(|text| Name::from_ascii(format!("{text}.")).ok())
+        {
             Some(target) if matches!(kind, RecordType::PTR | RecordType::ANY) => {
-                Answer::Records(vec![Record::from_rdata(name.clone(), TTL, RData::PTR(PTR(target)))])
+                Answer::Records(vec![Record::from_rdata(
+                    name.clone(),
+                    TTL,
+                    RData::PTR(PTR(target)),
+                )])
             }
             Some(_) => Answer::Records(Vec::new()),
             None => Answer::NoSuchName,
@@ -164,32 +197,56 @@ mod tests {
     fn nodes_layers_and_full_names_resolve() {
         let zone = zone(true);
         assert_eq!(ask(&zone, "WEB-1.", RecordType::A).unwrap(), ["10.9.0.10"]);
-        assert_eq!(ask(&zone, "web-1.shop.", RecordType::AAAA).unwrap(), ["fd01::a"]);
+        assert_eq!(
+            ask(&zone, "web-1.shop.", RecordType::AAAA).unwrap(),
+            ["fd01::a"]
+        );
         let first = ask(&zone, "web.", RecordType::A).unwrap();
         let second = ask(&zone, "web.", RecordType::A).unwrap();
         assert_eq!(first.len(), 2);
         assert_ne!(first, second, "the turn moves on");
         assert_eq!(ask(&zone, "web-1.", RecordType::MX).unwrap(), [""; 0]);
-        assert_eq!(ask(&zone, "localhost.", RecordType::A).unwrap(), ["127.0.0.1"]);
+        assert_eq!(
+            ask(&zone, "localhost.", RecordType::A).unwrap(),
+            ["127.0.0.1"]
+        );
     }
 
     #[test]
     fn what_is_not_ours_is_asked_upstream_unless_it_can_be_nowhere() {
         let zone = zone(false);
         assert_eq!(ask(&zone, "web-1.", RecordType::AAAA).unwrap(), [""; 0]);
-        assert_eq!(ask(&zone, "example.org.", RecordType::A), Err(Answer::Elsewhere));
-        assert_eq!(ask(&zone, "web.example.org.", RecordType::A), Err(Answer::Elsewhere));
+        assert_eq!(
+            ask(&zone, "example.org.", RecordType::A),
+            Err(Answer::Elsewhere)
+        );
+        assert_eq!(
+            ask(&zone, "web.example.org.", RecordType::A),
+            Err(Answer::Elsewhere)
+        );
         assert_eq!(ask(&zone, "wep.", RecordType::A), Err(Answer::NoSuchName));
     }
 
     #[test]
     fn reverse_names_of_our_networks_never_leave() {
         let zone = zone(true);
-        assert_eq!(ask(&zone, "11.0.9.10.in-addr.arpa.", RecordType::PTR).unwrap(), ["web-2."]);
+        assert_eq!(
+            ask(&zone, "11.0.9.10.in-addr.arpa.", RecordType::PTR).unwrap(),
+            ["web-2."]
+        );
         let v6 = format!("a.{}1.0.d.f.ip6.arpa.", "0.".repeat(27));
         assert_eq!(ask(&zone, &v6, RecordType::PTR).unwrap(), ["web-1."]);
-        assert_eq!(ask(&zone, "99.0.9.10.in-addr.arpa.", RecordType::PTR), Err(Answer::NoSuchName));
-        assert_eq!(ask(&zone, "1.0.208.10.in-addr.arpa.", RecordType::PTR), Err(Answer::NoSuchName));
-        assert_eq!(ask(&zone, "1.1.168.192.in-addr.arpa.", RecordType::PTR), Err(Answer::Elsewhere));
+        assert_eq!(
+            ask(&zone, "99.0.9.10.in-addr.arpa.", RecordType::PTR),
+            Err(Answer::NoSuchName)
+        );
+        assert_eq!(
+            ask(&zone, "1.0.208.10.in-addr.arpa.", RecordType::PTR),
+            Err(Answer::NoSuchName)
+        );
+        assert_eq!(
+            ask(&zone, "1.1.168.192.in-addr.arpa.", RecordType::PTR),
+            Err(Answer::Elsewhere)
+        );
     }
 }

@@ -15,8 +15,20 @@ fn first_heard(world: &World, env: &Environment, v: usize) -> Vec<u8> {
     receiver.set_read_timeout(Some(SOON)).unwrap();
     let port = receiver.local_addr().unwrap().port();
     let (inner, outer) = (env.inner(1)[v], env.outer(1)[v]);
-    env.nodes[0].run(|| UdpSocket::bind(any(inner)).unwrap().send_to(b"node", (inner, port))).unwrap();
-    world.on_host(|| UdpSocket::bind(any(outer)).unwrap().send_to(b"host", (outer, port))).unwrap();
+    env.nodes[0]
+        .run(|| {
+            UdpSocket::bind(any(inner))
+                .unwrap()
+                .send_to(b"node", (inner, port))
+        })
+        .unwrap();
+    world
+        .on_host(|| {
+            UdpSocket::bind(any(outer))
+                .unwrap()
+                .send_to(b"host", (outer, port))
+        })
+        .unwrap();
     let mut buffer = [0; 16];
     let len = receiver.recv(&mut buffer).unwrap();
     buffer[..len].to_vec()
@@ -24,7 +36,9 @@ fn first_heard(world: &World, env: &Environment, v: usize) -> Vec<u8> {
 
 /// Waits until nodes reach each other again: one that asked for its neighbour's address in vain asks again soon.
 fn become_connected(world: &World, env: &Environment) {
-    until("the nodes reach each other", || (are_connected(world, env) == [true, true]).then_some(()));
+    until("the nodes reach each other", || {
+        (are_connected(world, env) == [true, true]).then_some(())
+    });
 }
 
 fn are_connected(world: &World, env: &Environment) -> [bool; 2] {
@@ -46,7 +60,9 @@ fn isolation_cuts_between_nodes_only_and_connections_survive_it() {
     let router = env.router();
     become_connected(&world, env);
     let (listener, port) = env.nodes[1].run(listen);
-    let mut client = env.nodes[0].run(|| connect((env.inner(1)[0], port).into())).unwrap();
+    let mut client = env.nodes[0]
+        .run(|| connect((env.inner(1)[0], port).into()))
+        .unwrap();
     let (mut server, _) = listener.accept().unwrap();
     say(&mut client, &mut server, b"before");
 
@@ -56,8 +72,17 @@ fn isolation_cuts_between_nodes_only_and_connections_survive_it() {
     assert_eq!(are_connected(&world, env), [false, false]);
     // Sent while cut off: it waits for its retransmission.
     std::io::Write::write_all(&mut client, b"during").unwrap();
-    assert!(matches!(router.isolate(Duration::from_secs(1)), Err(NetworkError::Refused { .. })), "one at a time");
-    assert!(matches!(router.lift(), Err(NetworkError::Refused { .. })), "not over a lease's head");
+    assert!(
+        matches!(
+            router.isolate(Duration::from_secs(1)),
+            Err(NetworkError::Refused { .. })
+        ),
+        "one at a time"
+    );
+    assert!(
+        matches!(router.lift(), Err(NetworkError::Refused { .. })),
+        "not over a lease's head"
+    );
     let held = lease.lift().unwrap();
     assert!(held > Duration::ZERO);
 
@@ -68,7 +93,9 @@ fn isolation_cuts_between_nodes_only_and_connections_survive_it() {
 
     // Dropping a lease lifts it too.
     drop(router.isolate(Duration::from_secs(30)).unwrap());
-    until("the dropped lease is lifted", || (!router.status().unwrap().isolation_held).then_some(()));
+    until("the dropped lease is lifted", || {
+        (!router.status().unwrap().isolation_held).then_some(())
+    });
     become_connected(&world, env);
 }
 
@@ -82,11 +109,16 @@ fn isolation_ends_at_its_time_and_its_holder_learns_that() {
     let env = world.env(index);
     let router = env.router();
     let lease = router.isolate(Duration::from_millis(20)).unwrap();
-    until("the time has passed", || (!router.status().unwrap().isolation_held).then_some(()));
+    until("the time has passed", || {
+        (!router.status().unwrap().isolation_held).then_some(())
+    });
     become_connected(&world, env);
     assert!(matches!(lease.lift(), Err(NetworkError::IsolationEnded(_))));
     for bad in [Duration::ZERO, Duration::from_secs(61)] {
-        assert!(matches!(router.isolate(bad), Err(NetworkError::Refused { .. })));
+        assert!(matches!(
+            router.isolate(bad),
+            Err(NetworkError::Refused { .. })
+        ));
     }
 }
 
@@ -101,7 +133,9 @@ fn isolation_ends_when_its_holder_is_killed() {
     let holder = start_and_wait(&example("hold"), &env.spec.run_dir);
     assert_eq!(are_connected(&world, env), [false, false]);
     drop(holder);
-    until("the isolation is lifted", || (!env.router().status().unwrap().isolation_held).then_some(()));
+    until("the isolation is lifted", || {
+        (!env.router().status().unwrap().isolation_held).then_some(())
+    });
     become_connected(&world, env);
 }
 
@@ -162,7 +196,9 @@ fn isolating_and_attaching_are_fast() {
     let begun = Instant::now();
     attach(node.pid(), &env.link(20, Isolation::No)).unwrap();
     let attached = begun.elapsed();
-    println!("isolate 10 ports: {best:?} (seen by the caller, inside the router); attach: {attached:?}");
+    println!(
+        "isolate 10 ports: {best:?} (seen by the caller, inside the router); attach: {attached:?}"
+    );
     assert!(best.0 < Duration::from_millis(20), "{best:?}");
     assert!(attached < Duration::from_millis(500), "{attached:?}");
 }
@@ -175,16 +211,24 @@ fn a_closed_gate_lets_nothing_through_and_loses_no_route() {
     let mut world = World::new();
     world.with_outside();
     let pool6 = Some(OUTER_POOL6.parse().unwrap());
-    world.on_host(|| ensure_host("t1", OUTER_POOL.parse().unwrap(), pool6, Forwarding::Enable)).unwrap();
+    world
+        .on_host(|| ensure_host("t1", OUTER_POOL.parse().unwrap(), pool6, Forwarding::Enable))
+        .unwrap();
     let index = world.environment(1, 2);
     let env = world.env(index);
     let router = env.router();
     let (listener, port) = world.outside().run(listen);
-    let mut client = env.nodes[0].run(|| connect((IpAddr::V4(OUTSIDE), port).into())).unwrap();
+    let mut client = env.nodes[0]
+        .run(|| connect((IpAddr::V4(OUTSIDE), port).into()))
+        .unwrap();
     let (mut server, _) = listener.accept().unwrap();
     say(&mut client, &mut server, b"open");
 
-    let routes = || env.router_netns().run(|| run("ip route show") + &run("ip -6 route show")).unwrap();
+    let routes = || {
+        env.router_netns()
+            .run(|| run("ip route show") + &run("ip -6 route show"))
+            .unwrap()
+    };
     let before = routes();
     for _ in 0..2 {
         router.set_gate(Gate::Closed).unwrap();
@@ -195,30 +239,59 @@ fn a_closed_gate_lets_nothing_through_and_loses_no_route() {
         receiver.set_read_timeout(Some(SOON)).unwrap();
         let port = receiver.local_addr().unwrap().port();
         let (inner, outer) = (env.inner(1)[v], env.outer(1)[v]);
-        world.on_host(|| UdpSocket::bind(any(outer)).unwrap().send_to(b"host", (outer, port))).unwrap();
-        env.nodes[0].run(|| UdpSocket::bind(any(inner)).unwrap().send_to(b"node", (inner, port))).unwrap();
+        world
+            .on_host(|| {
+                UdpSocket::bind(any(outer))
+                    .unwrap()
+                    .send_to(b"host", (outer, port))
+            })
+            .unwrap();
+        env.nodes[0]
+            .run(|| {
+                UdpSocket::bind(any(inner))
+                    .unwrap()
+                    .send_to(b"node", (inner, port))
+            })
+            .unwrap();
         let mut buffer = [0; 16];
         let len = receiver.recv(&mut buffer).unwrap();
-        assert_eq!(&buffer[..len], b"node", "what the host sent before did not arrive");
+        assert_eq!(
+            &buffer[..len],
+            b"node",
+            "what the host sent before did not arrive"
+        );
     }
     // The other way: what a node sends is not seen on the host's end.
     let sink = world.on_host(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
-    let to = (env.spec.placement.outer_at(1), sink.local_addr().unwrap().port());
-    env.nodes[0].run(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"node", to)).unwrap();
+    let to = (
+        env.spec.placement.outer_at(1),
+        sink.local_addr().unwrap().port(),
+    );
+    env.nodes[0]
+        .run(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"node", to))
+        .unwrap();
     // And an attempt from the host fails at once instead of waiting for a retransmission.
     let begun = Instant::now();
-    let refused = world.on_host(|| connect((env.outer(0)[0], 9).into())).unwrap_err();
+    let refused = world
+        .on_host(|| connect((env.outer(0)[0], 9).into()))
+        .unwrap_err();
     assert!(begun.elapsed() < Duration::from_secs(1), "{refused}");
 
     for _ in 0..2 {
         router.set_gate(Gate::Open).unwrap();
     }
     assert_eq!(routes(), before);
-    env.nodes[0].run(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"open", to)).unwrap();
+    env.nodes[0]
+        .run(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"open", to))
+        .unwrap();
     sink.set_read_timeout(Some(SOON)).unwrap();
     let mut buffer = [0; 16];
     let len = sink.recv(&mut buffer).unwrap();
-    assert_eq!(&buffer[..len], b"open", "the first to arrive was sent after the gate was opened");
+    assert_eq!(
+        &buffer[..len],
+        b"open",
+        "the first to arrive was sent after the gate was opened"
+    );
     // The connection from before goes on.
     say(&mut client, &mut server, b"again");
 }
@@ -236,10 +309,15 @@ fn connections_to_the_outside_are_closed_and_others_are_not() {
     let (inside, inside_port) = env.nodes[1].run(listen);
     let (own, own_port) = env.nodes[0].run(listen);
     let placement = &env.spec.placement;
-    let host: [IpAddr; 2] = [placement.outer_at(1).into(), placement.outer6_at(1).unwrap().into()];
+    let host: [IpAddr; 2] = [
+        placement.outer_at(1).into(),
+        placement.outer6_at(1).unwrap().into(),
+    ];
     let mut out = Vec::new();
     for host in host {
-        let client = env.nodes[0].run(|| connect((host, outside_port).into())).unwrap();
+        let client = env.nodes[0]
+            .run(|| connect((host, outside_port).into()))
+            .unwrap();
         let (server, _) = outside.accept().unwrap();
         out.push((client, server));
     }
@@ -250,11 +328,19 @@ fn connections_to_the_outside_are_closed_and_others_are_not() {
     }
     let mut kept = Vec::new();
     for inner in env.inner(1) {
-        let client = env.nodes[0].run(|| connect((inner, inside_port).into())).unwrap();
+        let client = env.nodes[0]
+            .run(|| connect((inner, inside_port).into()))
+            .unwrap();
         kept.push((client, inside.accept().unwrap().0));
     }
-    for itself in ["127.0.0.1".parse().unwrap(), "::1".parse().unwrap(), env.inner(0)[0]] {
-        let client = env.nodes[0].run(|| connect((itself, own_port).into())).unwrap();
+    for itself in [
+        "127.0.0.1".parse().unwrap(),
+        "::1".parse().unwrap(),
+        env.inner(0)[0],
+    ] {
+        let client = env.nodes[0]
+            .run(|| connect((itself, own_port).into()))
+            .unwrap();
         kept.push((client, own.accept().unwrap().0));
     }
     let udp = env.nodes[0].run(|| {
@@ -279,6 +365,9 @@ fn connections_to_the_outside_are_closed_and_others_are_not() {
     env.router().set_gate(Gate::Open).unwrap();
     for (_, peer) in &mut out {
         peer.set_nonblocking(true).unwrap();
-        assert_eq!(peer.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        assert_eq!(
+            peer.read(&mut [0]).unwrap_err().kind(),
+            std::io::ErrorKind::WouldBlock
+        );
     }
 }

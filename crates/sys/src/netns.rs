@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sched::CloneFlags;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
-use rustix::thread::LinkNameSpaceType;
+use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
 
 /// A network namespace, kept alive by this handle.
 #[derive(Debug)]
@@ -53,7 +53,10 @@ impl Netns {
     /// Those of setns(2) (`CAP_SYS_ADMIN` over the namespace's owner is needed), or that the thread panicked.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         on_thread(|| {
-            rustix::thread::move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))?;
+            rustix::thread::move_into_link_name_space(
+                self.0.as_fd(),
+                Some(LinkNameSpaceType::Network),
+            )?;
             Ok(work())
         })?
     }
@@ -92,11 +95,30 @@ fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
 /// /proc/PID/ns/net, which is the first thread's.
 pub fn become_holder() -> io::Result<()> {
     if rustix::thread::gettid() != rustix::process::getpid() {
-        return Err(io::Error::other("only the main thread can hold a network namespace"));
+        return Err(io::Error::other(
+            "only the main thread can hold a network namespace",
+        ));
     }
     // Fails for a process group leader, which then has left its parent's group already.
     let _ = rustix::process::setsid();
     nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
+    Ok(())
+}
+
+/// Leaves the calling thread no capability but `CAP_NET_ADMIN`, for good, and no way to gain others by starting programs
+/// (capset(2), `PR_SET_NO_NEW_PRIVS`).
+///
+/// # Errors
+/// Those of capset(2) and prctl(2).
+pub fn keep_only_net_admin() -> io::Result<()> {
+    let keep = CapabilitySet::NET_ADMIN;
+    let sets = CapabilitySets {
+        effective: keep,
+        permitted: keep,
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_no_new_privs(true)?;
+    rustix::thread::set_capabilities(None, sets)?;
     Ok(())
 }
 
@@ -113,7 +135,11 @@ impl Holder {
     /// # Errors
     /// Those of pidfd_open(2); `ESRCH` when there is none.
     pub fn open(pid: i32) -> io::Result<Self> {
-        let id = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        // Pid::from_raw panics below 0.
+        let id = Some(pid)
+            .filter(|&pid| pid > 0)
+            .and_then(Pid::from_raw)
+            .ok_or(io::ErrorKind::InvalidInput)?;
         let fd = rustix::process::pidfd_open(id, PidfdFlags::empty())?;
         Ok(Self { pid, fd })
     }
@@ -137,7 +163,11 @@ impl Holder {
     pub fn netns(&self) -> io::Result<Netns> {
         let netns = Netns::of_process(self.pid)?;
         // Alive after the file was opened: so the pid was still this process's when it was.
-        if self.is_alive() { Ok(netns) } else { Err(rustix::io::Errno::SRCH.into()) }
+        if self.is_alive() {
+            Ok(netns)
+        } else {
+            Err(rustix::io::Errno::SRCH.into())
+        }
     }
 
     /// Kills it; that it has ended already is no error.
@@ -172,7 +202,10 @@ pub fn readable_within(fd: BorrowedFd<'_>, max: Duration) -> io::Result<bool> {
             tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: left.subsec_nanos().into(),
         };
-        match rustix::event::poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&left)) {
+        match rustix::event::poll(
+            &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)],
+            Some(&left),
+        ) {
             Ok(ready) => return Ok(ready > 0),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -191,7 +224,9 @@ mod tests {
             println!("SKIPPED: network namespaces need root");
             return;
         };
-        let seen = inner.run(|| Netns::current().unwrap().id().unwrap()).unwrap();
+        let seen = inner
+            .run(|| Netns::current().unwrap().id().unwrap())
+            .unwrap();
         assert_eq!(seen, inner.id().unwrap());
         assert_ne!(seen, before);
         assert_eq!(Netns::current().unwrap().id().unwrap(), before);
@@ -199,7 +234,10 @@ mod tests {
 
     #[test]
     fn a_holder_is_told_from_the_next_process() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
         let holder = Holder::open(child.id() as i32).unwrap();
         assert!(holder.is_alive());
         holder.kill().unwrap();
@@ -208,5 +246,8 @@ mod tests {
         child.wait().unwrap();
         holder.kill().unwrap();
         assert!(holder.netns().is_err());
+        for nobody in [-1, 0, i32::MAX] {
+            assert!(Holder::open(nobody).is_err());
+        }
     }
 }

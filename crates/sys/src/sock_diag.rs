@@ -8,7 +8,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
+    sockopt,
+};
 use nix::sys::time::{TimeVal, TimeValLike};
 
 /// Which kind of socket.
@@ -65,9 +68,17 @@ impl SockDiag {
     /// # Errors
     /// Those of socket(2).
     pub fn open() -> io::Result<Self> {
-        let fd =
-            socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
-        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_SECONDS))?;
+        let fd = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkSockDiag,
+        )?;
+        setsockopt(
+            &fd,
+            sockopt::ReceiveTimeout,
+            &TimeVal::seconds(ANSWER_SECONDS),
+        )?;
         Ok(Self { fd })
     }
 
@@ -82,7 +93,14 @@ impl SockDiag {
                 Protocol::Tcp => !(1u32 << TCP_LISTEN),
                 Protocol::Udp => u32::MAX,
             };
-            let request = request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, protocol, states, &[0; SOCKID_LEN]);
+            let request = request(
+                SOCK_DIAG_BY_FAMILY,
+                NLM_F_DUMP,
+                family,
+                protocol,
+                states,
+                &[0; SOCKID_LEN],
+            );
             self.exchange(&request, |payload| found.extend(parse(payload, protocol)))?;
         }
         Ok(found)
@@ -93,9 +111,17 @@ impl SockDiag {
     /// # Errors
     /// What the kernel answered; `EOPNOTSUPP` when it was built without `CONFIG_INET_DIAG_DESTROY`.
     pub fn destroy(&self, connection: &Connection) -> io::Result<Destroyed> {
-        let states = 1u32.checked_shl(connection.state.into()).unwrap_or(u32::MAX);
-        let request =
-            request(SOCK_DESTROY, NLM_F_ACK, connection.family, connection.protocol, states, &connection.id);
+        let states = 1u32
+            .checked_shl(connection.state.into())
+            .unwrap_or(u32::MAX);
+        let request = request(
+            SOCK_DESTROY,
+            NLM_F_ACK,
+            connection.family,
+            connection.protocol,
+            states,
+            &connection.id,
+        );
         match self.exchange(&request, |_| ()) {
             Ok(()) => Ok(Destroyed::Yes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Destroyed::WasGone),
@@ -166,13 +192,22 @@ fn split_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
 }
 
 fn acknowledgement(payload: &[u8]) -> io::Result<()> {
-    let code = payload.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
-    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) }
+    let code = payload
+        .get(..4)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, i32::from_ne_bytes);
+    if code == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(-code))
+    }
 }
 
 /// `struct inet_diag_msg`; `None` for a socket without a peer.
 fn parse(payload: &[u8], protocol: Protocol) -> Option<Connection> {
-    let &[family, state, ..] = payload else { return None };
+    let &[family, state, ..] = payload else {
+        return None;
+    };
     let id: [u8; SOCKID_LEN] = payload.get(4..4 + SOCKID_LEN)?.try_into().ok()?;
     let port = |at: usize| Some(u16::from_be_bytes(id.get(at..at + 2)?.try_into().ok()?));
     let address = |at: usize| {
@@ -185,7 +220,14 @@ fn parse(payload: &[u8], protocol: Protocol) -> Option<Connection> {
     };
     let local = SocketAddr::new(address(4)?, port(0)?);
     let peer = SocketAddr::new(address(20)?, port(2)?);
-    (peer.port() != 0).then_some(Connection { local, peer, protocol, family, state, id })
+    (peer.port() != 0).then_some(Connection {
+        local,
+        peer,
+        protocol,
+        family,
+        state,
+        id,
+    })
 }
 
 #[cfg(test)]
@@ -204,7 +246,10 @@ mod tests {
         };
         netns
             .run(|| {
-                let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
+                let up = std::process::Command::new("ip")
+                    .args(["link", "set", "lo", "up"])
+                    .status()
+                    .unwrap();
                 assert!(up.success());
                 // The client's socket is IPv6 with a mapped IPv4 peer, as Java and Go like them.
                 let listener = TcpListener::bind("[::]:0").unwrap();
@@ -218,7 +263,11 @@ mod tests {
                 let diag = SockDiag::open().unwrap();
                 let tcp = diag.connections(Protocol::Tcp).unwrap();
                 assert_eq!(tcp.len(), 2, "{tcp:?}");
-                assert!(tcp.iter().all(|c| c.peer.ip().is_loopback() && c.peer.is_ipv4()), "{tcp:?}");
+                assert!(
+                    tcp.iter()
+                        .all(|c| c.peer.ip().is_loopback() && c.peer.is_ipv4()),
+                    "{tcp:?}"
+                );
                 let udp = diag.connections(Protocol::Udp).unwrap();
                 assert_eq!(udp.len(), 1, "{udp:?}");
                 assert_eq!(udp[0].peer.port(), 9);

@@ -46,7 +46,12 @@ impl PortSwitch {
         };
         let socket = open().map_err(|e| NetworkError::io("opening a netlink socket", e))?;
         let (isolate, lift) = (requests(ports, true), requests(ports, false));
-        Ok(Self { socket, isolate, lift, ports: u32::try_from(ports.len()).unwrap_or(u32::MAX) })
+        Ok(Self {
+            socket,
+            isolate,
+            lift,
+            ports: u32::try_from(ports.len()).unwrap_or(u32::MAX),
+        })
     }
 
     /// Number of ports.
@@ -63,7 +68,8 @@ impl PortSwitch {
         if self.ports == 0 {
             return Ok(());
         }
-        self.exchange(requests).map_err(|e| NetworkError::io(what, e))
+        self.exchange(requests)
+            .map_err(|e| NetworkError::io(what, e))
     }
 
     /// Sends the requests and reads what the kernel says: errors, and the acknowledgement of the last request.
@@ -72,8 +78,11 @@ impl PortSwitch {
         let mut outcome = Ok(());
         loop {
             let (bytes, _) = self.socket.recv_from_full()?;
-            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes).map_err(io::Error::other)?;
-            let NetlinkPayload::Error(error) = answer.payload else { continue };
+            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes)
+                .map_err(io::Error::other)?;
+            let NetlinkPayload::Error(error) = answer.payload else {
+                continue;
+            };
             if error.code.is_some() {
                 let error = error.to_io();
                 if !super::is_gone(&error) && outcome.is_ok() {

@@ -38,7 +38,11 @@ pub fn example(name: &str) -> PathBuf {
     path.pop();
     path.push("examples");
     path.push(name);
-    assert!(path.exists(), "{} is not built: cargo build -p offshoot-network --examples", path.display());
+    assert!(
+        path.exists(),
+        "{} is not built: cargo build -p offshoot-network --examples",
+        path.display()
+    );
     path
 }
 
@@ -76,7 +80,10 @@ impl Process {
 
     /// A sleeping process with new namespaces of these kinds (unshare(1)).
     fn sleeper(namespaces: &str) -> Self {
-        let child = Command::new("unshare").args([namespaces, "--", "sleep", "infinity"]).spawn().unwrap();
+        let child = Command::new("unshare")
+            .args([namespaces, "--", "sleep", "infinity"])
+            .spawn()
+            .unwrap();
         let process = Self(child);
         let ours = Netns::current().unwrap().id().unwrap();
         until("a sleeping process", || {
@@ -114,7 +121,13 @@ impl World {
         let host = Netns::create().unwrap();
         host.run(|| run("ip link set lo up")).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        Self { host, dir, instance: "t1".into(), envs: Vec::new(), outside: None }
+        Self {
+            host,
+            dir,
+            instance: "t1".into(),
+            envs: Vec::new(),
+            outside: None,
+        }
     }
 
     pub fn on_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
@@ -124,8 +137,12 @@ impl World {
     /// Environment number `number` with a router and `nodes` attached nodes `web-1`, `web-2`, ...
     pub fn environment(&mut self, number: u8, nodes: u8) -> usize {
         let spec = self.spec(number, nodes);
-        self.on_host(|| ensure_router(&spec, &example("router"))).unwrap();
-        let mut environment = Environment { spec, nodes: Vec::new() };
+        self.on_host(|| ensure_router(&spec, &example("router")))
+            .unwrap();
+        let mut environment = Environment {
+            spec,
+            nodes: Vec::new(),
+        };
         for n in 0..nodes {
             let node = Process::sleeper("-Urn");
             attach(node.pid(), &environment.link(n, Isolation::No)).unwrap();
@@ -137,11 +154,18 @@ impl World {
 
     pub fn spec(&self, number: u8, nodes: u8) -> RouterSpec {
         let env = EnvId::random();
-        let mut names: Names = (0..nodes).map(|n| (format!("web-{}", n + 1), vec![10 + n])).collect();
+        let mut names: Names = (0..nodes)
+            .map(|n| (format!("web-{}", n + 1), vec![10 + n]))
+            .collect();
         names.push(("web".into(), (0..nodes).map(|n| 10 + n).collect()));
         names.push(("web-1.shop".into(), vec![10]));
         RouterSpec {
-            run_dir: self.dir.path().join("envs").join(env.as_str()).join("router"),
+            run_dir: self
+                .dir
+                .path()
+                .join("envs")
+                .join(env.as_str())
+                .join("router"),
             env,
             instance: self.instance.clone(),
             placement: Placement {
@@ -171,7 +195,9 @@ impl World {
         let outside = Process::sleeper("-n");
         let pid = outside.pid();
         self.on_host(|| {
-            run(&format!("ip link add out0 type veth peer name eth0 netns {pid}"));
+            run(&format!(
+                "ip link add out0 type veth peer name eth0 netns {pid}"
+            ));
             run("ip addr add 192.0.2.1/24 dev out0");
             run("ip link set out0 up");
         });
@@ -191,8 +217,15 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         for environment in &self.envs {
-            let RouterSpec { run_dir, env, instance, .. } = &environment.spec;
-            let removed = self.host.run(|| ensure_router_removed(run_dir, env, instance));
+            let RouterSpec {
+                run_dir,
+                env,
+                instance,
+                ..
+            } = &environment.spec;
+            let removed = self
+                .host
+                .run(|| ensure_router_removed(run_dir, env, instance));
             if !std::thread::panicking() {
                 removed.unwrap().unwrap();
             }
@@ -228,13 +261,19 @@ impl Environment {
     /// Inner addresses of a node, IPv4 and IPv6.
     pub fn inner(&self, n: usize) -> [IpAddr; 2] {
         let host = 10 + n as u8;
-        [self.spec.placement.inner_at(host).into(), self.spec.placement.inner6_at(host).unwrap().into()]
+        [
+            self.spec.placement.inner_at(host).into(),
+            self.spec.placement.inner6_at(host).unwrap().into(),
+        ]
     }
 
     /// Outer addresses of a node, IPv4 and IPv6.
     pub fn outer(&self, n: usize) -> [IpAddr; 2] {
         let host = 10 + n as u8;
-        [self.spec.placement.outer_at(host).into(), self.spec.placement.outer6_at(host).unwrap().into()]
+        [
+            self.spec.placement.outer_at(host).into(),
+            self.spec.placement.outer6_at(host).unwrap().into(),
+        ]
     }
 
     pub fn ask(&self, n: usize, name: &str, kind: RecordType) -> Result<Vec<String>, ResponseCode> {
@@ -245,8 +284,15 @@ impl Environment {
 /// Runs a command line in the calling thread's namespaces; it must succeed. Returns what it printed.
 pub fn run(line: &str) -> String {
     let mut words = line.split(' ');
-    let out = Command::new(words.next().unwrap()).args(words).output().unwrap();
-    assert!(out.status.success(), "{line}: {}", String::from_utf8_lossy(&out.stderr));
+    let out = Command::new(words.next().unwrap())
+        .args(words)
+        .output()
+        .unwrap();
+    assert!(
+        out.status.success(),
+        "{line}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     String::from_utf8(out.stdout).unwrap()
 }
 
@@ -269,7 +315,9 @@ pub fn ask_tcp(server: IpAddr, name: &str, kind: RecordType) -> Result<Vec<Strin
     let mut question = Message::query();
     question.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
     let bytes = question.to_vec().unwrap();
-    stream.write_all(&(bytes.len() as u16).to_be_bytes()).unwrap();
+    stream
+        .write_all(&(bytes.len() as u16).to_be_bytes())
+        .unwrap();
     stream.write_all(&bytes).unwrap();
     let mut len = [0; 2];
     stream.read_exact(&mut len).unwrap();
@@ -324,7 +372,12 @@ pub fn hear(to: &mut TcpStream, word: &[u8]) {
 
 /// Starts a program that says one line when it is ready, in the calling thread's namespaces.
 pub fn start_and_wait(program: &Path, arg: &Path) -> Process {
-    let mut child = Command::new(program).arg(arg).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new(program)
+        .arg(arg)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut stdout = child.stdout.take().unwrap();
     let process = Process(child);
     let mut line = [0; 5];
