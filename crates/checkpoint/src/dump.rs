@@ -19,7 +19,7 @@ const LOG: &str = "dump.log";
 /// Errors and warnings: every further level costs milliseconds in the freeze.
 const LOG_LEVEL: i32 = 2;
 /// CRIU's own time for getting hold of the processes, seconds.
-const SEIZE_TIME: u32 = 10;
+const SEIZE_TIME: u32 = 2;
 
 /// A CRIU that is taking a node's memory.
 #[derive(Debug)]

@@ -90,6 +90,9 @@ pub fn preflight(container: &Container) -> Result<Vec<Obstacle>, CriuError> {
         };
         let mut findings = process.look(&node);
         findings.extend(descriptors::look(*pid, &mut node, &mut unix));
+        if Process::of(*pid).map_or(true, |now| now.is_zombie) {
+            continue; // it ended meanwhile: what was seen is half the truth, its cgroup already the root
+        }
         found.extend(findings.into_iter().map(|finding| Obstacle {
             process: process.title.clone(),
             what: finding.what,

@@ -1,5 +1,8 @@
 //! Real containers are cut and go on in a clone.
 
+mod bench;
+mod failures;
+mod obstacles;
 mod state;
 mod support;
 mod two_nodes;

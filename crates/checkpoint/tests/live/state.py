@@ -142,8 +142,8 @@ for uid, gid, groups in [(500, 501, [501, 502]), (501, 501, []), (65534, 65534, 
         os.setsid(); os.setgroups(groups); os.setresgid(gid, gid, gid); os.setresuid(uid, uid, uid)
         own = open("/tmp/own-%d" % uid, "w+"); own.write("mine"); own.flush()
         if os.fork() == 0:
+            os.write(to_parent, b"?")
             while True: time.sleep(100)
-        os.write(to_parent, b"?")
         while os.read(to_child, 1):
             own.seek(0)
             answer = [os.getresuid(), os.getresgid(), sorted(os.getgroups()), own.read(), os.getsid(0) == os.getpid(), os.fstat(own.fileno()).st_uid]
@@ -156,6 +156,7 @@ for uid, gid, groups in [(500, 501, [501, 502]), (501, 501, []), (65534, 65534, 
 with open("/data/root-only", "w") as f: os.fchmod(f.fileno(), 0o600)
 zombie = os.fork()
 if zombie == 0: os._exit(42)
+os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
 
 
 @check("threads")
