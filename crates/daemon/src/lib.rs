@@ -1,1 +1,118 @@
-//! placeholder
+//! The daemon, put together: configuration, store, engine, operations, API.
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+
+use offshoot_checkpoint::Criu;
+use offshoot_engine_local::{Local, LocalConfig};
+use offshoot_images::ImagesConfig;
+use offshoot_model::view::DoctorReport;
+use offshoot_model::{Code, Fault, Problem};
+use offshoot_network::Forwarding;
+use offshoot_operations::{Operations, Settings};
+use offshoot_plan::Host;
+use offshoot_pool::{Backing, PoolConfig};
+use offshoot_server::config::{self, Config};
+use offshoot_store::Store;
+
+/// Runs a daemon until `shutdown` resolves. Nodes, routers and the edge go on after it.
+///
+/// # Errors
+/// When the host lacks something that no environment can do without, or another daemon has the state directory.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Problem> {
+    let local = local_config(&config)?;
+    make_private(&config.state_dir)?;
+    let store = Arc::new(Store::open(&config.database()).map_err(|e| e.problem())?);
+    let engine = tokio::task::spawn_blocking(move || Local::open(local))
+        .await
+        .map_err(|e| Problem::internal(format!("the engine's start broke off: {e}")))??;
+    let operations = Operations::start(store, Arc::new(engine), settings(&config)).await?;
+    offshoot_server::serve(Arc::new(operations), &config.server(), shutdown).await.map_err(|e| e.problem())
+}
+
+/// Looks at the host without a daemon.
+///
+/// # Errors
+/// When the configuration names a program that is not there.
+pub fn doctor(config: &Config) -> Result<DoctorReport, Problem> {
+    let local = local_config(config)?;
+    let (_, criu) = Criu::find(local.criu_dir.as_deref());
+    Ok(offshoot_engine_local::doctor(&local, &criu))
+}
+
+fn make_private(dir: &Path) -> Result<(), Problem> {
+    std::fs::create_dir_all(dir).map_err(|e| {
+        Problem::new(
+            Code::HostUnfit,
+            Fault::Host,
+            format!("the state directory {} cannot be made", dir.display()),
+            "run as root, or set `state_dir` in the configuration",
+        )
+        .caused_by(&e)
+    })
+}
+
+fn has_ipv6() -> bool {
+    Path::new("/proc/net/if_inet6").exists()
+}
+
+fn wants_ipv6(config: &Config) -> bool {
+    config.network.ipv6 == config::Ipv6::Auto && has_ipv6()
+}
+
+fn settings(config: &Config) -> Settings {
+    let ipv6 = wants_ipv6(config);
+    Settings {
+        host: Host {
+            outer_pool: config.network.outer_pool,
+            inner: config.network.inner,
+            outer_pool6: ipv6.then_some(config.network.outer_pool6),
+            inner6: ipv6.then_some(config.network.inner6),
+            id_base: config.ids.base,
+            id_count: config.ids.count,
+            id_ranges: config.ids.ranges,
+            base_domain: config.base_domain.as_str().to_owned(),
+            edge_port: config.edge_port(),
+        },
+        max_freeze_ms: u64::try_from(config.clone.max_freeze.as_millis()).unwrap_or(u64::MAX),
+        ready_timeout: config.clone.ready_timeout,
+    }
+}
+
+fn local_config(config: &Config) -> Result<LocalConfig, Problem> {
+    let backing = match config.pool.backing {
+        config::Backing::Loop => Backing::LoopFile { path: config.pool_path(), size: config.pool.size },
+        config::Backing::Device => Backing::Device(config.pool_path()),
+        config::Backing::Mounted => Backing::Mounted,
+    };
+    let mount = match config.pool.backing {
+        config::Backing::Mounted => config.pool_path(),
+        config::Backing::Loop | config::Backing::Device => config.state_dir.join("pool"),
+    };
+    let missing = |e: config::ToolMissing| e.problem();
+    Ok(LocalConfig {
+        instance: config.instance.as_str().to_owned(),
+        state_dir: config.state_dir.clone(),
+        run_dir: config.run_dir.clone(),
+        pool: PoolConfig { mount, backing },
+        images: ImagesConfig {
+            dir: config.state_dir.join("images"),
+            auth_file: config.images.auth_file.clone(),
+            insecure_registries: config.images.insecure_registries.clone(),
+            ..ImagesConfig::default()
+        },
+        runc: config.tools.find_runc().map_err(missing)?,
+        criu_dir: config.tools.find_criu_dir(),
+        shim: config.tools.find_shim().map_err(missing)?,
+        edge: config.tools.find_edge().map_err(missing)?,
+        edge_listen: config.edge.listen.clone(),
+        outer_pool: config.network.outer_pool,
+        outer_pool6: wants_ipv6(config).then_some(config.network.outer_pool6),
+        forwarding: match config.network.forwarding {
+            config::Forwarding::Leave => Forwarding::Leave,
+            config::Forwarding::Enable => Forwarding::Enable,
+        },
+        dns: config.network.dns.clone(),
+    })
+}

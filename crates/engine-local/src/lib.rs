@@ -1,1 +1,23 @@
-//! placeholder
+//! The engine of one host: pool, images, network, runtime, checkpoint and edge in one.
+//!
+//! Everything it puts on the host carries the instance and the environment's id, so that [`sweep`] finds whatever
+//! a crash left. Nothing here decides: what is to be done comes fully planned.
+
+mod blocking;
+mod config;
+mod copy;
+mod cut;
+mod disks;
+mod doctor;
+mod edge;
+mod exec;
+mod local;
+mod logs;
+mod net;
+mod nodes;
+mod sweep;
+mod usage;
+
+pub use config::LocalConfig;
+pub use doctor::doctor;
+pub use local::Local;

@@ -9,7 +9,7 @@ mod health;
 mod image;
 mod live;
 mod locks;
-mod platform;
+pub mod platform;
 mod pool;
 mod power;
 mod recover;

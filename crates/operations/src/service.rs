@@ -219,12 +219,17 @@ impl Platform for Operations {
     async fn operation(&self, id: OperationId) -> Result<Operation, Problem> {
         match self.shared.live_of(id) {
             Some(live) => Ok(live.snapshot()),
-            None => self
-                .shared
-                .store
-                .operation(id)
-                .map(|(operation, _)| operation)
-                .map_err(store_problem),
+            None => {
+                let kept = self.shared.store.operation(id).map_err(store_problem)?;
+                kept.map(|(operation, _)| operation).ok_or_else(|| {
+                    Problem::new(
+                        Code::OperationUnknown,
+                        Fault::Request,
+                        format!("there is no operation {id}"),
+                        "see `offshoot op ls`; old operations are forgotten",
+                    )
+                })
+            }
         }
     }
 

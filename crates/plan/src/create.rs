@@ -22,14 +22,20 @@ pub struct CreatePlan {
     pub ports: Vec<PortBinding>,
 }
 
+/// Longest host name in bytes (HOST_NAME_MAX, gethostname(2)).
+const HOST_NAME_MAX: usize = 64;
+
 /// Host name of a node: the layer's fixed one, or `<layer>-<n>.<environment>`, whose first label is the same in
 /// every clone (servers such as RabbitMQ name their data after it) while the whole differs.
 #[must_use]
 pub fn hostname(layer: &Layer, node: &str, environment: &EnvName) -> String {
-    layer
+    let mut name = layer
         .hostname
         .clone()
-        .unwrap_or_else(|| format!("{node}.{environment}"))
+        .unwrap_or_else(|| format!("{node}.{environment}"));
+    // Both parts are ASCII, so any byte is a boundary.
+    name.truncate(HOST_NAME_MAX);
+    name.trim_end_matches(['-', '.']).to_owned()
 }
 
 /// Gives every node the host name that it has under the environment's present name.

@@ -1,0 +1,278 @@
+//! A daemon in a network namespace and directories of its own.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use offshoot_sys::netns::Netns;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{http, image, residue, wait_for};
+
+/// Where every test daemon's edge listens: namespaces keep them apart.
+const EDGE: &str = "127.0.0.1:8080";
+
+/// A daemon for one test. Dropping it ends everything that it started, also when the test fails.
+pub struct TestDaemon {
+    /// Label in the name of everything it owns on the host.
+    pub instance: String,
+    dir: TempDir,
+    netns: Netns,
+    child: Option<Child>,
+}
+
+impl TestDaemon {
+    /// Makes the directories and starts the daemon.
+    ///
+    /// # Panics
+    /// When it does not come up: then no test makes sense.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// As [`Self::start`], with environment variables for the daemon.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn start_with(env: &[(&str, &str)]) -> Self {
+        let mut daemon = Self::prepare().expect("a place for a daemon");
+        daemon.launch(env);
+        daemon.wait_up();
+        daemon
+    }
+
+    fn prepare() -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("offshoot-e2e-").tempdir_in("/var/tmp")?;
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711))?;
+        let instance = format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..5]);
+        let root = dir.path().display();
+        let config = format!(
+            "instance = \"{instance}\"\nstate_dir = \"{root}/state\"\nrun_dir = \"{root}/run\"\n\
+             [edge]\nlisten = [\"{EDGE}\"]\n[pool]\nsize = \"4g\"\n[clone]\nready_timeout = \"30s\"\n"
+        );
+        fs::write(dir.path().join("offshoot.toml"), config)?;
+        image::write(&dir.path().join("image.tar"), &binary("offshoot-testnode"))?;
+        let netns = Netns::create()?;
+        netns.run(offshoot_sys::process::loopback_up)??;
+        Ok(Self { instance, dir, netns, child: None })
+    }
+
+    /// Starts the daemon's process. It need not come up: see [`Self::wait_up`].
+    ///
+    /// # Panics
+    /// When the program cannot be started.
+    pub fn launch(&mut self, env: &[(&str, &str)]) {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("daemon.log")).expect("a log");
+        let mut command = Command::new(binary("offshoot"));
+        command.arg("--config").arg(self.path("offshoot.toml")).arg("serve").stdin(Stdio::null());
+        command.envs(env.iter().copied()).env("OFFSHOOT_LOG", "info,offshoot=debug");
+        command.stdout(log.try_clone().expect("a log")).stderr(log);
+        let child = self.netns.run(|| command.spawn()).expect("a thread").expect("offshoot can be started");
+        self.child = Some(child);
+    }
+
+    /// Waits until the API answers.
+    ///
+    /// # Panics
+    /// When it does not, with the daemon's log.
+    pub fn wait_up(&mut self) {
+        for _ in 0..3_000 {
+            if self.try_run(&["version"]).is_ok_and(|output| output.status.success()) && self.path("run/offshoot.sock").exists()
+                && self.try_run(&["ls"]).is_ok_and(|output| output.status.success())
+            {
+                return;
+            }
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+                panic!("the daemon ended with {status}:\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("the daemon did not come up:\n{}", self.log());
+    }
+
+    /// What the daemon wrote.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
+    }
+
+    /// Ends the daemon with SIGKILL; nodes, routers and the edge go on.
+    ///
+    /// # Panics
+    /// When it cannot be waited for.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            child.wait().expect("the daemon is ours");
+        }
+    }
+
+    /// Waits until the daemon ended by itself (a failpoint).
+    ///
+    /// # Panics
+    /// When it does not in a minute.
+    pub fn wait_dead(&mut self) {
+        let child = self.child.as_mut().expect("it was started");
+        wait_for("the daemon's end", Duration::from_secs(60), || child.try_wait().expect("it is ours"));
+        self.child = None;
+    }
+
+    /// Starts the daemon again.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.launch(&[]);
+        self.wait_up();
+    }
+
+    /// A file or directory of this daemon.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs a command of the command line, as it is.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn try_run(&self, args: &[&str]) -> Result<Output> {
+        let mut command = Command::new(binary("offshoot"));
+        command.arg("--config").arg(self.path("offshoot.toml")).args(args).stdin(Stdio::null());
+        self.netns.run(|| command.output())?.context("running offshoot")
+    }
+
+    /// Runs a command that must succeed; gives its standard output.
+    ///
+    /// # Panics
+    /// When it fails, with what it printed and the daemon's log.
+    #[track_caller]
+    pub fn run(&self, args: &[&str]) -> String {
+        let output = self.try_run(args).expect("offshoot can be run");
+        assert!(
+            output.status.success(),
+            "offshoot {} failed:\n{}\n--- daemon:\n{}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr),
+            self.log()
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs a command that must succeed, with `-o json`.
+    ///
+    /// # Panics
+    /// As [`Self::run`], and when it prints no JSON.
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let mut all = vec!["-o", "json"];
+        all.extend(args);
+        let text = self.run(&all);
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?} printed no JSON: {e}\n{text}"))
+    }
+
+    /// Runs a command that must fail; gives its problem.
+    ///
+    /// # Panics
+    /// When it succeeds or prints no problem.
+    #[track_caller]
+    pub fn refused(&self, args: &[&str]) -> Value {
+        let mut all = vec!["-o", "json"];
+        all.extend(args);
+        let output = self.try_run(&all).expect("offshoot can be run");
+        assert!(!output.status.success(), "{args:?} succeeded: {}", String::from_utf8_lossy(&output.stdout));
+        let text = String::from_utf8_lossy(&output.stderr);
+        let from = text.find('{').unwrap_or_else(|| panic!("no problem in {text:?}"));
+        serde_json::Deserializer::from_str(&text[from..])
+            .into_iter::<Value>()
+            .next()
+            .and_then(Result::ok)
+            .unwrap_or_else(|| panic!("no problem in {text:?}"))
+    }
+
+    /// Writes a Compose file whose services use the test image (`IMAGE` in the text).
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    #[must_use]
+    pub fn compose(&self, name: &str, text: &str) -> String {
+        let path = self.path(name);
+        let image = format!("docker-archive:{}", self.path("image.tar").display());
+        fs::write(&path, text.replace("IMAGE", &image)).expect("a file can be written");
+        path.display().to_string()
+    }
+
+    /// `GET path` of an environment through the edge.
+    ///
+    /// # Errors
+    /// When the edge does not answer.
+    pub fn get(&self, environment: &str, path: &str) -> Result<http::Answer> {
+        let edge: SocketAddr = EDGE.parse()?;
+        let host = format!("{environment}.localhost");
+        self.netns.run(|| http::get(edge, &host, path))?
+    }
+
+    /// What the test node behind an environment's entry says.
+    ///
+    /// # Errors
+    /// When it does not answer 200 with JSON.
+    pub fn node(&self, environment: &str, path: &str) -> Result<Value> {
+        let answer = self.get(environment, path)?;
+        if answer.status != 200 {
+            bail!("{environment}{path} answered {}: {}", answer.status, answer.body);
+        }
+        Ok(serde_json::from_str(&answer.body)?)
+    }
+
+    /// Runs `work` in the daemon's network namespace.
+    ///
+    /// # Panics
+    /// When the namespace cannot be entered.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.netns.run(work).expect("the namespace can be entered")
+    }
+
+    /// What is on the host by this daemon's name, sorted. Empty sets once all environments are removed.
+    #[must_use]
+    pub fn residue(&self) -> residue::Residue {
+        residue::of(self.dir.path(), &self.instance, &self.netns)
+    }
+}
+
+impl Drop for TestDaemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<_> = log.lines().rev().take(80).collect();
+            eprintln!("--- end of the daemon's log:");
+            for line in tail.into_iter().rev() {
+                eprintln!("{line}");
+            }
+        }
+        self.kill();
+        residue::remove(self.dir.path(), &self.instance);
+    }
+}
+
+/// A program of the workspace, built with the tests.
+fn binary(name: &str) -> PathBuf {
+    let mut dir = std::env::current_exe().expect("a test is a program");
+    dir.pop();
+    if dir.ends_with("deps") {
+        dir.pop();
+    }
+    let path = dir.join(name);
+    assert!(path.is_file(), "{} is not built: run `cargo build --workspace` first", path.display());
+    path
+}
+
+/// Whether a directory exists and has entries.
+#[must_use]
+pub fn has_entries(dir: &Path) -> bool {
+    fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+}

@@ -1,0 +1,144 @@
+//! The way in: routes and published ports, which the edge process serves.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+
+use offshoot_edge_api::{
+    AccessLog, EdgeConfig, EdgeControl, PortRoute, PortState, Route, RoutesFile, ensure_edge,
+};
+use offshoot_engine::Exposure;
+use offshoot_model::environment::PortBinding;
+use offshoot_model::manifest::Protocol;
+use offshoot_model::{Code, Environment, Fault, LayerName, Problem};
+
+use crate::config::LocalConfig;
+
+/// The edge's own configuration.
+pub(crate) fn edge_config(config: &LocalConfig) -> EdgeConfig {
+    let dir = config.run_dir.join("edge");
+    EdgeConfig {
+        listen: config.edge_listen.clone(),
+        routes: dir.join("routes.json"),
+        control: dir.join("control.sock"),
+        access_log: Some(AccessLog::new(config.state_dir.join("edge-access.log"))),
+        limits: offshoot_edge_api::Limits::default(),
+    }
+}
+
+/// Starts the edge unless it runs, with the routes that are there.
+pub(crate) fn ensure(config: &LocalConfig) -> Result<(), Problem> {
+    ensure_edge(&edge_config(config), &config.edge).map(|_| ()).map_err(|e| e.problem())
+}
+
+/// Makes exactly these environments reachable.
+pub(crate) fn expose(config: &LocalConfig, all: &[Exposure]) -> Result<(), Problem> {
+    let edge = edge_config(config);
+    let before = RoutesFile::read(&edge.routes).map_or(0, |file| file.version);
+    let file = RoutesFile {
+        version: before + 1,
+        routes: all.iter().flat_map(routes).collect(),
+        ports: all.iter().flat_map(ports).collect(),
+    };
+    file.write_atomically(&edge.routes).map_err(|e| e.problem())?;
+    ensure(config)?;
+    let answer = EdgeControl::connect(&edge.control).and_then(|mut edge| edge.reload()).map_err(|e| e.problem())?;
+    let refused: Vec<String> = answer
+        .ports
+        .iter()
+        .filter_map(|port| match &port.state {
+            PortState::Open { .. } => None,
+            PortState::InUse => Some(format!("{}/{}: another program has it", port.listen, port.protocol)),
+            PortState::Failed { error } => Some(format!("{}/{}: {error}", port.listen, port.protocol)),
+        })
+        .collect();
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let mut problem = port_in_use(format!("{} published ports cannot be listened on", refused.len()));
+    problem.details = refused;
+    Err(problem)
+}
+
+fn port_in_use(what: String) -> Problem {
+    Problem::new(
+        Code::PortInUse,
+        Fault::Request,
+        what,
+        "publish another port, or stop what listens there (`ss -ltnup` shows it)",
+    )
+}
+
+fn routes(exposure: &Exposure) -> Vec<Route> {
+    let environment = &exposure.environment;
+    let Some((layer, port)) = environment.manifest.entry() else { return Vec::new() };
+    let upstreams = upstreams(environment, &layer.name, port);
+    exposure
+        .domains
+        .iter()
+        .map(|domain| Route {
+            host: domain.clone(),
+            environment: environment.id.clone(),
+            upstreams: upstreams.clone(),
+        })
+        .collect()
+}
+
+fn ports(exposure: &Exposure) -> Vec<PortRoute> {
+    exposure
+        .ports
+        .iter()
+        .filter_map(|binding| {
+            Some(PortRoute {
+                listen: SocketAddr::new(host_ip(&binding.port.host_ip)?, binding.port.host_port?),
+                protocol: match binding.port.protocol {
+                    Protocol::Tcp => offshoot_edge_api::Protocol::Tcp,
+                    Protocol::Udp => offshoot_edge_api::Protocol::Udp,
+                },
+                environment: exposure.environment.id.clone(),
+                upstreams: upstreams(&exposure.environment, &binding.layer, binding.port.target),
+            })
+        })
+        .collect()
+}
+
+fn upstreams(environment: &Environment, layer: &LayerName, port: u16) -> Vec<SocketAddr> {
+    environment
+        .nodes_of(layer)
+        .map(|node| SocketAddr::new(environment.placement.outer_at(node.host).into(), port))
+        .collect()
+}
+
+fn host_ip(text: &str) -> Option<IpAddr> {
+    match text {
+        "" | "*" => Some(Ipv4Addr::UNSPECIFIED.into()),
+        text => text.trim_matches(['[', ']']).parse().ok(),
+    }
+}
+
+/// Decides the ports that are left open and tries those that are not: a port that nothing can listen on is found
+/// out before anything is made.
+pub(crate) fn choose_ports(mut bindings: Vec<PortBinding>) -> Result<Vec<PortBinding>, Problem> {
+    for binding in &mut bindings {
+        let port = &mut binding.port;
+        let ip = host_ip(&port.host_ip).ok_or_else(|| {
+            Problem::new(
+                Code::ManifestInvalid,
+                Fault::Request,
+                format!("{:?} is not an address to publish a port on", port.host_ip),
+                "write an IP address of this host",
+            )
+        })?;
+        let wanted = SocketAddr::new(ip, port.host_port.unwrap_or(0));
+        let bound = match port.protocol {
+            Protocol::Tcp => TcpListener::bind(wanted).and_then(|socket| socket.local_addr()),
+            Protocol::Udp => UdpSocket::bind(wanted).and_then(|socket| socket.local_addr()),
+        };
+        match bound {
+            Ok(address) => port.host_port = Some(address.port()),
+            Err(error) => {
+                let what = format!("port {wanted} cannot be published: {error}");
+                return Err(port_in_use(what));
+            }
+        }
+    }
+    Ok(bindings)
+}

@@ -1,0 +1,441 @@
+//! The engine itself: each call handed to the part that does it, off the asynchronous threads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use offshoot_checkpoint::{Container, Criu, CriuInfo, Insist, preflight};
+use offshoot_engine::{
+    Begin, ByteStream, CutOrder, CutOutcome, Engine, ExecSession, Exposure, Fallback, Gate, LogQuery, NodeStatus,
+    ReadyImage,
+};
+use offshoot_images::{Image, Images};
+use offshoot_model::environment::PortBinding;
+use offshoot_model::view::{DoctorReport, ExecRequest, ImageView, LogLine, PoolView};
+use offshoot_model::{
+    Code, EnvId, Environment, Fault, ImageSource, Node, NodeState, Problem, ProgressSink, VolumeName,
+};
+use offshoot_network::Router;
+use offshoot_plan::NodeFacts;
+use offshoot_pool::{Backing, Pool, Subvolume};
+use tokio::sync::mpsc;
+
+use crate::blocking::blocking;
+use crate::config::LocalConfig;
+use crate::{copy, cut, disks, doctor, edge, exec, logs, net, nodes, sweep};
+
+/// The engine of this host.
+pub struct Local {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: LocalConfig,
+    pool: Arc<Pool>,
+    images: Images,
+    criu: Option<Criu>,
+    criu_info: CriuInfo,
+}
+
+impl Local {
+    /// Brings up what all environments share: directories, the pool, the host's part of the network, the edge.
+    ///
+    /// # Errors
+    /// When one of them cannot be had. A missing CRIU is no error: clones then take disks only.
+    pub fn open(mut config: LocalConfig) -> Result<Self, Problem> {
+        for dir in [config.state_dir.clone(), config.run_dir.clone()] {
+            make_passable(&dir)?;
+        }
+        for dir in [config.run_envs(), config.state_envs(), config.cuts(), config.run_dir.join("edge")] {
+            make_passable(&dir)?;
+        }
+        let (criu, criu_info) = Criu::find(config.criu_dir.as_deref());
+        config.criu_dir = criu.as_ref().and_then(|criu| criu.path().parent()).map(std::path::Path::to_owned);
+        let pool = Arc::new(Pool::open(&config.pool).map_err(|e| e.problem())?);
+        let images = Images::open(Arc::clone(&pool), config.images.clone()).map_err(|e| e.problem())?;
+        images.clean_up().map_err(|e| e.problem())?;
+        offshoot_network::ensure_host(&config.instance, config.outer_pool, config.outer_pool6, config.forwarding)
+            .map_err(|e| e.problem())?;
+        edge::ensure(&config)?;
+        Ok(Self { inner: Arc::new(Inner { config, pool, images, criu, criu_info }) })
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || work(&inner)).await
+    }
+}
+
+/// Makes a directory of the daemon; nodes' roots are ordinary users of the host and must be able to pass.
+fn make_passable(dir: &std::path::Path) -> Result<(), Problem> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir_all(dir)
+        .and_then(|()| std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711)))
+        .map_err(|e| {
+            Problem::new(
+                Code::HostUnfit,
+                Fault::Host,
+                format!("{} cannot be made", dir.display()),
+                "check the directory's file system, or set another one in the configuration",
+            )
+            .caused_by(&e)
+        })
+}
+
+impl Inner {
+    fn container(&self, node: &Node) -> Result<Container, Problem> {
+        let root = nodes::node_dir(&self.config, &node.id).join("runc");
+        Container::of_runc(&root, offshoot_runtime::CONTAINER_ID).map_err(|e| {
+            Problem::new(
+                Code::NodeUnknown,
+                Fault::Environment,
+                format!("node {} does not run", node.id),
+                "see `offshoot ps`",
+            )
+            .caused_by(&e)
+        })
+    }
+
+    fn view(&self, image: Image) -> ImageView {
+        ImageView {
+            id: image.id,
+            source: image.source,
+            created: image.created,
+            size: image.size,
+            used_by: 0,
+            config: image.config,
+        }
+    }
+
+    fn ensure_network(&self, environment: &Environment, gate: Gate) -> Result<(), Problem> {
+        let spec = net::router_spec(&self.config, environment, gate);
+        let router = offshoot_network::ensure_router(&spec, &self.config.shim).map_err(|e| e.problem())?;
+        if router.started() == offshoot_network::Started::Now {
+            // Its predecessor took the nodes' links along.
+            for node in &environment.nodes {
+                if let Some(pid) = nodes::pid_of(&self.config, node) {
+                    let link =
+                        net::link(&self.config, environment, node, offshoot_network::Isolation::No);
+                    offshoot_network::attach(pid, &link).map_err(|e| e.problem())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn router(&self, env: &EnvId) -> Result<Router, Problem> {
+        Router::connect(&net::router_dir(&self.config, env)).map_err(|e| e.problem())
+    }
+
+    fn ensure_open(&self, environment: &Environment) -> Result<(), Problem> {
+        for node in &environment.nodes {
+            if let Some(pid) = nodes::pid_of(&self.config, node) {
+                let closed = offshoot_network::close_outside(pid, &environment.placement).map_err(|e| e.problem())?;
+                tracing::debug!(node = %node.id, closed, "ended connections to the parent's peers");
+            }
+        }
+        let router = self.router(&environment.id)?;
+        router.lift().map_err(|e| e.problem())?;
+        router.set_gate(offshoot_network::Gate::Open).map_err(|e| e.problem())
+    }
+
+    fn preflight(&self, environment: &Environment) -> Vec<(NodeFacts, u64)> {
+        let status = nodes::status(&self.config, environment);
+        let facts = |node: &Node| {
+            let seen = status.iter().find(|seen| seen.node == node.name());
+            let running = seen.is_some_and(|seen| matches!(seen.state, NodeState::Running { .. }));
+            let mut obstacles = Vec::new();
+            if running {
+                if self.criu.is_none() {
+                    obstacles.push("no working CRIU was found; see `offshoot doctor`".to_owned());
+                }
+                match self.container(node).map(|container| preflight(&container)) {
+                    Ok(Ok(found)) => {
+                        obstacles.extend(found.into_iter().map(|obstacle| format!("{}: {}", obstacle.what, obstacle.why)));
+                    }
+                    Ok(Err(error)) => obstacles.push(error.to_string()),
+                    Err(problem) => obstacles.push(problem.what),
+                }
+            }
+            let memory = seen.and_then(|seen| seen.memory_bytes).unwrap_or(0);
+            (NodeFacts { node: node.name().to_owned(), running, obstacles }, memory)
+        };
+        environment.nodes.iter().map(facts).collect()
+    }
+
+    fn prepare_cut(&self, clone: &Environment) -> Result<(), Problem> {
+        cut::ensure_room_for_memory(&self.config.cuts(), &clone.id)?;
+        self.pool.prepare_env(&clone.id).map_err(|e| e.problem())?;
+        for volume in clone.volumes.iter().filter(|volume| volume.owner == clone.id) {
+            let spec = clone.manifest.volumes.get(&volume.name);
+            if spec.is_some_and(|spec| spec.clone == offshoot_model::manifest::VolumeClone::Empty) {
+                let target = disks::volume_subvolume(volume);
+                self.pool.ensure_empty(&target).map_err(|e| e.problem())?;
+            }
+        }
+        // What is dirty now is written now; the snapshot in the freeze then has little left to write.
+        self.pool.sync().map_err(|e| e.problem())
+    }
+
+    fn cut(
+        &self,
+        parent: &Environment,
+        clone: &Environment,
+        plans: Vec<offshoot_plan::NodePlan>,
+        max_freeze_ms: u64,
+        fallback: Fallback,
+        cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<CutOutcome, Problem> {
+        let parent_node = |name: &str| parent.nodes.iter().find(|node| node.name() == name);
+        let isolation = match self.router(&parent.id) {
+            Ok(router) => Some(router.prepare_isolation().map_err(|e| e.problem())?),
+            Err(_) => None,
+        };
+        let cutter = cut::Cutter {
+            pool: &self.pool,
+            criu: self.criu.as_ref(),
+            cuts: &self.config.cuts(),
+            node_dir: &|name| {
+                parent_node(name).map(|node| nodes::node_dir(&self.config, &node.id)).unwrap_or_default()
+            },
+            container: &|name| {
+                let node = parent_node(name);
+                node.map_or_else(|| Err(Problem::internal(format!("no node {name}"))), |node| self.container(node))
+            },
+            isolation,
+            cancelled,
+        };
+        let insist = match fallback {
+            Fallback::Fail => Insist::OnLive,
+            Fallback::Disk => Insist::No,
+        };
+        let (nodes, report) =
+            cutter.cut(parent, clone, plans, Duration::from_millis(max_freeze_ms), insist)?;
+        Ok(CutOutcome { nodes, report })
+    }
+
+    fn pool_view(&self) -> Result<PoolView, Problem> {
+        let status = self.pool.status().map_err(|e| e.problem())?;
+        let (backing, path) = match &status.backing {
+            Backing::LoopFile { path, .. } => ("loop file", path.clone()),
+            Backing::Device(path) => ("device", path.clone()),
+            Backing::Mounted => ("mounted", status.path.clone()),
+        };
+        let host_bytes = match &status.backing {
+            Backing::LoopFile { path, .. } => {
+                use std::os::unix::fs::MetadataExt;
+                std::fs::metadata(path).ok().map(|metadata| metadata.blocks() * 512)
+            }
+            _ => None,
+        };
+        Ok(PoolView {
+            backing: backing.to_owned(),
+            path: path.display().to_string(),
+            size: status.size,
+            used: status.used,
+            free: status.free,
+            host_bytes,
+        })
+    }
+}
+
+#[async_trait]
+impl Engine for Local {
+    async fn ensure_image(&self, source: &ImageSource, progress: &dyn ProgressSink) -> Result<ReadyImage, Problem> {
+        let image = self.inner.images.ensure(source, progress).await.map_err(|e| e.problem())?;
+        Ok(ReadyImage { id: image.id, config: image.config })
+    }
+
+    async fn images(&self) -> Result<Vec<ImageView>, Problem> {
+        self.run(|inner| {
+            let images = inner.images.list().map_err(|e| e.problem())?;
+            Ok(images.into_iter().map(|image| inner.view(image)).collect())
+        })
+        .await
+    }
+
+    async fn ensure_image_removed(&self, id: &str) -> Result<(), Problem> {
+        let id = id.to_owned();
+        self.run(move |inner| inner.images.remove(&id).map_err(|e| e.problem())).await
+    }
+
+    async fn ensure_disks(&self, environment: &Environment) -> Result<(), Problem> {
+        let environment = environment.clone();
+        self.run(move |inner| disks::ensure_disks(&inner.pool, &environment)).await
+    }
+
+    async fn renew_disk(&self, _environment: &Environment, node: &Node) -> Result<(), Problem> {
+        let node = node.clone();
+        self.run(move |inner| disks::renew_disk(&inner.pool, &node)).await
+    }
+
+    async fn ensure_network(&self, environment: &Environment, gate: Gate) -> Result<(), Problem> {
+        let environment = environment.clone();
+        self.run(move |inner| inner.ensure_network(&environment, gate)).await
+    }
+
+    async fn ensure_started(&self, environment: &Environment, node: &Node, begin: Begin) -> Result<(), Problem> {
+        let (environment, node) = (environment.clone(), node.clone());
+        self.run(move |inner| {
+            let spec = nodes::node_spec(&inner.config, &inner.pool, &inner.images, &environment, &node, begin)?;
+            offshoot_runtime::ensure_node(&spec).map(|_| ()).map_err(|e| e.problem())
+        })
+        .await
+    }
+
+    async fn ensure_stopped(&self, environment: &Environment, node: &Node) -> Result<(), Problem> {
+        let (environment, node) = (environment.clone(), node.clone());
+        self.run(move |inner| nodes::ensure_stopped(&inner.config, &inner.images, &environment, &node)).await
+    }
+
+    async fn ensure_names(&self, environment: &Environment) -> Result<(), Problem> {
+        let environment = environment.clone();
+        self.run(move |inner| {
+            nodes::ensure_hostnames(&inner.config, &inner.pool, &environment)?;
+            let router = inner.router(&environment.id)?;
+            router.set_names(&net::names(&environment), None).map_err(|e| e.problem())
+        })
+        .await
+    }
+
+    async fn status(&self, environment: &Environment) -> Result<Vec<NodeStatus>, Problem> {
+        let environment = environment.clone();
+        self.run(move |inner| Ok(nodes::status(&inner.config, &environment))).await
+    }
+
+    async fn preflight(&self, environment: &Environment) -> Result<Vec<(NodeFacts, u64)>, Problem> {
+        let environment = environment.clone();
+        self.run(move |inner| Ok(inner.preflight(&environment))).await
+    }
+
+    async fn prepare_cut(&self, _parent: &Environment, clone: &Environment) -> Result<(), Problem> {
+        let clone = clone.clone();
+        self.run(move |inner| inner.prepare_cut(&clone)).await
+    }
+
+    async fn cut(&self, order: CutOrder<'_>, progress: &dyn ProgressSink) -> Result<CutOutcome, Problem> {
+        let (parent, clone, plans) = (order.parent.clone(), order.clone.clone(), order.nodes.to_vec());
+        let (max_freeze_ms, fallback) = (order.max_freeze_ms, order.fallback);
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let seen = Arc::clone(&stop);
+        let work = self.run(move |inner| {
+            let cancelled = || seen.load(std::sync::atomic::Ordering::Acquire);
+            inner.cut(&parent, &clone, plans, max_freeze_ms, fallback, &cancelled)
+        });
+        tokio::pin!(work);
+        let mut look = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                _ = look.tick() => stop.store(progress.cancelled(), std::sync::atomic::Ordering::Release),
+            }
+        }
+    }
+
+    async fn ensure_open(&self, environment: &Environment) -> Result<(), Problem> {
+        let environment = environment.clone();
+        self.run(move |inner| inner.ensure_open(&environment)).await
+    }
+
+    async fn ensure_cut_forgotten(&self, clone: &EnvId) -> Result<(), Problem> {
+        let clone = clone.clone();
+        self.run(move |inner| cut::ensure_forgotten(&inner.config.cuts(), &clone)).await
+    }
+
+    async fn ensure_halted(&self, environment: &EnvId) -> Result<(), Problem> {
+        let environment = environment.clone();
+        self.run(move |inner| sweep::ensure_halted(&inner.config, &environment)).await
+    }
+
+    async fn ensure_removed(&self, environment: &EnvId) -> Result<(), Problem> {
+        let environment = environment.clone();
+        self.run(move |inner| sweep::ensure_removed(&inner.config, &inner.pool, &environment)).await
+    }
+
+    async fn expose(&self, all: Vec<Exposure>) -> Result<(), Problem> {
+        self.run(move |inner| edge::expose(&inner.config, &all)).await
+    }
+
+    async fn choose_ports(&self, ports: Vec<PortBinding>) -> Result<Vec<PortBinding>, Problem> {
+        self.run(move |_| edge::choose_ports(ports)).await
+    }
+
+    async fn reached_networks(&self) -> Result<Vec<ipnet::Ipv4Net>, Problem> {
+        self.run(|inner| net::reached_networks(&inner.config.instance)).await
+    }
+
+    async fn sweep(&self, known: &[EnvId]) -> Result<Vec<String>, Problem> {
+        let known = known.to_vec();
+        self.run(move |inner| {
+            for clone in cut::remembered(&inner.config.cuts()) {
+                if !known.contains(&clone) {
+                    cut::ensure_forgotten(&inner.config.cuts(), &clone)?;
+                }
+            }
+            sweep::sweep(&inner.config, &inner.pool, &known)
+        })
+        .await
+    }
+
+    async fn exec(
+        &self,
+        environment: &Environment,
+        node: &Node,
+        request: ExecRequest,
+    ) -> Result<ExecSession, Problem> {
+        let (environment, node) = (environment.clone(), node.clone());
+        self.run(move |inner| {
+            let spec =
+                nodes::node_spec(&inner.config, &inner.pool, &inner.images, &environment, &node, Begin::Fresh)?;
+            exec::run(&spec, request)
+        })
+        .await
+    }
+
+    async fn logs(&self, environment: &Environment, query: LogQuery) -> Result<mpsc::Receiver<LogLine>, Problem> {
+        logs::logs(&self.inner.config, environment, &query)
+    }
+
+    async fn copy_out(&self, environment: &Environment, node: &Node, path: &str) -> Result<ByteStream, Problem> {
+        copy::copy_out(&self.inner.pool, environment, node, path)
+    }
+
+    async fn copy_in(
+        &self,
+        environment: &Environment,
+        node: &Node,
+        path: &str,
+        archive: ByteStream,
+    ) -> Result<(), Problem> {
+        let (environment, node, path) = (environment.clone(), node.clone(), path.to_owned());
+        self.run(move |inner| copy::copy_in(&inner.pool, &environment, &node, &path, archive)).await
+    }
+
+    async fn pool(&self) -> Result<PoolView, Problem> {
+        self.run(Inner::pool_view).await
+    }
+
+    async fn ensure_pool_size(&self, size: u64) -> Result<(), Problem> {
+        self.run(move |inner| inner.pool.grow(size).map_err(|e| e.problem())).await
+    }
+
+    async fn ensure_room(&self, bytes: u64) -> Result<(), Problem> {
+        self.run(move |inner| inner.pool.ensure_room(bytes).map_err(|e| e.problem())).await
+    }
+
+    async fn volume_bytes(&self, environment: &Environment, volume: &str) -> Option<u64> {
+        let owner = environment.volumes.iter().find(|known| known.name.as_str() == volume)?.owner.clone();
+        let name: VolumeName = volume.parse().ok()?;
+        let work = self.run(move |inner| {
+            inner.pool.usage(&Subvolume::Volume(owner, name)).map_err(|e| e.problem())
+        });
+        work.await.ok()?.exclusive
+    }
+
+    async fn doctor(&self) -> Result<DoctorReport, Problem> {
+        self.run(|inner| Ok(doctor::doctor(&inner.config, &inner.criu_info))).await
+    }
+}
