@@ -130,7 +130,7 @@ fn isolation_ends_when_its_holder_is_killed() {
     let mut world = World::new();
     let index = world.environment(1, 2);
     let env = world.env(index);
-    let holder = start_and_wait(&example("hold"), &env.spec.run_dir);
+    let holder = start_and_wait(&example("network-hold"), &env.spec.run_dir);
     assert_eq!(are_connected(&world, env), [false, false]);
     drop(holder);
     until("the isolation is lifted", || {
@@ -192,6 +192,15 @@ fn isolating_and_attaching_are_fast() {
         })
         .min()
         .unwrap();
+    let spec = world.spec(2, 1);
+    let begun = Instant::now();
+    world
+        .on_host(|| ensure_router(&spec, &example("network-router")))
+        .unwrap();
+    let started = begun.elapsed();
+    world
+        .on_host(|| ensure_router_removed(&spec.run_dir, &spec.env, "t1"))
+        .unwrap();
     let node = Process::unshared();
     let begun = Instant::now();
     attach(node.pid(), &env.link(20, Isolation::No)).unwrap();
@@ -199,6 +208,7 @@ fn isolating_and_attaching_are_fast() {
     println!(
         "isolate 10 ports: {best:?} (seen by the caller, inside the router); attach: {attached:?}"
     );
+    println!("start a router: {started:?}");
     assert!(best.0 < Duration::from_millis(20), "{best:?}");
     assert!(attached < Duration::from_millis(500), "{attached:?}");
 }

@@ -66,7 +66,7 @@ fn a_killed_router_leaves_nothing_and_can_be_started_again() {
     assert!(router.status().is_err());
 
     let router = world
-        .on_host(|| ensure_router(&env.spec, &example("router")))
+        .on_host(|| ensure_router(&env.spec, &example("network-router")))
         .unwrap();
     assert_eq!(router.started(), Started::Now);
     assert_ne!(router.pid(), first);
@@ -94,7 +94,7 @@ fn a_router_is_restarted_at_once_over_what_the_killed_one_left() {
         holder.kill().unwrap();
         assert!(holder.wait(SOON).unwrap());
         world
-            .on_host(|| ensure_router(&env.spec, &example("router")))
+            .on_host(|| ensure_router(&env.spec, &example("network-router")))
             .unwrap();
         attach(env.nodes[0].pid(), &env.link(0, Isolation::No)).unwrap();
         assert_eq!(env.ask(0, "web-1.", RecordType::A).unwrap(), ["10.9.0.10"]);
@@ -114,7 +114,7 @@ fn ensuring_a_running_router_keeps_it_and_updates_its_names() {
     let mut spec = env.spec.clone();
     spec.names.push(("new".into(), vec![10]));
     let after = world
-        .on_host(|| ensure_router(&spec, &example("router")))
+        .on_host(|| ensure_router(&spec, &example("network-router")))
         .unwrap();
     assert_eq!(
         (after.started(), after.pid()),
@@ -139,7 +139,7 @@ fn ensuring_a_running_router_keeps_it_and_updates_its_names() {
     // With other addresses it is another router.
     spec.placement.outer = "10.208.9.0/24".parse().unwrap();
     let other = world
-        .on_host(|| ensure_router(&spec, &example("router")))
+        .on_host(|| ensure_router(&spec, &example("network-router")))
         .unwrap();
     assert_eq!(other.started(), Started::Now);
     assert_eq!(other.status().unwrap().spec.placement, spec.placement);
@@ -153,7 +153,7 @@ fn many_who_ensure_one_router_get_the_same() {
     }
     let mut world = World::new();
     let spec = world.spec(1, 1);
-    let shim = example("router");
+    let shim = example("network-router");
     let ensure = || world.on_host(|| ensure_router(&spec, &shim)).unwrap();
     let routers: Vec<Router> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..6).map(|_| scope.spawn(ensure)).collect();
@@ -227,7 +227,7 @@ fn a_router_that_cannot_start_says_why_and_leaves_nothing() {
     let mut blocked = spec.clone();
     blocked.placement.outer = "224.0.0.0/24".parse().unwrap();
     let refused = world
-        .on_host(|| ensure_router(&blocked, &example("router")))
+        .on_host(|| ensure_router(&blocked, &example("network-router")))
         .unwrap_err();
     assert!(refused.to_string().contains("224.0.0.1"), "{refused}");
     until("nothing is left on the host", || {
@@ -250,7 +250,7 @@ fn a_router_that_cannot_start_says_why_and_leaves_nothing() {
         change(&mut bad);
         assert!(
             matches!(
-                ensure_router(&bad, &example("router")),
+                ensure_router(&bad, &example("network-router")),
                 Err(NetworkError::Invalid(_))
             ),
             "{bad:?}"
@@ -344,6 +344,30 @@ fn attaching_is_repeatable_and_refuses_what_is_no_node() {
 }
 
 #[test]
+fn a_router_keeps_no_capability_but_one() {
+    if !is_possible() {
+        return;
+    }
+    let mut world = World::new();
+    let index = world.environment(1, 0);
+    let threads =
+        std::fs::read_dir(format!("/proc/{}/task", world.env(index).router().pid())).unwrap();
+    let mut seen = 0;
+    for thread in threads {
+        let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        for set in ["CapPrm", "CapEff"] {
+            // CAP_NET_ADMIN is 12.
+            assert!(
+                status.contains(&format!("{set}:\t0000000000001000\n")),
+                "{status}"
+            );
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, 2, "the router's thread and the host side's");
+}
+
+#[test]
 fn noise_does_not_stop_a_router() {
     if !is_possible() {
         return;
@@ -416,7 +440,7 @@ fn a_router_can_be_run_by_hand_and_only_once() {
     let index = world.environment(1, 0);
     let env = world.env(index);
     let again = world.on_host(|| {
-        Command::new(example("router"))
+        Command::new(example("network-router"))
             .args(["router", "--spec"])
             .arg(env.spec.run_dir.join("spec.json"))
             .output()

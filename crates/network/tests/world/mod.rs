@@ -137,7 +137,7 @@ impl World {
     /// Environment number `number` with a router and `nodes` attached nodes `web-1`, `web-2`, ...
     pub fn environment(&mut self, number: u8, nodes: u8) -> usize {
         let spec = self.spec(number, nodes);
-        self.on_host(|| ensure_router(&spec, &example("router")))
+        self.on_host(|| ensure_router(&spec, &example("network-router")))
             .unwrap();
         let mut environment = Environment {
             spec,
