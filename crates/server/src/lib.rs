@@ -1,11 +1,34 @@
 //! The daemon's face: its configuration, and the API over HTTP.
+//!
+//! The API is HTTP and JSON below `/api/v1`, on a unix socket that only root can use and, when configured, on
+//! loopback TCP with a token. Handlers call the application layer ([`offshoot_operations::Platform`]) and
+//! nothing below it. docs/api.md says how to use it; `docs/openapi.json` is made from the handlers.
 
+mod answer;
 pub mod config;
+mod connection;
+mod error;
+mod gate;
+mod listen;
+mod routes;
+mod systemd;
+mod token;
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use offshoot_operations::SharedPlatform;
+use tokio::net::TcpListener;
 
 pub use config::Config;
+pub use error::ServeError;
+pub use routes::openapi;
+
+use gate::Gate;
+use listen::PrivateSocket;
+use routes::Api;
 
 /// Where the API listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,4 +41,85 @@ pub struct ServerConfig {
     pub tcp: Option<SocketAddr>,
     /// File that keeps the token for TCP; made when it is not there.
     pub token_file: PathBuf,
+}
+
+/// A server that listens but does not answer yet: clients that connect wait.
+#[derive(Debug)]
+pub struct Server {
+    socket: PrivateSocket,
+    tcp: Option<TcpListener>,
+    gate: Gate,
+    instance: String,
+}
+
+impl Server {
+    /// Binds the sockets. Call it inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When a socket cannot be bound, the token cannot be kept, or an address is not on loopback.
+    pub async fn bind(config: &ServerConfig) -> Result<Self, ServeError> {
+        let token = match config.tcp {
+            Some(_) => Some(token::ensure(&config.token_file)?),
+            None => None,
+        };
+        let tcp = match config.tcp {
+            Some(address) => Some(listen::loopback(address).await?),
+            None => None,
+        };
+        let socket = PrivateSocket::bind(&config.socket).await?;
+        let gate = Gate::new(socket.owner(), token);
+        Ok(Self {
+            socket,
+            tcp,
+            gate,
+            instance: config.instance.clone(),
+        })
+    }
+
+    /// The TCP address, with the port that the kernel chose.
+    #[must_use]
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.tcp
+            .as_ref()
+            .and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Answers until `shutdown` resolves; then lets requests finish, ends streams, and takes the socket away.
+    ///
+    /// # Errors
+    /// None at present: a connection that breaks ends that connection.
+    pub async fn run(
+        self,
+        platform: SharedPlatform,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), ServeError> {
+        let api = Api::new(platform, self.instance);
+        let stop = api.stop();
+        let streams = api.streams();
+        let router = routes::router(api, Arc::new(self.gate));
+        systemd::notify(systemd::State::Ready);
+        connection::accept(
+            &self.socket,
+            self.tcp.as_ref(),
+            router,
+            stop,
+            streams,
+            shutdown,
+        )
+        .await;
+        self.socket.remove();
+        Ok(())
+    }
+}
+
+/// Serves the API until `shutdown` resolves.
+///
+/// # Errors
+/// As [`Server::bind`].
+pub async fn serve(
+    platform: SharedPlatform,
+    config: &ServerConfig,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    Server::bind(config).await?.run(platform, shutdown).await
 }

@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 pub use sections::{Api, Backing, CloneBounds, Edge, Forwarding, Ids, Images, Ipv6, Network, Pool};
 pub use tools::{ToolMissing, Tools};
+pub(crate) use value::is_loopback;
 pub use value::{BaseDomain, Instance};
 
 use crate::ServerConfig;
