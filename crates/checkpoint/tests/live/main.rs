@@ -3,6 +3,7 @@
 mod bench;
 mod failures;
 mod obstacles;
+mod product;
 mod state;
 mod support;
 mod two_nodes;

@@ -3,9 +3,11 @@
 use crate::support::*;
 
 /// Counts in Redis over one connection for ever; ends when the connection does.
-const CLIENT: &str = r#"
+pub(crate) const CLIENT: &str = r#"
 import socket, time, os
-s = socket.create_connection(("10.9.0.2", 6379), timeout=10)
+while True:
+    try: s = socket.create_connection(("10.9.0.2", 6379), timeout=10); break
+    except OSError: time.sleep(0.02)
 last = 0
 while True:
     s.sendall(b"INCR k\r\n")
