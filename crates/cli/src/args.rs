@@ -42,15 +42,15 @@ pub(crate) struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Options for every command")]
 pub(crate) struct Global {
-    /// How to print the answer: a table for people or JSON for programs
+    /// How to print the answer: a table for people, JSON for programs (streams: a document per line)
     #[arg(
         short,
         long,
         global = true,
         value_enum,
         default_value_t,
-        value_name = "FORMAT",
-        hide_possible_values = false
+        value_name = "table|json",
+        hide_possible_values = true
     )]
     pub(crate) output: Format,
 

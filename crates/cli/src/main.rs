@@ -11,6 +11,8 @@ mod context;
 mod cp;
 mod failure;
 mod follow;
+#[cfg(test)]
+mod help_tests;
 mod human;
 mod progress;
 mod serve;

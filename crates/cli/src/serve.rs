@@ -1,6 +1,5 @@
 //! `serve`: the daemon's beginning and end. What it does lies below the server and the operations.
 
-use std::future::Future;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
@@ -73,7 +72,7 @@ pub(crate) async fn run(context: &Context, args: ServeArgs) -> Result<(), Failur
         instance = config.instance.as_str(),
         "starting"
     );
-    daemon(config, shutdown).await?;
+    offshoot_daemon::run(config, shutdown).await?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -99,19 +98,9 @@ fn start_log(config: &Config, args: &ServeArgs) -> Result<(), Problem> {
     started.map_err(|error| Problem::internal(format!("the log could not be started: {error}")))
 }
 
-/// CALL SITE of the daemon: everything from the configuration to the end of `shutdown`.
-async fn daemon(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Problem> {
-    let _ = (config, shutdown);
-    Err(Problem::internal(
-        "this build of offshoot has no daemon in it",
-    ))
-}
-
-/// CALL SITE of the host's checks without a daemon; `unreachable` says why it could not be asked.
-pub(crate) async fn host_doctor(
-    context: &Context,
-    unreachable: Problem,
-) -> Result<DoctorReport, Failure> {
-    let _ = context;
-    Err(unreachable.into())
+/// The host's checks without a daemon, which cannot be asked.
+pub(crate) async fn host_doctor(context: &Context) -> Result<DoctorReport, Failure> {
+    let config = Config::load(context.config.as_deref()).map_err(|error| error.problem())?;
+    let checked = tokio::task::spawn_blocking(move || offshoot_daemon::doctor(&config)).await;
+    Ok(checked.map_err(|error| Problem::internal(format!("the checks broke off: {error}")))??)
 }

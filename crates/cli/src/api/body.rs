@@ -178,3 +178,56 @@ impl io::Read for Download {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    /// What the other side of an upload gets, and whether it ended well.
+    fn received(write: impl FnOnce(UploadWriter) + Send + 'static) -> (Vec<u8>, bool) {
+        let (writer, mut upload) = Upload::new();
+        let writing = std::thread::spawn(move || write(writer));
+        let mut all = Vec::new();
+        let mut well = true;
+        while let Some(piece) = upload.receiver.blocking_recv() {
+            match piece {
+                Ok(piece) => all.extend_from_slice(&piece),
+                Err(_) => well = false,
+            }
+        }
+        writing.join().unwrap();
+        (all, well)
+    }
+
+    #[test]
+    fn an_upload_that_is_not_finished_fails() {
+        let whole = received(|mut writer| {
+            writer.write_all(b"whole").unwrap();
+            writer.finish();
+        });
+        assert_eq!(whole, (b"whole".to_vec(), true));
+        let part = received(|mut writer| writer.write_all(b"part").unwrap());
+        assert_eq!(part, (b"part".to_vec(), false));
+    }
+
+    #[test]
+    fn a_download_is_read_in_any_pieces() {
+        let (sender, receiver) = mpsc::channel(4);
+        for piece in ["abc", "", "defg"] {
+            sender.blocking_send(Ok(Bytes::from(piece))).unwrap();
+        }
+        sender
+            .blocking_send(Err(io::Error::other("broke")))
+            .unwrap();
+        let mut download = Download {
+            receiver,
+            current: Bytes::new(),
+        };
+        let mut seven = [0; 7];
+        download.read_exact(&mut seven).unwrap();
+        assert_eq!(&seven, b"abcdefg");
+        assert!(download.read(&mut seven).is_err());
+    }
+}

@@ -31,9 +31,9 @@ const MAX_FREEZE: std::ops::RangeInclusive<u64> = 50..=60_000;
     Examples:\n  \
     offshoot clone shop                             makes shop-clone\n  \
     offshoot clone shop --name experiment\n  \
-    offshoot clone shop --dry-run                   what would come along, and what not; touches nothing\n  \
+    offshoot clone shop --dry-run                   what would come along; touches nothing\n  \
     offshoot clone shop --rung live                 with all memory or not at all\n  \
-    offshoot clone shop --max-freeze 200ms          give up rather than hold the original up for longer")]
+    offshoot clone shop --max-freeze 200ms          give up rather than hold it up for longer")]
 pub(crate) struct CloneArgs {
     /// Environment to clone
     #[arg(value_name = "ENV")]

@@ -24,7 +24,7 @@ pub(crate) async fn run(context: &Context, _args: DoctorArgs) -> Result<(), Fail
     let report: DoctorReport = match context.client.get(&Route::to("doctor")).await {
         Ok(report) => report,
         Err(problem) if problem.code == Code::DaemonUnreachable => {
-            crate::serve::host_doctor(context, problem).await?
+            crate::serve::host_doctor(context).await?
         }
         Err(problem) => return Err(Problem::into(problem)),
     };

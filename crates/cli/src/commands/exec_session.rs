@@ -235,10 +235,14 @@ async fn open(client: &Client, route: &Route) -> Result<Socket, Problem> {
 }
 
 fn lost(client: &Client, error: &tungstenite::Error) -> Problem {
+    use tungstenite::error::ProtocolError::ResetWithoutClosingHandshake;
     match error {
         tungstenite::Error::Io(_)
         | tungstenite::Error::ConnectionClosed
-        | tungstenite::Error::AlreadyClosed => client.unreachable(&error.to_string()),
+        | tungstenite::Error::AlreadyClosed
+        | tungstenite::Error::Protocol(ResetWithoutClosingHandshake) => {
+            client.unreachable(&error.to_string())
+        }
         _ => Problem::new(
             Code::ExecFailed,
             Fault::Offshoot,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use offshoot_compose::LoadRequest;
+use offshoot_compose::{FileData, FileError, FileSource, LoadRequest};
 use offshoot_model::view::{ImagePullRequest, ImageView};
 use offshoot_model::{Code, Fault, ImageSource, Operation, Problem};
 
@@ -93,11 +93,9 @@ pub(crate) async fn run(context: &Context, args: ImageArgs) -> Result<(), Failur
             })
         }
         ImageCommand::Pull { references, wait } => {
-            let sources = references
-                .into_iter()
-                .map(|reference| ImageSource::Registry { reference })
-                .collect();
-            fetch(context, sources, wait).await
+            let sources: Result<_, Problem> =
+                references.iter().map(|text| registry(text)).collect();
+            fetch(context, sources?, wait).await
         }
         ImageCommand::Import { sources, wait } => {
             let mut all = Vec::new();
@@ -190,6 +188,53 @@ fn import_sources(context: &Context, text: &str) -> Result<Vec<ImageSource>, Fai
         .collect())
 }
 
+/// A reference completed as `image:` in a Compose file is, by the very code that does it there.
+fn registry(text: &str) -> Result<ImageSource, Problem> {
+    struct OneImage(String);
+    impl FileSource for OneImage {
+        fn read(&self, path: &Path, _max: u64) -> Result<FileData, FileError> {
+            if path.file_name().is_none_or(|name| name != "image") {
+                return Err(FileError::Missing);
+            }
+            Ok(FileData {
+                bytes: self.0.clone().into_bytes(),
+                mode: 0o600,
+            })
+        }
+    }
+    let refuse = |why: String| {
+        let next = "write it as HOST/NAME:TAG, for instance docker.io/library/nginx:1.27";
+        Problem::new(Code::BadRequest, Fault::Request, why, next)
+    };
+    // JSON is YAML; `$` would begin a variable.
+    let file = serde_json::json!({ "services": { "image": { "image": text.replace('$', "$$") } } });
+    let request = LoadRequest {
+        files: vec![PathBuf::from("/image")],
+        ..LoadRequest::default()
+    };
+    let loaded =
+        offshoot_compose::load(&OneImage(file.to_string()), &request).map_err(|error| {
+            refuse(
+                error
+                    .errors
+                    .first()
+                    .map_or_else(|| error.to_string(), |first| first.message.clone()),
+            )
+        })?;
+    match loaded
+        .manifest
+        .layers
+        .into_iter()
+        .next()
+        .map(|layer| layer.image)
+    {
+        Some(source @ ImageSource::Registry { .. }) => Ok(source),
+        _ => Err(refuse(format!(
+            "{text:?} is not in a registry; take it with `offshoot image import`"
+        ))),
+    }
+}
+
 /// Splits `PATH[:TAG]`, and makes the path absolute. What exists as a whole is a path.
 fn path_and_tag(text: &str) -> Result<(String, Option<String>), Problem> {
     let (path, tag) = match text.rsplit_once(':') {
@@ -239,6 +284,25 @@ mod tests {
     #[test]
     fn images_for_people() {
         insta::assert_snapshot!(list(&fixtures::images(), Paint::Plain, fixtures::now()));
+    }
+
+    #[test]
+    fn references_are_completed_as_in_a_compose_file() {
+        let reference = |text: &str| match registry(text) {
+            Ok(ImageSource::Registry { reference }) => Some(reference),
+            _ => None,
+        };
+        assert_eq!(
+            reference("nginx:1.27").as_deref(),
+            Some("docker.io/library/nginx:1.27")
+        );
+        assert_eq!(
+            reference("localhost:5000/a/b").as_deref(),
+            Some("localhost:5000/a/b:latest")
+        );
+        for bad in ["", "A", "oci:/tmp", "${HOME}", "a b", "nginx:1\n2"] {
+            assert_eq!(reference(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use offshoot_model::{Operation, Problem};
 
 use crate::api::Route;
 use crate::context::{Context, Format};
-use crate::failure::Failure;
+use crate::failure::{Failure, STATUS_PROBLEM};
 use crate::follow::{Wait, complete, complete_all};
 use crate::term;
 
@@ -117,11 +117,15 @@ pub(crate) async fn rename(context: &Context, args: RenameArgs) -> Result<(), Fa
 
 pub(crate) async fn rm(context: &Context, args: RmArgs) -> Result<(), Failure> {
     let mut chosen = Vec::new();
+    let mut kept = false;
     for environment in args.environments {
-        if !chosen.contains(&environment)
-            && (args.force || confirmed(context, &environment).await?)
-        {
+        if chosen.contains(&environment) {
+            continue;
+        }
+        if args.force || confirmed(context, &environment).await? {
             chosen.push(environment);
+        } else {
+            kept = true;
         }
     }
     let mut begun = Vec::new();
@@ -133,11 +137,18 @@ pub(crate) async fn rm(context: &Context, args: RmArgs) -> Result<(), Failure> {
                 .await,
         );
     }
-    finish(
-        context,
-        complete_all(context, begun, args.wait).await,
-        args.wait,
-    )
+    if !chosen.is_empty() {
+        finish(
+            context,
+            complete_all(context, begun, args.wait).await,
+            args.wait,
+        )?;
+    }
+    if kept {
+        Err(Failure::Status(STATUS_PROBLEM))
+    } else {
+        Ok(())
+    }
 }
 
 /// Asks the person to type the environment's name.

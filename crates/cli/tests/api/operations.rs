@@ -1,0 +1,340 @@
+//! Commands that change something: followed, cancelled, left to the daemon.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+
+use axum::body::Body;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use offshoot_model::view::CreateRequest;
+use offshoot_model::{Code, Fault, Operation, OperationKind, OperationState, Problem};
+
+use crate::fake::{Fake, later, operation, sse};
+use crate::reading::environment;
+
+/// The operation as the daemon knows it.
+type Known = Arc<Mutex<Operation>>;
+
+fn accepted(operation: &Operation) -> Response {
+    (StatusCode::ACCEPTED, Json(operation.clone())).into_response()
+}
+
+/// An event stream that stays open.
+fn open_stream(text: String) -> Response {
+    use futures::StreamExt as _;
+    let begin = futures::stream::once(async move { Ok::<_, Infallible>(text) });
+    Response::new(Body::from_stream(begin.chain(futures::stream::pending())))
+}
+
+/// Routes around one operation: what it is now, and an event stream that says nothing.
+fn around(known: &Known) -> Router {
+    let (look, cancel) = (Arc::clone(known), Arc::clone(known));
+    Router::new()
+        .route(
+            "/operations/{id}",
+            get(move || async move { Json(look.lock().unwrap().clone()) }),
+        )
+        .route(
+            "/operations/{id}/cancel",
+            post(move || async move {
+                let mut known = cancel.lock().unwrap();
+                *known = later(&known, OperationState::Cancelled);
+                Json(known.clone())
+            }),
+        )
+        .route(
+            "/environments/{environment}",
+            get(|| async { Json(environment("shop", "aaaaaaaa", None)) }),
+        )
+}
+
+fn compose(fake: &Fake) {
+    std::fs::write(
+        fake.dir().join("compose.yaml"),
+        "services: {web: {image: nginx}}\n",
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_create_is_followed_over_a_broken_stream() {
+    let running = operation(OperationKind::Create, "shop", OperationState::Running);
+    let done = later(&running, OperationState::Done);
+    let known: Known = Arc::new(Mutex::new(running.clone()));
+    let requests: Arc<Mutex<Vec<CreateRequest>>> = Arc::default();
+    let resumed: Arc<Mutex<Vec<Option<String>>>> = Arc::default();
+    let (seen, ids, first) = (Arc::clone(&requests), Arc::clone(&resumed), running.clone());
+    let routes = around(&known)
+        .route(
+            "/environments",
+            post(move |Json(request): Json<CreateRequest>| async move {
+                seen.lock().unwrap().push(request);
+                accepted(&first)
+            }),
+        )
+        .route(
+            "/events",
+            get(move |headers: HeaderMap| async move {
+                let mut ids = ids.lock().unwrap();
+                ids.push(
+                    headers
+                        .get("last-event-id")
+                        .map(|id| id.to_str().unwrap().to_owned()),
+                );
+                if ids.len() == 1 {
+                    // Another's operation, then ours, then the connection ends.
+                    let other = operation(OperationKind::Stop, "other", OperationState::Done);
+                    sse(41, &other) + &sse(42, &running)
+                } else {
+                    sse(43, &done)
+                }
+            }),
+        );
+    let fake = Fake::start(routes);
+    compose(&fake);
+    let ended = fake.run(&["create", "--name", "shop"]).expect(0);
+    assert!(
+        ended.text().contains("http://shop.localhost/"),
+        "{}",
+        ended.text()
+    );
+    assert!(
+        ended.stderr.starts_with("Creating shop\n"),
+        "{}",
+        ended.stderr
+    );
+    assert!(ended.stderr.contains("done nodes"), "{}", ended.stderr);
+    assert_eq!(*resumed.lock().unwrap(), [None, Some("42".to_owned())]);
+    let requests = requests.lock().unwrap();
+    assert_eq!(requests[0].name, "shop");
+    assert_eq!(
+        requests[0].manifest.layers[0].image.display(),
+        "docker.io/library/nginx:latest"
+    );
+}
+
+#[test]
+fn an_operation_outlives_a_restart_of_the_daemon() {
+    let running = operation(OperationKind::Stop, "shop", OperationState::Running);
+    let known: Known = Arc::new(Mutex::new(running.clone()));
+    let first = running.clone();
+    let routes = || {
+        let first = first.clone();
+        around(&known)
+            .route(
+                "/environments/shop/stop",
+                post(move || async move { accepted(&first) }),
+            )
+            .route(
+                "/events",
+                get(|| async { open_stream(": hello\n\n".to_owned()) }),
+            )
+    };
+    let mut fake = Fake::start(routes());
+    let program = fake.begin(&["stop", "shop", "-o", "json"]);
+    fake.wait_asked("GET /api/v1/operations/");
+    fake.stop();
+    *known.lock().unwrap() = later(&running, OperationState::Done);
+    fake.listen(routes());
+    let done = program.end().expect(0);
+    assert_eq!(done.json()["state"], "done");
+    assert_eq!(done.json()["id"], running.id.to_string());
+}
+
+#[test]
+fn a_failed_operation_is_a_problem() {
+    let mut failed = operation(OperationKind::Clone, "shop-clone", OperationState::Failed);
+    failed.problem = Some(Problem::new(
+        Code::FreezeTimeout,
+        Fault::Host,
+        "the freeze passed its bound",
+        "try again",
+    ));
+    let first = later(&failed, OperationState::Running);
+    let known: Known = Arc::new(Mutex::new(failed));
+    let fake = Fake::start(
+        around(&known)
+            .route(
+                "/environments/shop/clone",
+                post(move || async move { accepted(&first) }),
+            )
+            .route("/events", get(|| async { open_stream(String::new()) })),
+    );
+    let done = fake
+        .run(&["clone", "shop", "--rung", "live", "--max-freeze", "200ms"])
+        .expect(1);
+    assert!(
+        done.stderr
+            .contains("error[freeze-timeout]: the freeze passed its bound"),
+        "{}",
+        done.stderr
+    );
+    assert_eq!(done.text(), "");
+    assert_eq!(
+        fake.run(&["clone", "shop", "-o", "json"])
+            .expect(1)
+            .problem()
+            .code,
+        Code::FreezeTimeout
+    );
+}
+
+#[test]
+fn detach_answers_at_once() {
+    let running = operation(OperationKind::Start, "shop", OperationState::Running);
+    let first = running.clone();
+    let fake = Fake::start(Router::new().route(
+        "/environments/shop/start",
+        post(move || async move { accepted(&first) }),
+    ));
+    assert_eq!(
+        fake.run(&["start", "--detach", "shop"]).expect(0).text(),
+        format!("{}\n", running.id)
+    );
+    let json: Operation = serde_json::from_value(
+        fake.run(&["start", "-d", "shop", "-o", "json"])
+            .expect(0)
+            .json(),
+    )
+    .unwrap();
+    assert_eq!(json, running);
+}
+
+#[test]
+fn ctrl_c_cancels_and_waits_for_the_undo() {
+    let running = operation(OperationKind::Create, "shop", OperationState::Running);
+    let known: Known = Arc::new(Mutex::new(running.clone()));
+    let fake = Fake::start(
+        around(&known)
+            .route(
+                "/environments",
+                post(move || async move { accepted(&running) }),
+            )
+            .route("/events", get(|| async { open_stream(String::new()) })),
+    );
+    compose(&fake);
+    let program = fake.begin(&["create", "--name", "shop"]);
+    fake.wait_asked("GET /api/v1/operations/");
+    program.interrupt();
+    let done = program.end().expect(1);
+    assert!(done.stderr.contains("error[cancelled]"), "{}", done.stderr);
+    assert!(
+        fake.asked()
+            .iter()
+            .any(|asked| asked.starts_with("POST") && asked.ends_with("/cancel"))
+    );
+}
+
+#[test]
+fn a_second_ctrl_c_leaves_it_to_the_daemon() {
+    let running = operation(OperationKind::Create, "shop", OperationState::Running);
+    let id = running.id;
+    let known: Known = Arc::new(Mutex::new(running.clone()));
+    let look = Arc::clone(&known);
+    let fake = Fake::start(
+        Router::new()
+            .route(
+                "/operations/{id}",
+                get(move || async move { Json(look.lock().unwrap().clone()) }),
+            )
+            // A daemon that does not get to answer.
+            .route(
+                "/operations/{id}/cancel",
+                post(|| async { std::future::pending::<()>().await }),
+            )
+            .route(
+                "/environments",
+                post(move || async move { accepted(&running) }),
+            )
+            .route("/events", get(|| async { open_stream(String::new()) })),
+    );
+    compose(&fake);
+    let program = fake.begin(&["create", "--name", "shop"]);
+    fake.wait_asked("GET /api/v1/operations/");
+    program.interrupt();
+    fake.wait_asked(&format!("POST /api/v1/operations/{id}/cancel"));
+    program.interrupt();
+    let done = program.end().expect(1);
+    assert!(
+        done.stderr.contains(&format!("offshoot op show {id}")),
+        "{}",
+        done.stderr
+    );
+}
+
+#[test]
+fn several_are_begun_together_and_a_failure_does_not_hide_the_rest() {
+    let done = operation(OperationKind::Remove, "a", OperationState::Done);
+    let look = done.clone();
+    let fake = Fake::start(
+        Router::new()
+            .route(
+                "/environments/{environment}",
+                axum::routing::delete(
+                    move |axum::extract::Path(name): axum::extract::Path<String>| async move {
+                        if name == "a" {
+                            accepted(&done)
+                        } else {
+                            let what = format!("there is no environment {name}");
+                            crate::fake::problem(&Problem::new(
+                                Code::EnvironmentUnknown,
+                                Fault::Request,
+                                what,
+                                "",
+                            ))
+                        }
+                    },
+                ),
+            )
+            .route("/operations/{id}", get(move || async move { Json(look) }))
+            .route("/events", get(|| async { open_stream(String::new()) })),
+    );
+    let ended = fake.run(&["rm", "--yes", "b", "a", "c", "a"]).expect(1);
+    for name in ["b", "c"] {
+        assert!(
+            ended
+                .stderr
+                .contains(&format!("there is no environment {name}")),
+            "{}",
+            ended.stderr
+        );
+    }
+    assert_eq!(
+        fake.asked()
+            .iter()
+            .filter(|asked| asked.starts_with("DELETE"))
+            .count(),
+        3
+    );
+}
+
+#[test]
+fn a_dry_run_asks_for_a_plan() {
+    let plan = serde_json::json!({"name": "shop-clone", "url": null, "volumes": [], "ports": [], "steps": ["cut"],
+        "notices": ["port 8081 is not carried over"], "nodes": [{"name": "db-1", "image": "mariadb",
+        "inner": "10.0.0.10", "outer": "10.208.1.10", "hostname": "db-1.shop-clone", "rung": "disk",
+        "why": "it uses io_uring", "memory_bytes": 1048576}]});
+    let answer = plan.clone();
+    let fake = Fake::start(Router::new().route(
+        "/environments/shop/clone",
+        post(move || async move { Json(answer) }),
+    ));
+    let table = fake.run(&["clone", "shop", "--dry-run"]).expect(0);
+    assert!(
+        table.text().contains("it uses io_uring"),
+        "{}",
+        table.text()
+    );
+    assert_eq!(
+        fake.run(&["clone", "shop", "--dry-run", "-o", "json"])
+            .expect(0)
+            .json(),
+        plan
+    );
+    assert_eq!(
+        fake.asked()[0],
+        "POST /api/v1/environments/shop/clone?dry_run=true"
+    );
+}
