@@ -213,8 +213,9 @@ impl NodeCgroup {
     pub fn thaw(&self) -> Result<()> {
         let mut result = Ok(());
         for dir in [self.freezer(), self.guest_freezer()] {
-            if dir.exists() {
-                result = result.and(set(&self.host, &dir, Freezer::Thawed));
+            match set(&self.host, &dir, Freezer::Thawed) {
+                Err(RuntimeError::Io { source, .. }) if is_gone(&source) => {}
+                other => result = result.and(other),
             }
         }
         result
@@ -347,6 +348,12 @@ impl NodeCgroup {
             .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
             .unwrap_or(0)
     }
+}
+
+/// A cgroup that was removed, before its file was opened or after.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
 }
 
 /// Children first; a cgroup's files go with its directory.

@@ -172,7 +172,8 @@ pub enum Start {
     /// With all its processes as they were at a cut.
     Restore {
         /// CRIU's images, and `descriptors.json`: what descriptors 0, 1 and 2 of the main process were, three texts such as
-        /// `pipe:[4711]`.
+        /// `pipe:[4711]`. CRIU reads them as root without any privilege first and as the node's root later, through a descriptor:
+        /// the directory must be mode 0711 and its files 0644; a parent that only root can pass keeps them secret.
         images: PathBuf,
     },
 }

@@ -37,7 +37,9 @@ const LINKS: &[(&str, &str)] = &[
 
 /// Makes the layout.
 pub(crate) fn prepare(spec: &NodeSpec, layout: &Layout) -> Result<()> {
-    make_dir(&layout.base)?;
+    // Empty and hidden by what follows, for the sake of `runc exec`: started outside of this mount namespace, it changes into the
+    // directory that the container was given as its root.
+    make_dir(&layout.rootfs)?;
     let files: u64 = layout
         .files
         .iter()

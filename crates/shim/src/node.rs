@@ -13,7 +13,7 @@ use anyhow::Context;
 use jiff::Timestamp;
 use offshoot_model::{Code, Problem};
 use offshoot_runtime::cgroup::{Hierarchies, NodeCgroup};
-use offshoot_runtime::config::{Layout, hard_limits, oci_config};
+use offshoot_runtime::config::{CRIU_CONFIG, CRIU_CONFIG_TEXT, Layout, hard_limits, oci_config};
 use offshoot_runtime::control::EXIT_FILE;
 use offshoot_runtime::files::{write_atomic, write_into_rootfs};
 use offshoot_runtime::runc::{Runc, criu_errors};
@@ -133,6 +133,7 @@ fn create(shared: &Shared, runc: &Runc) -> std::result::Result<Created, Problem>
     let bundle = spec.run_dir.join("bundle");
     fs::create_dir_all(&bundle).map_err(|e| problem(RuntimeError::io("make", &bundle, e)))?;
     write_atomic(&bundle.join("config.json"), config.to_string().as_bytes()).map_err(problem)?;
+    write_atomic(&spec.run_dir.join(CRIU_CONFIG), CRIU_CONFIG_TEXT.as_bytes()).map_err(problem)?;
     shared.cgroup.ensure().map_err(problem)?;
     let (ends, pumps) = stdio::open(spec).map_err(problem)?;
     let main = match &spec.start {

@@ -6,6 +6,7 @@ mod life;
 mod limits;
 mod probe;
 mod remains;
+mod restore;
 mod security;
 mod storage;
 mod support;

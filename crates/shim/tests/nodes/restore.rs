@@ -1,0 +1,182 @@
+//! A node that goes on where another was, in its own mounts, cgroup and network namespace.
+
+use crate::support::*;
+use offshoot_runtime::runc::Runc;
+use offshoot_runtime::*;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Where a working criu is.
+fn criu_dir() -> Option<PathBuf> {
+    let own = std::env::var_os("OFFSHOOT_CRIU_DIR").map(PathBuf::from);
+    let dirs = own
+        .into_iter()
+        .chain(["/opt/offshoot/criu/bin", "/usr/sbin", "/usr/bin"].map(PathBuf::from));
+    let works = |dir: &PathBuf| {
+        Command::new(dir.join("criu"))
+            .arg("check")
+            .output()
+            .is_ok_and(|out| out.status.success())
+    };
+    let found = dirs.into_iter().find(works);
+    if found.is_none() {
+        println!("SKIPPED: needs a criu that works on this kernel");
+    }
+    found
+}
+
+/// Takes images with runc's own checkpoint and leaves the node running.
+fn checkpoint(node: &TestNode, images: &Path) {
+    let runc = Runc::new(&node.spec.tools, &node.spec.run_dir);
+    let mut command = runc.command([
+        "checkpoint",
+        "--leave-running",
+        "--tcp-established",
+        "--ext-unix-sk",
+        "--file-locks",
+    ]);
+    command
+        .arg("--empty-ns")
+        .arg("network")
+        .arg("--image-path")
+        .arg(images)
+        .arg("--work-path")
+        .arg(images);
+    command.arg(node.spec.node.to_string());
+    std::fs::create_dir(images).unwrap();
+    std::fs::set_permissions(images, std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
+    if let Err(error) = runc.run(command, LONG) {
+        panic!(
+            "{error:?}\n{:#?}",
+            runc::criu_errors(&images.join("dump.log"))
+        );
+    }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    let status = Command::new("/bin/cp")
+        .arg("-a")
+        .arg(from)
+        .arg(to)
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn a_restored_node_goes_on_beside_its_parent() {
+    let Some(criu) = criu_dir().filter(|_| fit()) else {
+        return;
+    };
+    let parent = TestNode::new(
+        "hostname > /tmp/first; i=0; while true; do i=$((i+1)); echo count $i $(cat /etc/app.conf); echo $i > /tmp/count; sleep 0.02; done",
+    )
+    .with(|spec| {
+        spec.tools.criu_dir = Some(criu.clone());
+        spec.tmpfs.push(Tmpfs { target: "/scratch".into(), size: Some(1 << 20), mode: None });
+        spec.files.push(NodeFile { place: FilePlace::Mount, ..NodeFile::etc("/etc/app.conf", "captured".into()) });
+        spec.files.push(NodeFile::etc("/etc/hosts", "127.0.0.1 localhost\n".into()));
+        let volume = spec.rootfs.with_file_name("volume");
+        std::fs::create_dir(&volume).unwrap();
+        spec.binds.push(Bind { source: volume, target: "/data".into(), access: Access::ReadWrite });
+        spec.ulimits.insert("nofile".into(), offshoot_model::manifest::Ulimit { soft: 500, hard: 600 });
+        spec.sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "80".into());
+        spec.init = true;
+    });
+    let running = parent.start();
+    parent.wait_log("count 5 captured");
+    assert!(
+        parent
+            .exec("echo kept > /scratch/x; echo kept > /dev/shm/y; echo kept > /data/z")
+            .status
+            == 0
+    );
+    let images = parent.dir.join("images");
+    let started = std::time::Instant::now();
+    checkpoint(&parent, &images);
+    println!("checkpoint took {:?}", started.elapsed());
+    let clone = TestNode::new("").with(|spec| {
+        std::fs::remove_dir_all(&spec.rootfs).unwrap();
+        copy_tree(&parent.spec.rootfs, &spec.rootfs);
+        let volume = spec.rootfs.with_file_name("volume");
+        copy_tree(&parent.spec.binds[0].source, &volume);
+        let own = spec.clone();
+        *spec = NodeSpec {
+            node: own.node,
+            run_dir: own.run_dir,
+            log_dir: own.log_dir,
+            rootfs: own.rootfs,
+            ..parent.spec.clone()
+        };
+        spec.binds[0].source = volume;
+        spec.hostname = "clone.test".into();
+        spec.start = Start::Restore {
+            images: images.clone(),
+        };
+    });
+    let started = std::time::Instant::now();
+    let client = clone.start();
+    println!("restore took {:?}", started.elapsed());
+    wait_for("lines of the clone", || {
+        (clone.log().lines().count() > 5).then_some(())
+    });
+    let first = clone.log().lines().next().unwrap().to_owned();
+    assert!(
+        first.starts_with("count ") && first != "count 1 captured",
+        "{first}"
+    );
+    let seen = clone.exec("hostname; cat /scratch/x /dev/shm/y /data/z /tmp/first; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; cat /sys/class/net/lo/operstate; ulimit -n");
+    assert_eq!(
+        seen.output.lines().collect::<Vec<_>>(),
+        [
+            "clone.test",
+            "kept",
+            "kept",
+            "kept",
+            "web-1.test",
+            "80",
+            "unknown",
+            "500"
+        ]
+    );
+    assert_eq!(
+        clone.exec("hostname clone2").status,
+        1,
+        "no right to set the host name inside"
+    );
+    assert!(!clone.cgroup().processes().is_empty());
+    let record = client.stop(15, LONG).unwrap();
+    assert_eq!(record.status, 143);
+    assert_eq!(running.status().unwrap().state, RunState::Running);
+    assert_eq!(parent.exec("hostname").output, "web-1.test\n");
+    // A clone of the clone's disk and images again, over the first one's remains.
+    clone.start();
+    wait_for("the clone running again", || {
+        clone.exec("true").status.eq(&0).then_some(())
+    });
+}
+
+#[test]
+fn a_failed_restore_says_why_and_leaves_nothing() {
+    let Some(criu) = criu_dir().filter(|_| fit()) else {
+        return;
+    };
+    let node = TestNode::new("sleep 1000").with(|spec| {
+        let images = spec.rootfs.with_file_name("images");
+        std::fs::create_dir(&images).unwrap();
+        std::fs::write(
+            images.join("descriptors.json"),
+            "[\"pipe:[1]\",\"pipe:[2]\",\"pipe:[3]\"]",
+        )
+        .unwrap();
+        spec.tools.criu_dir = Some(criu);
+        spec.start = Start::Restore { images };
+    });
+    let problem = ensure_node(&node.spec).unwrap_err().problem();
+    assert_eq!(problem.code, offshoot_model::Code::RestoreFailed);
+    assert!(
+        problem.details.iter().any(|line| line.contains("Error (")),
+        "{problem:#?}"
+    );
+    assert!(!node.spec.run_dir.exists() && !node.cgroup().exists());
+}
