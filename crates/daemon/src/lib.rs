@@ -97,10 +97,9 @@ fn local_config(config: &Config) -> Result<LocalConfig, Problem> {
         run_dir: config.run_dir.clone(),
         pool: PoolConfig { mount, backing },
         images: ImagesConfig {
-            dir: config.state_dir.join("images"),
             auth_file: config.images.auth_file.clone(),
             insecure_registries: config.images.insecure_registries.clone(),
-            ..ImagesConfig::default()
+            ..ImagesConfig::new(config.state_dir.join("images"))
         },
         runc: config.tools.find_runc().map_err(missing)?,
         criu_dir: config.tools.find_criu_dir(),

@@ -88,7 +88,7 @@ fn make_passable(dir: &std::path::Path) -> Result<(), Problem> {
 impl Inner {
     fn container(&self, node: &Node) -> Result<Container, Problem> {
         let root = nodes::node_dir(&self.config, &node.id).join("runc");
-        Container::of_runc(&root, offshoot_runtime::CONTAINER_ID).map_err(|e| {
+        Container::of_runc(&root, &node.id.to_string()).map_err(|e| {
             Problem::new(
                 Code::NodeUnknown,
                 Fault::Environment,
