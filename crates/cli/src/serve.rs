@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::Global;
 use crate::context::Context;
-use crate::failure::Failure;
+use crate::failure::{Failure, STATUS_PROBLEM};
 use crate::signals::Interrupts;
 
 /// Run the daemon that holds the environments. Needs root.
@@ -66,6 +66,12 @@ pub(crate) async fn run(context: &Context, args: ServeArgs) -> Result<(), Failur
     let shutdown = async move {
         let signal = interrupts.next().await;
         tracing::info!(?signal, "stopping; environments go on");
+        // Whoever asks twice does not want to wait; what is not finished is taken up at the next start.
+        tokio::spawn(async move {
+            interrupts.next().await;
+            tracing::warn!("stopping at once");
+            std::process::exit(STATUS_PROBLEM);
+        });
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

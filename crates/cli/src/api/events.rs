@@ -82,11 +82,8 @@ impl Follower {
         if let Some(id) = &self.last_event {
             headers.push((HeaderName::from_static("last-event-id"), id.clone()));
         }
-        let mut body = self
-            .client
-            .stream(&Route::to("events"), &headers)
-            .await?
-            .into_body();
+        let route = Route::to("events").with("operation", &self.id.to_string());
+        let mut body = self.client.stream(&route, &headers).await?.into_body();
         // What happened before the stream was opened, or while nobody listened.
         if let Some(finished) = self.look().await? {
             return Ok(finished);

@@ -2,13 +2,14 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::header::ACCEPT;
 use indicatif::{ProgressBar, ProgressStyle};
 use offshoot_model::{Code, Fault, Problem};
+use tar::EntryType;
 
 use super::place::{Ending, Remote, ending};
 use super::unpack::{Root, Target, unpack};
@@ -17,6 +18,8 @@ use crate::api::{Route, Upload, UploadWriter, download};
 use crate::context::Context;
 use crate::failure::Failure;
 
+/// Most symbolic links followed to a target, as the kernel's own bound (path_resolution(7)).
+const LINKS_MAX: u32 = 40;
 /// Longest wait for the local side after an upload that was taken whole.
 const READ_END: Duration = Duration::from_secs(60);
 /// The same after one that broke.
@@ -87,8 +90,8 @@ pub(super) async fn into(
     links: Links,
 ) -> Result<Copied, Failure> {
     let source = LocalSource::look(from, links)?;
-    let there = look(context, to).await?;
-    let (directory, name) = remote_target(&source, to, there)?;
+    let (there, to) = &look(context, to).await?;
+    let (directory, name) = remote_target(&source, to, *there)?;
     let (writer, upload) = Upload::new();
     let bar = bar(context);
     let writer = Counted {
@@ -132,28 +135,63 @@ enum There {
     Other,
 }
 
-/// Looks by asking for the thing itself and reading no more than its first header.
-async fn look(context: &Context, at: &Remote) -> Result<There, Failure> {
-    let body = match get(context, at, &at.path).await {
-        Ok(body) => body,
-        Err(problem) if problem.code == Code::NotFound => return Ok(There::Nothing),
-        Err(problem) => return Err(problem.into()),
-    };
-    let archive = download(body);
-    let first = blocking(move || {
-        let mut archive = tar::Archive::new(archive);
-        let first = archive.entries()?.next().transpose()?;
-        Ok::<_, io::Error>(first.map(|entry| entry.header().entry_type().is_dir()))
-    });
-    match first.await?? {
-        Some(true) => Ok(There::Directory),
-        Some(false) => Ok(There::Other),
-        None => Err(Problem::internal(format!(
-            "the daemon sent an empty archive for {}",
-            at.shown()
-        ))
-        .into()),
+/// Looks by asking for the thing itself and reading no more than its first header. Answers the target as it is after
+/// following symbolic links, as the copy into it does.
+async fn look(context: &Context, at: &Remote) -> Result<(There, Remote), Failure> {
+    let mut at = at.clone();
+    for _ in 0..LINKS_MAX {
+        let body = match get(context, &at, &at.path).await {
+            Ok(body) => body,
+            Err(problem) if problem.code == Code::NotFound => return Ok((There::Nothing, at)),
+            Err(problem) => return Err(problem.into()),
+        };
+        let archive = download(body);
+        let first = blocking(move || first_entry(archive)).await??;
+        match first {
+            Some((EntryType::Directory, _)) => return Ok((There::Directory, at)),
+            Some((EntryType::Symlink, Some(link))) => at.path = followed(&at, &link),
+            Some(_) => return Ok((There::Other, at)),
+            None => {
+                let what = format!("the daemon sent an empty archive for {}", at.shown());
+                return Err(Problem::internal(what).into());
+            }
+        }
     }
+    let next = "choose another target path";
+    let what = format!("{} is behind too many symbolic links", at.shown());
+    Err(Problem::new(Code::BadRequest, Fault::Environment, what, next).into())
+}
+
+/// Kind of the first entry of an archive and, for a link, where it leads.
+fn first_entry(archive: impl Read) -> io::Result<Option<(EntryType, Option<String>)>> {
+    let mut archive = tar::Archive::new(archive);
+    let Some(entry) = archive.entries()?.next().transpose()? else {
+        return Ok(None);
+    };
+    let link = entry
+        .link_name()?
+        .map(|link| link.to_string_lossy().into_owned());
+    Ok(Some((entry.header().entry_type(), link)))
+}
+
+/// The path that a link at `at` leads to, by its text.
+fn followed(at: &Remote, link: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    let base = if link.starts_with('/') {
+        ""
+    } else {
+        at.parent()
+    };
+    for part in base.split('/').chain(link.split('/')) {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
 }
 
 /// The local source of a copy.
@@ -447,6 +485,20 @@ mod tests {
         );
         assert_eq!(to("e/n:/srv/x", &dir, There::Other), None);
         assert_eq!(to("e/n:/", &file, There::Directory), some("/", "f"));
+    }
+
+    #[test]
+    fn links_are_followed_by_their_text() {
+        let at = remote("e/n:/var/run");
+        for (link, path) in [
+            ("/run", "/run"),
+            ("../run", "/run"),
+            ("x/./y", "/var/x/y"),
+            ("../../..", "/"),
+            ("", "/var"),
+        ] {
+            assert_eq!(followed(&at, link), path, "{link}");
+        }
     }
 
     #[test]

@@ -33,6 +33,12 @@ fn node(put: &Put) -> Router {
 }
 
 fn answer(path: &str) -> Response {
+    if path == "/var/www" {
+        return link("www", "../srv").into_response();
+    }
+    if path == "/loop" {
+        return link("loop", "loop").into_response();
+    }
     let items: &[(&str, &str)] = match path {
         "/srv" => &[
             ("srv/", ""),
@@ -70,6 +76,15 @@ fn tar_of(items: &[(&str, &str)]) -> Vec<u8> {
         header.set_cksum();
         builder.append(&header, content.as_bytes()).unwrap();
     }
+    builder.into_inner().unwrap()
+}
+
+fn link(name: &str, to: &str) -> Vec<u8> {
+    let mut builder = Builder::new(Vec::new());
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::Symlink);
+    header.set_size(0);
+    builder.append_link(&mut header, name, to).unwrap();
     builder.into_inner().unwrap()
 }
 
@@ -152,6 +167,11 @@ fn into_a_node() {
             &["hosts"],
         ),
         (["cp", "./site/index", "shop/web:/srv"], "/srv", &["index"]),
+        (
+            ["cp", "site/index", "shop/web:/var/www"],
+            "/srv",
+            &["index"],
+        ),
     ] {
         fake.run(&args).expect(0);
         let (at, archive) = put.lock().unwrap().pop().unwrap();
@@ -176,6 +196,7 @@ fn into_a_node() {
         ["cp", "site", "shop/web:/etc/hosts"],
         ["cp", "site/index", "shop/web:/no/"],
         ["cp", "none", "shop/web:/srv"],
+        ["cp", "site", "shop/web:/loop"],
     ] {
         fake.run(&args).expect(1);
     }

@@ -84,7 +84,7 @@ fn a_create_is_followed_over_a_broken_stream() {
                         .map(|id| id.to_str().unwrap().to_owned()),
                 );
                 if ids.len() == 1 {
-                    // Another's operation, then ours, then the connection ends.
+                    // Another's operation, which a later daemon may send, then ours, then the connection ends.
                     let other = operation(OperationKind::Stop, "other", OperationState::Done);
                     sse(41, &other) + &sse(42, &running)
                 } else {
