@@ -97,6 +97,9 @@ fn is_for_this_host(uri: &Uri, headers: &HeaderMap) -> bool {
         return false;
     };
     let names_us = |authority: &Authority| {
+        if authority.as_str().contains('@') {
+            return false;
+        }
         let host = authority.host();
         let bare = host
             .strip_prefix('[')
