@@ -6,11 +6,11 @@
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use offshoot_sys::netns::{Holder, Netns};
+use offshoot_sys::netns::{Holder, Netns, Visitor, visit};
 
 use crate::error::NetworkError;
 use crate::files::RunDir;
-use crate::netlink::{Family, Link, Links, VethEnd, run_in};
+use crate::netlink::{Family, Link, Links, VethEnd, run_here_with};
 use crate::spec::{BRIDGE, GATEWAY_HOST, Isolation, NodeLink, check_placement};
 use crate::sysctl::{self, Missing};
 
@@ -37,21 +37,29 @@ pub fn attach(node_pid: i32, link: &NodeLink) -> Result<()> {
             "process {node_pid} has no network namespace of its own"
         )));
     }
-    let there = run_in(&node, |links| async move { links.find(&link.ifname).await })?;
-    let pair = run_in(&router, |links| async move {
-        keep_pair(&links, link, there.as_ref()).await
-    })?;
-    if pair == Pair::Missing {
-        // Left by a router that was killed a moment ago, whose namespace the kernel has not cleaned up yet.
-        run_in(&node, |links| async move {
-            links.ensure_removed(&link.ifname).await
-        })?;
-    }
-    let netns = &node;
-    run_in(&router, |links| async move {
-        ensure_port(&links, link, pair, netns).await
-    })?;
-    run_in(&node, |links| async move { configure(&links, link).await })
+    let linked = visit(|visitor| link_both(visitor, &router, &node, link));
+    linked.map_err(|e| NetworkError::io("starting a thread", e))?
+}
+
+/// Does the work on a thread that ends in the node's namespace, with a connection to each side.
+fn link_both(visitor: &Visitor, router: &Netns, node: &Netns, link: &NodeLink) -> Result<()> {
+    let enter = |netns, what| visitor.enter(netns).map_err(|e| NetworkError::io(what, e));
+    run_here_with(async || {
+        enter(router, "entering the router's network namespace")?;
+        let outer = Links::open()?;
+        enter(node, "entering the node's network namespace")?;
+        let inner = Links::open()?;
+
+        let there = inner.find(&link.ifname).await?;
+        let pair = keep_pair(&outer, link, there.as_ref()).await?;
+        if pair == Pair::Missing {
+            // Left by a router that was killed a moment ago, whose namespace the kernel has not cleaned up yet.
+            inner.ensure_removed(&link.ifname).await?;
+        }
+        ensure_port(&outer, link, pair, node).await?;
+        configure(&inner, link).await?;
+        outer.settle(&link.port_name).await
+    })
 }
 
 /// Whether port and node's interface are two ends of one pair.

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::error::NetworkError;
 use crate::netlink::Links;
 use crate::setup;
-use crate::spec::RouterSpec;
+use crate::spec::{RouterSpec, host_link_name};
 
 /// Most questions under way at once; more are answered with a failure.
 const QUESTIONS_MAX: usize = 256;
@@ -29,10 +29,16 @@ const SERVERS_TRIED: usize = 3;
 
 /// What the thread is asked to do.
 enum Job {
+    /// Make the uplink, with its far end in the router's namespace.
     Uplink {
         router: Netns,
         reply: oneshot::Sender<Result<(), NetworkError>>,
     },
+    /// The far end is up: wait until the near one can send.
+    Settle {
+        reply: oneshot::Sender<Result<(), NetworkError>>,
+    },
+    /// Ask upstream.
     Ask {
         question: Box<Message>,
         servers: Arc<[SocketAddr]>,
@@ -67,12 +73,21 @@ impl HostSide {
 
     /// Makes the uplink into `router`'s namespace.
     pub(crate) async fn make_uplink(&self, router: Netns) -> Result<(), NetworkError> {
+        self.order(|reply| Job::Uplink { router, reply }).await
+    }
+
+    /// Waits until the uplink, whose far end is up by now, can send. The thread then keeps no capability that it does not need.
+    pub(crate) async fn settle_uplink(&self) -> Result<(), NetworkError> {
+        self.order(|reply| Job::Settle { reply }).await
+    }
+
+    async fn order(
+        &self,
+        job: impl FnOnce(oneshot::Sender<Result<(), NetworkError>>) -> Job,
+    ) -> Result<(), NetworkError> {
         let (reply, answer) = oneshot::channel();
         let gone = || NetworkError::Invalid("the router's host side ended".into());
-        self.0
-            .send(Job::Uplink { router, reply })
-            .await
-            .map_err(|_| gone())?;
+        self.0.send(job(reply)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 
@@ -99,12 +114,18 @@ async fn work(spec: RouterSpec, mut jobs: mpsc::Receiver<Job>) {
     while let Some(job) = jobs.recv().await {
         match job {
             Job::Uplink { router, reply } => {
-                let made = async {
-                    setup::make_uplink(&Links::open()?, &spec, &router).await?;
+                let made = async { setup::make_uplink(&Links::open()?, &spec, &router).await };
+                let _ = reply.send(made.await);
+            }
+            Job::Settle { reply } => {
+                let settled = async {
+                    Links::open()?
+                        .settle(&host_link_name(&spec.instance, &spec.env))
+                        .await?;
                     // All that follows is asking name servers.
                     keep_only_net_admin().map_err(|e| NetworkError::io("giving up capabilities", e))
                 };
-                let _ = reply.send(made.await);
+                let _ = reply.send(settled.await);
             }
             Job::Ask {
                 question,

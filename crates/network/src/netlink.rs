@@ -8,6 +8,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
@@ -16,7 +17,7 @@ use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPa
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{
     InfoBridgePort, InfoData, InfoPortData, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags,
-    LinkInfo, LinkMessage,
+    LinkInfo, LinkMessage, State,
 };
 use rtnetlink::packet_route::neighbour_table::{
     NeighbourTableAttribute, NeighbourTableMessage, NeighbourTableParameter,
@@ -51,6 +52,8 @@ pub(crate) struct Link {
     pub(crate) isolated: bool,
     /// Switched on.
     pub(crate) is_up: bool,
+    /// Able to send: on, with carrier, and the kernel knows.
+    pub(crate) is_active: bool,
 }
 
 /// One end of a veth pair that is to be made.
@@ -59,27 +62,21 @@ pub(crate) struct VethEnd<'a> {
     pub(crate) mac: Option<MacAddr>,
 }
 
-/// Runs `work` with a connection inside `netns`, on a thread of its own.
-pub(crate) fn run_in<T, F>(netns: &Netns, work: impl FnOnce(Links) -> F + Send) -> Result<T>
-where
-    T: Send,
-    F: Future<Output = Result<T>>,
-{
-    netns
-        .run(|| run_here(work))
-        .map_err(|e| NetworkError::io("entering a network namespace", e))?
-}
-
 /// Runs `work` with a connection in the calling thread's namespace. Not from inside an async runtime.
 pub(crate) fn run_here<T, F>(work: impl FnOnce(Links) -> F) -> Result<T>
 where
     F: Future<Output = Result<T>>,
 {
+    run_here_with(async || work(Links::open()?).await)
+}
+
+/// Runs `work`, which opens its connections itself. Not from inside an async runtime.
+pub(crate) fn run_here_with<T>(work: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| NetworkError::io("starting a runtime", e))?;
-    runtime.block_on(async { work(Links::open()?).await })
+    runtime.block_on(work())
 }
 
 impl Links {
@@ -206,6 +203,22 @@ impl Links {
             .execute()
             .await
             .map_err(|e| failed(format!("bringing interface {index} up"), e))
+    }
+
+    /// Waits until an interface that has carrier can send. The end of a veth pair that was switched on first drops everything
+    /// until the kernel's link watch has run, which may take a second. Since Linux 6.5 asking for the link makes it run.
+    pub(crate) async fn settle(&self, name: &str) -> Result<()> {
+        let until = Instant::now() + SETTLE_TIMEOUT;
+        while !self.get(name).await?.is_active {
+            if Instant::now() > until {
+                return Err(NetworkError::Timeout {
+                    what: format!("interface {name} coming up"),
+                    after: SETTLE_TIMEOUT,
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
     }
 
     /// Sets the interface's hardware address.
@@ -384,6 +397,7 @@ pub(crate) enum Family {
     V6,
 }
 
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(3);
 const NEIGHBOUR_RETRY_MS: u64 = 50;
 const NEIGHBOUR_TRIES: u32 = 60;
 
@@ -408,6 +422,7 @@ impl From<&LinkMessage> for Link {
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::OperState(state) => link.is_active = *state == State::Up,
                 LinkAttribute::Link(peer) => link.peer = Some(*peer),
                 LinkAttribute::LinkInfo(infos) => link.isolated = infos.iter().any(is_isolated),
                 _ => {}

@@ -118,6 +118,7 @@ impl Running {
         // Closed before there is a route out, whatever the spec says: the rules are not in force yet.
         setup::set_gate(&links, Gate::Closed, &spec.placement).await?;
         setup::configure_uplink(&links, &spec.placement).await?;
+        host.settle_uplink().await?;
         let directory = Rc::new(Directory {
             zone: Zone::new(&spec.names, &spec.placement).into(),
             upstream: std::cell::RefCell::new(spec.upstream_dns.clone().into()),

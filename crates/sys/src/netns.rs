@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
@@ -52,11 +53,8 @@ impl Netns {
     /// # Errors
     /// Those of setns(2) (`CAP_SYS_ADMIN` over the namespace's owner is needed), or that the thread panicked.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-        on_thread(|| {
-            rustix::thread::move_into_link_name_space(
-                self.0.as_fd(),
-                Some(LinkNameSpaceType::Network),
-            )?;
+        visit(|visitor| {
+            visitor.enter(self)?;
             Ok(work())
         })?
     }
@@ -69,6 +67,30 @@ impl Netns {
         let meta = self.0.metadata()?;
         Ok((meta.dev(), meta.ino()))
     }
+}
+
+/// A thread that may go from one network namespace to another; only the one that [`visit`] made.
+#[derive(Debug)]
+pub struct Visitor(PhantomData<*const ()>);
+
+impl Visitor {
+    /// Enters `netns`; what was opened before keeps its own.
+    ///
+    /// # Errors
+    /// Those of setns(2).
+    pub fn enter(&self, netns: &Netns) -> io::Result<()> {
+        let kind = Some(LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(netns.as_fd(), kind)?;
+        Ok(())
+    }
+}
+
+/// Runs `work` on a thread of its own that can enter network namespaces, and returns what it returned.
+///
+/// # Errors
+/// When there is no thread to be had, or it panicked.
+pub fn visit<T: Send>(work: impl FnOnce(&Visitor) -> T + Send) -> io::Result<T> {
+    on_thread(|| work(&Visitor(PhantomData)))
 }
 
 impl AsFd for Netns {
