@@ -121,7 +121,7 @@ impl Apt {
             job.begin(100, "percent");
             job.note(format!("fetching {}", packages.join(", ")));
             self.command(&what, &config, &["--download-only", "install"], packages, DOWNLOAD_LIMIT)
-                .prepare(SHARE_PACKAGES, root)
+                .prepare(&format!("{STATUS}\n{SHARE_PACKAGES}"), root)
                 .env("PACKAGES", self.dir.join("archives").display().to_string())
                 .run(job, &mut |line| progress(line, "dlstatus:", job))?;
         }
@@ -129,7 +129,7 @@ impl Apt {
         job.note(what.clone());
         let result = self
             .command(&what, &config, &["--no-download", "install"], packages, INSTALL_LIMIT)
-            .prepare(&format!("{SHARE_PACKAGES}\n{MOUNTS}"), root)
+            .prepare(&format!("{STATUS}\n{SHARE_PACKAGES}\n{MOUNTS}"), root)
             .env("PACKAGES", self.dir.join("archives").display().to_string())
             .run(job, &mut |line| progress(line, "pmstatus:", job));
         drop(config);
@@ -162,11 +162,12 @@ impl Apt {
         packages: &[String],
         limit: Duration,
     ) -> Command {
-        let mut argv: Vec<String> = ["-q", "-y", "-o", "APT::Status-Fd=1"].map(str::to_owned).to_vec();
+        let mut argv: Vec<String> = ["-q", "-y", "-o", "APT::Status-Fd=3"].map(str::to_owned).to_vec();
         argv.extend(args.iter().map(|arg| (*arg).to_owned()));
         argv.extend(packages.iter().cloned());
         Command::new(what.to_owned(), "apt-get", argv, limit)
             .package("apt")
+            .prepare(STATUS, Path::new("/"))
             .env("APT_CONFIG", config.0.display().to_string())
             .env("DEBIAN_FRONTEND", "noninteractive")
             .env("DEBCONF_NONINTERACTIVE_SEEN", "true")
@@ -238,6 +239,9 @@ impl Drop for Config {
     }
 }
 
+/// apt makes the descriptor it writes its progress to non-blocking, for everybody who shares it: maintainer scripts then
+/// fail on a full pipe. So it gets one of its own to the same pipe.
+const STATUS: &str = "exec 3>/proc/self/fd/1";
 /// Makes the suite's packages appear where the system at `$1` keeps them.
 const SHARE_PACKAGES: &str = r#"mkdir -p "$1/var/cache/apt/archives"; mount --bind "$PACKAGES" "$1/var/cache/apt/archives""#;
 
@@ -304,7 +308,7 @@ pub(crate) fn clean_up(images_dir: &Path) {
         for entry in fs::read_dir(suite.path()).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if name.starts_with("apt-") && name.ends_with(".conf") {
+            if name.starts_with("apt-") && (name.ends_with(".conf") || name.ends_with(".new")) {
                 let _ = fs::remove_file(entry.path());
             }
         }
@@ -316,16 +320,17 @@ pub(crate) fn clean_up(images_dir: &Path) {
     }
 }
 
-/// Settings may hold a proxy's password.
+/// Writes a file that nobody sees half written. Settings may hold a proxy's password.
 fn write_private(path: &Path, text: &str) -> Result<(), ImageError> {
     use std::io::Write as _;
+    let new = path.with_file_name(format!("apt-{}.new", offshoot_model::EnvId::random()));
     fs::OpenOptions::new()
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .write(true)
         .mode(0o600)
-        .open(path)
+        .open(&new)
         .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|()| fs::rename(&new, path))
         .map_err(ImageError::io("write", path))
 }
 
