@@ -2,6 +2,7 @@
 
 mod pack;
 mod place;
+mod target;
 mod transfer;
 mod unpack;
 
