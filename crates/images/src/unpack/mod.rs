@@ -420,3 +420,6 @@ pub(crate) fn section(path: &Path, offset: u64, length: u64) -> io::Result<impl 
     file.seek(SeekFrom::Start(offset))?;
     Ok(file.take(length))
 }
+
+#[cfg(test)]
+mod tests;
