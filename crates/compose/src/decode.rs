@@ -22,6 +22,9 @@ use crate::project::Project;
 use crate::source::FileSource;
 use crate::yaml::{Node, Value};
 
+/// Most services of one file, those that are off counted.
+const MAX_SERVICES: usize = 1000;
+
 /// What services refer to.
 struct Context<'a> {
     source: &'a dyn FileSource,
@@ -88,6 +91,14 @@ pub(crate) fn manifest(
     let (place, services) = services.unwrap_or((project.root.place, Vec::new()));
     if services.is_empty() {
         report.invalid(place, "services", "the file has no services");
+        return manifest;
+    }
+    if services.len() > MAX_SERVICES {
+        report.unsupported(
+            place,
+            "services",
+            format!("more than {MAX_SERVICES} services"),
+        );
         return manifest;
     }
     let names = service_names(&services, report);

@@ -12,6 +12,9 @@ const MAX_ERRORS: usize = 100;
 /// Most warnings that are kept.
 const MAX_WARNINGS: usize = 200;
 
+/// Most characters of a message or path: what was wrong may be a megabyte long.
+const MAX_TEXT: usize = 600;
+
 /// A place in a file: which of the files read, and the line (0 when there is none).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Place {
@@ -146,6 +149,13 @@ pub(crate) fn normal(path: &Path) -> PathBuf {
     out
 }
 
+fn clip(text: &str) -> String {
+    match text.char_indices().nth(MAX_TEXT) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
 /// Errors and warnings of one run, and the table of files that [`Place`] points into.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
@@ -205,7 +215,7 @@ impl Report {
     }
 
     fn error(&mut self, kind: Kind, place: Place, path: &str, message: String) {
-        let error = self.diagnostic(kind, place, path, message);
+        let error = self.diagnostic(kind, place, path, &message);
         if self.errors.contains(&error) {
             return;
         }
@@ -217,13 +227,13 @@ impl Report {
     }
 
     pub(crate) fn warn(&mut self, place: Place, path: &str, message: impl Into<String>) {
-        let warning = self.diagnostic(Kind::Ignored, place, path, message.into());
+        let warning = self.diagnostic(Kind::Ignored, place, path, &message.into());
         if self.warnings.len() < MAX_WARNINGS && !self.warnings.contains(&warning) {
             self.warnings.push(warning);
         }
     }
 
-    fn diagnostic(&self, kind: Kind, place: Place, path: &str, message: String) -> Diagnostic {
+    fn diagnostic(&self, kind: Kind, place: Place, path: &str, message: &str) -> Diagnostic {
         let file = self
             .files
             .get(usize::from(place.file))
@@ -232,8 +242,8 @@ impl Report {
             kind,
             file,
             line: place.line,
-            path: path.to_owned(),
-            message,
+            path: clip(path),
+            message: clip(message),
         }
     }
 

@@ -15,6 +15,9 @@ const MAX_DEPTH: usize = 50;
 /// Most bytes a file may become through aliases and merge keys, counting 64 for every node.
 const MAX_WEIGHT: usize = 16 << 20;
 
+/// Most entries of one list or map: comparing all with all must stay cheap.
+const MAX_ENTRIES: usize = 10_000;
+
 /// A value and where it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Node {
@@ -130,6 +133,16 @@ struct Open {
     seen: HashSet<String>,
     /// Values of `<<`, applied when the map ends so that its own keys win wherever they stand.
     merges: Vec<Node>,
+}
+
+impl Open {
+    fn count(&self) -> usize {
+        match &self.node.value {
+            Value::List(items) => items.len(),
+            Value::Map(entries) => entries.len(),
+            Value::Null | Value::Scalar(_) => 0,
+        }
+    }
 }
 
 struct Builder {
@@ -304,6 +317,11 @@ impl Builder {
             self.documents.push(node);
             return Ok(());
         };
+        if open.count() >= MAX_ENTRIES {
+            return fail(format!(
+                "more than {MAX_ENTRIES} entries in one list or map"
+            ));
+        }
         match (&mut open.node.value, open.key.take()) {
             (Value::List(items), _) => items.push(node),
             (Value::Map(_), None) => {
@@ -416,6 +434,12 @@ mod tests {
             assert!(parse(&text, 0).is_err());
         }
         assert!(parse("a: &a [*a]", 0).is_err());
+    }
+
+    #[test]
+    fn long_lists_are_refused() {
+        assert!(parse(&"- a\n".repeat(MAX_ENTRIES), 0).is_ok());
+        assert!(parse(&"- a\n".repeat(MAX_ENTRIES + 1), 0).is_err());
     }
 
     #[test]

@@ -137,6 +137,43 @@ fn errors_are_bounded() {
 }
 
 #[test]
+fn large_input_is_answered_in_no_time() {
+    let services: String = (0..9000)
+        .map(|n| format!("  s{n}: {{image: x, depends_on: [s{}]}}\n", (n + 1) % 9000))
+        .collect();
+    assert!(
+        errors(&[("c.yaml", &format!("services:\n{services}"))])[0]
+            .contains("more than 1000 services")
+    );
+    let ports: String = (0..9000)
+        .map(|n| format!("      - {}-{}\n", n + 1, n + 200))
+        .collect();
+    assert!(
+        errors(&[(
+            "c.yaml",
+            &format!("services:\n  a:\n    image: x\n    ports:\n{ports}")
+        )])[0]
+            .contains("at most 1000 ports")
+    );
+    let long = format!(
+        "services: {{a: {{image: x, restart: {}}}}}",
+        "ä".repeat(300_000)
+    );
+    assert!(errors(&[("c.yaml", &long)])[0].len() < 2000);
+    let variables: String = (0..9999).map(|n| format!("      - V{n}=1\n")).collect();
+    assert_eq!(
+        good(&format!(
+            "services:\n  a:\n    image: x\n    environment:\n{variables}"
+        ))
+        .manifest
+        .layers[0]
+            .environment
+            .len(),
+        9999
+    );
+}
+
+#[test]
 fn circles_are_found() {
     for all in [
         &[("c.yaml", "include: [c.yaml]\nservices: {a: {image: x}}")][..],

@@ -10,6 +10,8 @@ use crate::field::{At, Fields};
 
 /// Most ports that one entry may stand for.
 const MAX_RANGE: u16 = 200;
+/// Most ports of one layer.
+const MAX_PORTS: usize = 1000;
 /// Compose's default: every address of the host.
 const EVERY_ADDRESS: &str = "0.0.0.0";
 
@@ -22,6 +24,13 @@ pub(super) fn ports(at: &At<'_>, report: &mut Report) -> Vec<PublishedPort> {
         } else {
             long(&item, report)
         };
+        if ports.len() > MAX_PORTS {
+            at.unsupported(
+                report,
+                format!("a layer publishes at most {MAX_PORTS} ports"),
+            );
+            break;
+        }
         for port in parsed.unwrap_or_default() {
             let taken = |other: &PublishedPort| {
                 other.host_port.is_some()
