@@ -57,6 +57,8 @@ async fn end(socket: &mut Socket) -> Value {
     };
     let closed = timeout(SOON, socket.next()).await.unwrap();
     assert!(matches!(closed, Some(Ok(Message::Close(_)))), "{closed:?}");
+    // Answers the farewell.
+    while let Ok(Some(Ok(_))) = timeout(SOON, socket.next()).await {}
     serde_json::from_str(&text).unwrap()
 }
 
