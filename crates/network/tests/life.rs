@@ -89,6 +89,13 @@ fn a_router_is_restarted_at_once_over_what_the_killed_one_left() {
     let mut world = World::new();
     let index = world.environment(1, 1);
     let env = world.env(index);
+    // Connections of the host and of the node survive it: addresses and translation come back the same.
+    let (listener, port) = env.nodes[0].run(listen);
+    let mut client = world
+        .on_host(|| connect((env.outer(0)[0], port).into()))
+        .unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    say(&mut client, &mut server, b"before");
     for _ in 0..3 {
         let holder = Holder::open(env.router().pid()).unwrap();
         holder.kill().unwrap();
@@ -98,6 +105,8 @@ fn a_router_is_restarted_at_once_over_what_the_killed_one_left() {
             .unwrap();
         attach(env.nodes[0].pid(), &env.link(0, Isolation::No)).unwrap();
         assert_eq!(env.ask(0, "web-1.", RecordType::A).unwrap(), ["10.9.0.10"]);
+        say(&mut client, &mut server, b"hello");
+        say(&mut server, &mut client, b"again");
     }
 }
 
