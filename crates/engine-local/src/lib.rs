@@ -7,6 +7,7 @@ mod blocking;
 mod config;
 mod copy;
 mod cut;
+mod dirs;
 mod disks;
 mod doctor;
 mod edge;

@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 
 use crate::blocking::blocking;
 use crate::config::LocalConfig;
+use crate::dirs::ensure_passable;
 use crate::{copy, cut, disks, doctor, edge, exec, logs, net, nodes, sweep};
 
 /// The engine of this host.
@@ -44,10 +45,10 @@ impl Local {
     /// When one of them cannot be had. A missing CRIU is no error: clones then take disks only.
     pub fn open(mut config: LocalConfig) -> Result<Self, Problem> {
         for dir in [config.state_dir.clone(), config.run_dir.clone()] {
-            make_passable(&dir)?;
+            ensure_passable(&dir)?;
         }
         for dir in [config.run_envs(), config.state_envs(), config.cuts(), config.run_dir.join("edge")] {
-            make_passable(&dir)?;
+            ensure_passable(&dir)?;
         }
         let (criu, criu_info) = Criu::find(config.criu_dir.as_deref());
         config.criu_dir = criu.as_ref().and_then(|criu| criu.path().parent()).map(std::path::Path::to_owned);
@@ -67,22 +68,6 @@ impl Local {
         let inner = Arc::clone(&self.inner);
         blocking(move || work(&inner)).await
     }
-}
-
-/// Makes a directory of the daemon; nodes' roots are ordinary users of the host and must be able to pass.
-fn make_passable(dir: &std::path::Path) -> Result<(), Problem> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::create_dir_all(dir)
-        .and_then(|()| std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711)))
-        .map_err(|e| {
-            Problem::new(
-                Code::HostUnfit,
-                Fault::Host,
-                format!("{} cannot be made", dir.display()),
-                "check the directory's file system, or set another one in the configuration",
-            )
-            .caused_by(&e)
-        })
 }
 
 impl Inner {
@@ -111,6 +96,7 @@ impl Inner {
     }
 
     fn ensure_network(&self, environment: &Environment, gate: Gate) -> Result<(), Problem> {
+        ensure_passable(&self.config.run_envs().join(environment.id.as_str()))?;
         let spec = net::router_spec(&self.config, environment, gate);
         let router = offshoot_network::ensure_router(&spec, &self.config.shim).map_err(|e| e.problem())?;
         if router.started() == offshoot_network::Started::Now {
