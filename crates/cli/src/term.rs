@@ -149,7 +149,8 @@ impl RawMode {
         let before = tcgetattr(&stdin)?;
         let mut raw = before.clone();
         raw.make_raw();
-        tcsetattr(&stdin, OptionalActions::Flush, &raw)?;
+        // Not `Flush`: keys typed ahead are the command's.
+        tcsetattr(&stdin, OptionalActions::Drain, &raw)?;
         Ok(Self { before })
     }
 }

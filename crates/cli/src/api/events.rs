@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use http::header::{ACCEPT, HeaderName};
 use http_body_util::BodyExt as _;
+use offshoot_model::operation::StepState;
 use offshoot_model::view::Event;
-use offshoot_model::{Code, Operation, OperationId, Problem};
+use offshoot_model::{Code, Operation, OperationId, OperationState, Problem};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
@@ -31,6 +32,7 @@ pub(crate) fn updates(
         id,
         sender,
         last_event: None,
+        furthest: (0, 0),
     };
     tokio::spawn(follower.run());
     receiver
@@ -41,6 +43,8 @@ struct Follower {
     id: OperationId,
     sender: mpsc::Sender<Result<Operation, Problem>>,
     last_event: Option<String>,
+    /// How far the operation was when it was last told.
+    furthest: (u8, usize),
 }
 
 /// Nobody follows any more, or all is known.
@@ -128,7 +132,7 @@ impl Follower {
         }
     }
 
-    async fn look(&self) -> Result<Option<Finished>, Problem> {
+    async fn look(&mut self) -> Result<Option<Finished>, Problem> {
         let operation = self
             .client
             .get(&Route::to("operations").then(&self.id.to_string()))
@@ -136,9 +140,32 @@ impl Follower {
         Ok(self.tell(operation).await)
     }
 
-    async fn tell(&self, operation: Operation) -> Option<Finished> {
+    async fn tell(&mut self, operation: Operation) -> Option<Finished> {
+        // The stream repeats what happened before it was opened, which a look has overtaken.
+        let far = how_far(&operation);
+        if far < self.furthest {
+            return None;
+        }
+        self.furthest = far;
         let is_final = operation.state.is_final();
         let heard = self.sender.send(Ok(operation)).await.is_ok();
         (is_final || !heard).then_some(Finished)
     }
+}
+
+/// Grows with every change of state of an operation or a step.
+fn how_far(operation: &Operation) -> (u8, usize) {
+    let state = match operation.state {
+        OperationState::Waiting => 0,
+        OperationState::Running => 1,
+        OperationState::Undoing => 2,
+        OperationState::Done | OperationState::Failed | OperationState::Cancelled => 3,
+    };
+    let steps = operation.steps.iter().map(|step| match step.state {
+        StepState::Pending => 0,
+        StepState::Running => 1,
+        StepState::Done | StepState::Failed => 2,
+        StepState::Undone => 3,
+    });
+    (state, steps.sum())
 }

@@ -163,11 +163,19 @@ pub(crate) fn freeze_line(report: &CloneReport) -> String {
     if report.cut.is_none() {
         return "none: nothing ran".to_owned();
     }
-    format!(
-        "{} for all nodes together (stopped within {} of each other)",
-        human::milliseconds(report.freeze_us),
-        human::milliseconds(report.skew_us)
-    )
+    let freeze = human::milliseconds(report.freeze_us);
+    match report
+        .nodes
+        .iter()
+        .filter(|node| node.freeze_us > 0)
+        .count()
+    {
+        0 | 1 => freeze,
+        _ => format!(
+            "{freeze} for all nodes together (stopped within {} of each other)",
+            human::milliseconds(report.skew_us)
+        ),
+    }
 }
 
 /// How every node was cloned.

@@ -195,7 +195,7 @@ fn details(operation: &Operation, paint: Paint, now: Timestamp) -> String {
         (
             "Began",
             format!(
-                "{} ({})",
+                "{} ({:.0})",
                 human::age(operation.created, now),
                 operation.created
             ),

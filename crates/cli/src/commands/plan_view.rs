@@ -42,10 +42,10 @@ pub(crate) fn offline(request: &CreateRequest) -> PlanView {
         nodes: nodes.collect(),
         volumes: manifest
             .volumes
-            .iter()
-            .map(|(name, volume)| PlannedVolume {
+            .keys()
+            .map(|name| PlannedVolume {
                 name: name.to_string(),
-                clone: volume.clone,
+                clone: VolumeClone::Empty,
             })
             .collect(),
         ports: ports.collect(),
@@ -94,10 +94,7 @@ pub(crate) fn render(plan: &PlanView, paint: Paint) -> String {
     }
     out.push_str(&nodes.render());
     if !plan.volumes.is_empty() {
-        let mut volumes = Grid::new(
-            &["VOLUME", if is_clone { "MADE AS" } else { "IN A CLONE" }],
-            paint,
-        );
+        let mut volumes = Grid::new(&["VOLUME", "MADE AS"], paint);
         for volume in &plan.volumes {
             volumes.row([volume.name.clone(), volume_clone(volume.clone).to_owned()]);
         }

@@ -73,13 +73,13 @@ fn details(view: &EnvironmentView, paint: Paint, now: Timestamp) -> String {
         ("Address", optional(view.url.clone())),
         (
             "Created",
-            format!("{} ({})", human::age(view.created, now), view.created),
+            format!("{} ({:.0})", human::age(view.created, now), view.created),
         ),
     ];
     if let Some(parent) = &view.parent {
         rows.push((
             "Cloned from",
-            format!("{} ({}), cut at {}", parent.name, parent.id, parent.cut),
+            format!("{} ({}), cut at {:.3}", parent.name, parent.id, parent.cut),
         ));
         rows.push((
             "Clone's report",

@@ -45,7 +45,10 @@ pub(super) fn draw(operation: &Operation, paint: Paint) -> String {
 fn of_clone(report: &CloneReport, paint: Paint) -> String {
     let mut out = String::new();
     if !report.parts.is_empty() {
-        let title = format!("freeze: {} in all", human::milliseconds(report.freeze_us));
+        let title = format!(
+            "cut: the nodes stood still for {}",
+            human::milliseconds(report.freeze_us)
+        );
         out.push_str(&format!("\n{}\n", paint.bold(&title)));
         let parts = in_a_row(
             report

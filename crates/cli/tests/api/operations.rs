@@ -86,7 +86,8 @@ fn a_create_is_followed_over_a_broken_stream() {
                 if ids.len() == 1 {
                     // Another's operation, which a later daemon may send, then ours, then the connection ends.
                     let other = operation(OperationKind::Stop, "other", OperationState::Done);
-                    sse(41, &other) + &sse(42, &running)
+                    let old = later(&running, OperationState::Waiting);
+                    sse(40, &old) + &sse(41, &other) + &sse(42, &running)
                 } else {
                     sse(43, &done)
                 }
@@ -105,7 +106,9 @@ fn a_create_is_followed_over_a_broken_stream() {
         "{}",
         ended.stderr
     );
-    assert!(ended.stderr.contains("done nodes"), "{}", ended.stderr);
+    for line in ["done network", "done nodes"] {
+        assert_eq!(ended.stderr.matches(line).count(), 1, "{}", ended.stderr);
+    }
     assert_eq!(*resumed.lock().unwrap(), [None, Some("42".to_owned())]);
     let requests = requests.lock().unwrap();
     assert_eq!(requests[0].name, "shop");
