@@ -1,2 +1,71 @@
-//! placeholder
-fn main() {}
+//! What people who work on Offshoot type: `cargo xtask setup | test | ci | demo | bench`.
+
+mod bench;
+mod ci;
+mod commands;
+mod demo;
+mod instance;
+mod table;
+mod wordpress;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about = "Offshoot's own tasks.")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing from the distribution's packages (packaging/setup.sh): `run`, `build`, `test`.
+    Setup {
+        /// What for; `run` when nothing is said.
+        sets: Vec<String>,
+    },
+    /// Set up, build and run every test.
+    Test {
+        /// Passed on to `cargo nextest run`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        nextest: Vec<String>,
+    },
+    /// What must pass before a change lands: format, lints, tests, documentation, dependencies.
+    Ci,
+    /// Set up, build, run WordPress, clone it alive while it is being read, and show what came along.
+    Demo(demo::Arguments),
+    /// Measure.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The freeze of a clone as a client sees it, and the time until the clone answers.
+    Clone(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().task {
+        Task::Setup { sets } => {
+            commands::setup(&sets.iter().map(String::as_str).collect::<Vec<_>>())
+        }
+        Task::Test { nextest } => ci::test(&nextest),
+        Task::Ci => ci::ci(),
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Bench {
+            what: Bench::Clone(arguments),
+        } => bench::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
