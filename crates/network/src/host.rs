@@ -1,7 +1,5 @@
 //! The host's part: one nftables table per instance, and forwarding, which the host's owner decides about.
 
-use std::net::{IpAddr, SocketAddr};
-
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::command::Nft;
@@ -100,40 +98,4 @@ pub fn ensure_host_removed(instance: &str) -> Result<(), NetworkError> {
     let table = host_table_name(instance);
     // `delete` of what is not there fails in nft before 1.0.8, so it is made first.
     Nft::apply(&format!("table inet {table}\ndelete table inet {table}\n"))?.wait()
-}
-
-/// Most name servers taken from a resolver's configuration (the C library takes three).
-const NAME_SERVERS_MAX: usize = 3;
-
-/// The name servers of a resolv.conf(5), for [`crate::RouterSpec::upstream_dns`]. The router asks them from the host's
-/// namespace, so one on the host's loopback will do.
-#[must_use]
-pub fn name_servers(resolv_conf: &str) -> Vec<SocketAddr> {
-    resolv_conf
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split_ascii_whitespace();
-            (words.next()? == "nameserver").then(|| words.next())?
-        })
-        // A scope (`%eth0`) means nothing to a socket address without its number.
-        .filter_map(|address| address.parse::<IpAddr>().ok())
-        .map(|address| SocketAddr::new(address, 53))
-        .take(NAME_SERVERS_MAX)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn name_servers_are_read_as_the_c_library_does() {
-        let text = "# nameserver 9.9.9.9\nsearch example.org\nnameserver 192.0.2.1\n nameserver\t2001:db8::1 # x\n\
-            nameserver fe80::1%eth0\nnameserver\nnameserverx 1.1.1.1\nnameserver 127.0.0.53\nnameserver 192.0.2.4\n";
-        let expected: Vec<SocketAddr> = ["192.0.2.1:53", "[2001:db8::1]:53", "127.0.0.53:53"]
-            .iter()
-            .map(|a| a.parse().unwrap())
-            .collect();
-        assert_eq!(name_servers(text), expected);
-    }
 }

@@ -29,9 +29,7 @@ pub use client::{
 };
 pub use control::{PortStatus, RouterStatus};
 pub use error::NetworkError;
-pub use host::{
-    Forwarding, ForwardingState, ensure_host, ensure_host_removed, forwarding_state, name_servers,
-};
+pub use host::{Forwarding, ForwardingState, ensure_host, ensure_host_removed, forwarding_state};
 pub use outside::close_outside;
 pub use rules::{host_rules, router_rules};
 pub use spec::{

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
-use offshoot_sys::netns::Netns;
+use offshoot_sys::netns::{Netns, visit};
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{
@@ -62,12 +62,15 @@ pub(crate) struct VethEnd<'a> {
     pub(crate) mac: Option<MacAddr>,
 }
 
-/// Runs `work` with a connection in the calling thread's namespace. Not from inside an async runtime.
-pub(crate) fn run_here<T, F>(work: impl FnOnce(Links) -> F) -> Result<T>
+/// Runs `work` with a connection in the calling thread's namespace, on a thread of its own: the caller's may belong to an
+/// async runtime, which another one must not block.
+pub(crate) fn run_here<T, F>(work: impl FnOnce(Links) -> F + Send) -> Result<T>
 where
+    T: Send,
     F: Future<Output = Result<T>>,
 {
-    run_here_with(async || work(Links::open()?).await)
+    visit(|_| run_here_with(async || work(Links::open()?).await))
+        .map_err(|e| NetworkError::io("starting a thread", e))?
 }
 
 /// Runs `work`, which opens its connections itself. Not from inside an async runtime.

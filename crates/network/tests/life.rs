@@ -214,6 +214,13 @@ fn many_who_ensure_one_router_get_the_same() {
         .on_host(|| ensure_router_removed(&spec.run_dir, &spec.env, "t1"))
         .unwrap();
     assert_eq!(host_links(&world), [""; 0]);
+    // Also from a thread of an async runtime.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        ensure_router_removed(&spec.run_dir, &spec.env, "t1").unwrap();
+    });
     // The kit has nothing to clean up; one more environment shows that the names are free again.
     world.environment(1, 0);
 }
