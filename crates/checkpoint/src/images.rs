@@ -13,7 +13,8 @@ use prost::Message;
 
 use crate::container::Container;
 use crate::error::CriuError;
-use crate::rpc::{IdExtent, PsTree, Stats, UserNs};
+use crate::rpc::{Cgroups, IdExtent, Inventory, PsTree, Stats, UserNs};
+use crate::wire::set_number;
 
 /// First word of most images, followed by a second one that names the kind.
 const COMMON_MAGIC: u32 = 0x5456_4319;
@@ -21,6 +22,16 @@ const COMMON_MAGIC: u32 = 0x5456_4319;
 const SERVICE_MAGIC: u32 = 0x5510_5940;
 /// Second word of `userns-<n>.img`.
 const USERNS_MAGIC: u32 = 0x5547_4906;
+/// Second word of `stats-dump`.
+const STATS_MAGIC: u32 = 0x5709_3306;
+/// Second word of `pstree.img`.
+const PSTREE_MAGIC: u32 = 0x5027_3030;
+/// The only word of `inventory.img`.
+const INVENTORY_MAGIC: u32 = 0x5831_3116;
+/// Second word of `cgroup.img`.
+const CGROUP_MAGIC: u32 = 0x5938_3330;
+/// Field of `inventory_entry`: the cgroups that CRIU itself was in.
+const INVENTORY_ROOT_CG_SET: u32 = 5;
 /// The files that are read whole here are small; more than this is not one of them.
 const SMALL: u64 = 16 * 1024 * 1024;
 /// Where `runc restore` looks for the descriptors that the container was started with.
@@ -81,16 +92,63 @@ pub fn rewrite_ids(images: &Path, id_base: u32, id_count: u32) -> Result<(), Cri
         uid_map: map(&old.uid_map)?,
         gid_map: map(&old.gid_map)?,
     };
-    let body = new.encode_to_vec();
-    let mut bytes = Vec::with_capacity(body.len() + 12);
-    for word in [COMMON_MAGIC, USERNS_MAGIC, body.len() as u32] {
-        bytes.extend_from_slice(&word.to_le_bytes());
+    write_records(&path, &[COMMON_MAGIC, USERNS_MAGIC], &[new.encode_to_vec()])
+}
+
+/// Replaces an image as a whole.
+fn write_records(path: &Path, magic: &[u32], records: &[Vec<u8>]) -> Result<(), CriuError> {
+    let mut bytes: Vec<u8> = magic.iter().flat_map(|word| word.to_le_bytes()).collect();
+    for record in records {
+        let length =
+            u32::try_from(record.len()).map_err(|_| broken(path, "would be too long", None))?;
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(record);
     }
-    bytes.extend_from_slice(&body);
     let new_path = path.with_extension("new");
     fs::write(&new_path, bytes)
-        .and_then(|()| fs::rename(&new_path, &path))
-        .map_err(|e| broken(&path, "cannot be replaced", Some(e)))
+        .and_then(|()| fs::rename(&new_path, path))
+        .map_err(|e| broken(path, "cannot be replaced", Some(e)))
+}
+
+/// Makes the restored processes stay in the cgroups that runc puts CRIU into.
+///
+/// The images name the parent's cgroups, and runc 1.1 lets CRIU restore them: the clone's processes would end up in the parent's
+/// node. So the list of cgroups is emptied, and the processes' own are said to be those that CRIU is in, which means
+/// that nothing has to be done.
+fn leave_cgroups_to_runc(images: &Path) -> Result<(), CriuError> {
+    let cgroups = images.join("cgroup.img");
+    let mut sets = Vec::new();
+    for record in read_records(&cgroups, &[COMMON_MAGIC, CGROUP_MAGIC])? {
+        sets.extend(
+            decode::<Cgroups>(&cgroups, &record)?
+                .sets
+                .into_iter()
+                .map(|set| set.id),
+        );
+    }
+    let path = images.join("inventory.img");
+    let records = read_records(&path, &[INVENTORY_MAGIC])?;
+    let [record] = records.as_slice() else {
+        return Err(broken(&path, "does not hold one record", None));
+    };
+    let criu = decode::<Inventory>(&path, record)?.root_cg_set;
+    sets.retain(|id| Some(*id) != criu);
+    let set = match sets.as_slice() {
+        [] => return Ok(()), // the node was in the daemon's own, or this was done before
+        [set] => *set,
+        _ => {
+            return Err(broken(
+                &cgroups,
+                "has the node's processes in several cgroups",
+                None,
+            ));
+        }
+    };
+    let record = set_number(record, &[INVENTORY_ROOT_CG_SET], u64::from(set))
+        .ok_or_else(|| broken(&path, "holds something else", None))?;
+    // In this order: if it is done again after a crash in between, the list is still there.
+    write_records(&path, &[INVENTORY_MAGIC], &[record])?;
+    write_records(&cgroups, &[COMMON_MAGIC, CGROUP_MAGIC], &[])
 }
 
 /// Completes what CRIU wrote, so that `runc restore` takes it. Not done in the freeze.
@@ -111,6 +169,7 @@ pub(crate) fn complete(images: &Path, container: &Container) -> Result<Summary, 
             fs::remove_file(&path).map_err(|e| broken(&path, "cannot be removed", Some(e)))?;
         }
     }
+    leave_cgroups_to_runc(images)?;
     summary(images)
 }
 
@@ -147,14 +206,13 @@ fn compress(path: &Path) -> io::Result<()> {
 
 fn summary(images: &Path) -> Result<Summary, CriuError> {
     let path = images.join("stats-dump");
-    let records = read_records(&path, &[SERVICE_MAGIC])?;
+    let records = read_records(&path, &[SERVICE_MAGIC, STATS_MAGIC])?;
     let record = records
         .first()
         .ok_or_else(|| broken(&path, "is empty", None))?;
-    // The statistics have a second magic word of their own.
     let stats: Stats = decode(&path, record)?;
     let path = images.join("pstree.img");
-    let processes = read_records(&path, &[COMMON_MAGIC])?
+    let processes = read_records(&path, &[COMMON_MAGIC, PSTREE_MAGIC])?
         .iter()
         .map(|record| decode::<PsTree>(&path, record).map(|p| p.pid))
         .collect::<Result<Vec<u32>, _>>()?;
@@ -168,16 +226,16 @@ fn decode<M: Message + Default>(path: &Path, record: &[u8]) -> Result<M, CriuErr
     M::decode(record).map_err(|e| broken(path, &format!("holds something else: {e}"), None))
 }
 
-/// The records of an image whose magic words start with `magic` (two words in all).
+/// The records of an image that begins with the words `magic`.
 fn read_records(path: &Path, magic: &[u32]) -> Result<Vec<Vec<u8>>, CriuError> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(SMALL).read_to_end(&mut bytes))
         .map_err(|e| broken(path, "cannot be read", Some(e)))?;
     let mut rest = bytes.as_slice();
-    for expected in [magic.first(), magic.get(1)] {
+    for expected in magic {
         let word = take_word(&mut rest).ok_or_else(|| broken(path, "is too short", None))?;
-        if expected.is_some_and(|e| *e != word) {
+        if *expected != word {
             return Err(broken(
                 path,
                 &format!("does not start like its kind: {word:#x}"),

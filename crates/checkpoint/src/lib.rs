@@ -18,6 +18,7 @@ mod preflight;
 mod probe;
 mod rpc;
 mod swrk;
+mod wire;
 
 pub use container::Container;
 pub use cut::{

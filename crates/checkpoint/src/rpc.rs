@@ -1,5 +1,5 @@
-//! CRIU's RPC messages, written by hand: field numbers and types are those of `images/rpc.proto`, `images/userns.proto`
-//! and `images/stats.proto` of CRIU 4.2 (<https://github.com/checkpoint-restore/criu>, MIT-licensed interface files). Only
+//! CRIU's RPC messages, written by hand: field numbers and types are those of `images/rpc.proto`, `images/userns.proto`,
+//! `images/inventory.proto`, `images/cgroup.proto` and `images/stats.proto` of CRIU 4.2 (<https://github.com/checkpoint-restore/criu>, MIT-licensed interface files). Only
 //! what Offshoot uses is here; protobuf skips the rest.
 
 use prost::{Enumeration, Message};
@@ -191,4 +191,26 @@ pub(crate) struct Stats {
 pub(crate) struct PsTree {
     #[prost(uint32, required, tag = "1")]
     pub(crate) pid: u32,
+}
+
+/// `inventory_entry`, the only record of `inventory.img`.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct Inventory {
+    /// Which of [`Cgroups::sets`] CRIU itself was in.
+    #[prost(uint32, optional, tag = "5")]
+    pub(crate) root_cg_set: Option<u32>,
+}
+
+/// `cgroup_entry`, the only record of `cgroup.img`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct Cgroups {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) sets: Vec<CgroupSet>,
+}
+
+/// `cg_set_entry`: the cgroups that some processes are in.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct CgroupSet {
+    #[prost(uint32, required, tag = "1")]
+    pub(crate) id: u32,
 }

@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::container::{Container, mount_points};
 use crate::error::CriuError;
@@ -243,11 +243,11 @@ impl Process {
             }
         }
         if let (Some(of_node), Some(own)) = (&node.cgroup, cgroup_of(self.pid))
-            && !Path::new(&own).starts_with(of_node)
+            && own != *of_node
         {
             found.push(finding(
-                "a place outside the node's cgroup",
-                "it would not stand still with the node",
+                "a cgroup of its own",
+                "all processes of a node must be in the node's cgroup",
             ));
         }
         found.extend(self.look_at_mappings());

@@ -288,6 +288,15 @@ fn clone_two_nodes(criu: &Criu, shim: &Path) {
         println!("{} restored in {:?}", spec.node, started.elapsed());
     }
     until("the clone counts on", || clone.count(1) > at_cut + 20);
+    for n in 0..2 {
+        let (spec, cgroup) = (&clone.nodes[n], clone.container(n).freezer);
+        let processes = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
+        assert!(
+            processes.lines().count() >= 1,
+            "{} is in other cgroups than its own",
+            spec.node
+        );
+    }
     let parent_now = parent.count(1);
     until("the parent counts on", || parent.count(1) > parent_now + 20);
 }

@@ -625,5 +625,13 @@ pub(crate) fn clone_of<'a>(
         net,
         mounts: make.mounts.clone(),
     };
-    Node::restore(place, &make, &images, criu)
+    let clone = Node::restore(place, &make, &images, criu);
+    let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", clone.pid())).unwrap();
+    assert!(
+        cgroups
+            .lines()
+            .all(|line| line.ends_with(&format!("/{}/{}", place.name, id))),
+        "the clone is in other cgroups than its own:\n{cgroups}"
+    );
+    clone
 }
