@@ -203,13 +203,7 @@ impl Container {
         thread::sleep(Duration::from_millis(500));
         let began = Instant::now();
         let mut checkpoint = self.runc();
-        checkpoint.args([
-            "checkpoint",
-            "--leave-running",
-            "--tcp-established",
-            "--manage-cgroups-mode",
-            "ignore",
-        ]);
+        checkpoint.args(["checkpoint", "--leave-running", "--tcp-established"]);
         checkpoint
             .arg("--image-path")
             .arg(&images)
@@ -228,13 +222,7 @@ impl Container {
         output(self.runc().args(["delete", "--force", &self.id]))?;
         let restoring = Instant::now();
         let mut restore = self.runc();
-        restore.args([
-            "restore",
-            "--detach",
-            "--tcp-established",
-            "--manage-cgroups-mode",
-            "ignore",
-        ]);
+        restore.args(["restore", "--detach", "--tcp-established"]);
         restore
             .arg("--image-path")
             .arg(&images)
