@@ -118,6 +118,8 @@ pub enum Freezer {
 
 /// Longest wait between two looks at a freezer; the first ones follow each other at once.
 const FREEZER_POLL: Duration = Duration::from_micros(200);
+/// Most rounds of moving guests back.
+const RETURN_ROUNDS: u32 = 50;
 /// Bound on ending the processes of a node.
 const KILL_MAX: Duration = Duration::from_secs(10);
 
@@ -256,11 +258,17 @@ impl NodeCgroup {
     /// Moves guests back among the node's processes and removes their freezer.
     pub fn return_guests(&self) {
         let guests = self.guest_freezer();
-        for pid in processes_in(&guests) {
-            // A process that ended in between needs no moving.
-            let _ = fs::write(self.freezer().join("cgroup.procs"), pid.to_string());
+        // They run again and may fork between two looks. Whoever slips through all rounds is still a guest, and limited as before.
+        for _ in 0..RETURN_ROUNDS {
+            for pid in processes_in(&guests) {
+                // A process that ended in between needs no moving.
+                let _ = fs::write(self.freezer().join("cgroup.procs"), pid.to_string());
+            }
+            match fs::remove_dir(&guests) {
+                Err(e) if !is_gone(&e) => {}
+                _ => return,
+            }
         }
-        let _ = fs::remove_dir(&guests);
     }
 
     /// Thaws and kills every process of the node and waits until all are gone.

@@ -29,6 +29,8 @@ use crate::user::{Environment, resolve_user};
 const BEGIN_MAX: Duration = Duration::from_secs(15);
 /// How long a killed session has to end.
 const END_MAX: Duration = Duration::from_secs(5);
+/// How long streams may stay open after their process ended.
+const LEFT_OPEN_MAX: Duration = Duration::from_millis(200);
 const LOG_MAX: u64 = 1 << 20;
 
 /// A process to run in a node.
@@ -412,10 +414,12 @@ pub struct Finished {
 impl Drop for ExecProcess {
     fn drop(&mut self) {
         if self.ended.is_none() {
+            let ended = matches!(self.inner.wait_end(Some(Duration::ZERO)), Ok(true));
             let _ = self.signal(Signal::KILL.as_raw());
-            // runc copies the streams to their ends and exits when the process is gone.
             self.streams = ExecStreams::default();
-            if !matches!(wait_for(&mut self.runc, END_MAX), Ok(Some(_))) {
+            // runc exits when the streams are at their ends, which a process left behind by this one may hold open for ever.
+            let max = if ended { LEFT_OPEN_MAX } else { END_MAX };
+            if !matches!(wait_for(&mut self.runc, max), Ok(Some(_))) {
                 let _ = self.runc.kill();
                 let _ = self.runc.wait();
             }

@@ -97,6 +97,24 @@ pub fn write_into_rootfs<'f>(
     Ok(())
 }
 
+/// Makes the directory that a temporary file system will cover, with the mode asked for: runc gives a tmpfs the mode of what it covers,
+/// whatever its options say.
+///
+/// # Errors
+/// Of the file system.
+pub fn prepare_covered_dir(rootfs: &Path, target: &str, mode: u32) -> Result<()> {
+    let failed = |e: std::io::Error| {
+        RuntimeError::doing(format!("make {target} in {}", rootfs.display()), e)
+    };
+    let tree = Tree::open(rootfs)?;
+    tree.ensure_dir(target.trim_start_matches('/'))
+        .map_err(failed)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat2(&tree.fd, target, flags, Mode::empty(), INSIDE)
+        .map_err(|e| failed(e.into()))?;
+    rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode & 0o7777)).map_err(|e| failed(e.into()))
+}
+
 /// A directory tree whose content is not trusted: every path is resolved as if it were the root, symbolic links included, and
 /// nothing outside can be reached (openat2(2), `RESOLVE_IN_ROOT`).
 pub(crate) struct Tree<'a> {

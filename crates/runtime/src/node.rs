@@ -23,7 +23,7 @@ const START_MAX: Duration = Duration::from_secs(60);
 /// Bound on a restore, which reads the node's memory.
 const RESTORE_MAX: Duration = Duration::from_secs(600);
 /// How long a shim whose node was killed has to end by itself.
-const SHIM_END_MAX: Duration = Duration::from_secs(10);
+const SHIM_END_MAX: Duration = Duration::from_secs(3);
 
 /// Runs a node: starts its shim, which outlives the caller, and waits until the main process runs (or was restored). A node that
 /// runs already is left alone; what an earlier run left is removed first.

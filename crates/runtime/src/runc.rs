@@ -128,6 +128,9 @@ impl Runc {
 
 /// Waits for a child, at most `max`; `None` when it still runs.
 pub(crate) fn wait_for(child: &mut Child, max: Duration) -> std::io::Result<Option<ExitStatus>> {
+    if let Some(status) = child.try_wait()? {
+        return Ok(Some(status));
+    }
     let deadline = Instant::now() + max;
     let process = offshoot_sys::process::Process::open(child.id().cast_signed())?;
     loop {

@@ -278,6 +278,62 @@ mod tests {
     }
 
     #[test]
+    fn a_layers_words_replace_the_images() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        std::fs::write(root.path().join("etc/passwd"), PASSWD).unwrap();
+        let layer = |more: serde_json::Value| -> Layer {
+            let mut value = serde_json::json!({
+                "name": "db", "image": { "kind": "registry", "reference": "x" }, "role": "sql", "scaling": "stateful",
+                "clone": "each", "replicas": 1, "stop_grace_ms": 1,
+            });
+            value
+                .as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            serde_json::from_value(value).unwrap()
+        };
+        let strings = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        let image = ImageConfig {
+            entrypoint: strings(&["entry"]),
+            command: strings(&["default"]),
+            env: strings(&["A=image", "B=image"]),
+            working_dir: Some("srv".into()),
+            user: Some("mysql".into()),
+            ..Default::default()
+        };
+        let own = |more| resolve_process(&layer(more), &image, root.path());
+        let plain = own(serde_json::json!({})).unwrap();
+        assert_eq!(
+            (plain.args, plain.cwd.as_str(), plain.user.uid),
+            (strings(&["entry", "default"]), "/srv", 101)
+        );
+        assert!(plain.env.contains(&"HOME=/var/lib/mysql".to_owned()));
+        let command = own(
+            serde_json::json!({ "command": ["x"], "environment": { "B": "layer" }, "user": "0" }),
+        )
+        .unwrap();
+        assert_eq!(
+            (command.args, command.user.uid),
+            (strings(&["entry", "x"]), 0)
+        );
+        assert_eq!(command.env.get(..2).unwrap(), ["A=image", "B=layer"]);
+        assert_eq!(
+            own(serde_json::json!({ "entrypoint": ["e"] }))
+                .unwrap()
+                .args,
+            ["e"]
+        );
+        assert!(own(serde_json::json!({ "entrypoint": [] })).is_err());
+        assert!(
+            own(serde_json::json!({ "user": "stranger" }))
+                .unwrap_err()
+                .to_string()
+                .contains("stranger")
+        );
+    }
+
+    #[test]
     fn the_environment_is_completed() {
         let mut env =
             Environment::new(&["A=1".into(), "A=2".into(), "GODEBUG=x=1".into(), "B".into()]);

@@ -114,7 +114,8 @@ fn devices(spec: &NodeSpec, dev: &Path) -> Result<()> {
         make_dir(&path)?;
         own(&path, 0)?;
     }
-    Ok(())
+    // runc gives a tmpfs the mode of the directory it covers.
+    fs::set_permissions(dev.join("shm"), Permissions::from_mode(0o1777)).map_err(failed)
 }
 
 /// Writes captured files and makes them unchangeable for everyone inside.

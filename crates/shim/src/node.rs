@@ -15,7 +15,7 @@ use offshoot_model::{Code, Problem};
 use offshoot_runtime::cgroup::{Hierarchies, NodeCgroup};
 use offshoot_runtime::config::{CRIU_CONFIG, CRIU_CONFIG_TEXT, Layout, hard_limits, oci_config};
 use offshoot_runtime::control::EXIT_FILE;
-use offshoot_runtime::files::{write_atomic, write_into_rootfs};
+use offshoot_runtime::files::{prepare_covered_dir, write_atomic, write_into_rootfs};
 use offshoot_runtime::runc::{Runc, criu_errors};
 use offshoot_runtime::{ExitRecord, NodeSpec, Result, RuntimeError, Start};
 use offshoot_sys::process::{self, Ended, Process, Side, Visit};
@@ -127,6 +127,15 @@ fn create(shared: &Shared, runc: &Runc) -> std::result::Result<Created, Problem>
             [&offshoot_runtime::init_file().map_err(problem)?],
         )
         .map_err(problem)?;
+    }
+    for tmpfs in &spec.tmpfs {
+        let over_volume = spec
+            .binds
+            .iter()
+            .any(|bind| Path::new(&tmpfs.target).starts_with(&bind.target));
+        if let (Some(mode), false) = (tmpfs.mode, over_volume) {
+            prepare_covered_dir(&spec.rootfs, &tmpfs.target, mode).map_err(problem)?;
+        }
     }
     mounts::prepare(spec, &layout).map_err(problem)?;
     mounts::forget_others(spec, &layout);

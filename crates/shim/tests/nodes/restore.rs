@@ -69,7 +69,7 @@ fn a_restored_node_goes_on_beside_its_parent() {
         return;
     };
     let parent = TestNode::new(
-        "hostname > /tmp/first; i=0; while true; do i=$((i+1)); echo count $i $(cat /etc/app.conf); echo $i > /tmp/count; sleep 0.02; done",
+        "hostname > /tmp/first; i=0; while true; do i=$((i+1)); echo count $i $(cat /etc/app.conf); sleep 0.02; done",
     )
     .with(|spec| {
         spec.tools.criu_dir = Some(criu.clone());
