@@ -9,7 +9,7 @@ use offshoot_model::operation::{Progress, StepState};
 use offshoot_model::{Operation, OperationKind, OperationState, StepRecord};
 use tokio::time::Instant;
 
-use crate::context::Context;
+use crate::context::{Context, Format};
 use crate::human;
 use crate::term::{Paint, safe};
 
@@ -50,6 +50,9 @@ impl Display {
                 bars: BTreeMap::new(),
                 wait: None,
             }
+        } else if context.format == Format::Json {
+            // A program reads standard error for the problem.
+            Kind::Silent
         } else {
             Kind::Lines {
                 last: Instant::now(),

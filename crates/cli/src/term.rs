@@ -102,16 +102,17 @@ pub(crate) fn safe_coloured(text: &str) -> Cow<'_, str> {
     out.into()
 }
 
-/// Size of the terminal on standard input or output.
+/// Size of the terminal on standard input or output, when there is one that knows its size.
 pub(crate) fn size() -> Option<TerminalSize> {
     let of = |size: rustix::termios::Winsize| TerminalSize {
         rows: size.ws_row,
         cols: size.ws_col,
     };
-    tcgetwinsize(io::stdin())
+    let size = tcgetwinsize(io::stdin())
         .or_else(|_| tcgetwinsize(io::stdout()))
         .ok()
-        .map(of)
+        .map(of);
+    size.filter(|size| size.rows > 0 && size.cols > 0)
 }
 
 /// Asks on standard error and reads an answer from standard input. `None` at its end.

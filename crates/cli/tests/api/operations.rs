@@ -175,13 +175,9 @@ fn a_failed_operation_is_a_problem() {
         done.stderr
     );
     assert_eq!(done.text(), "");
-    assert_eq!(
-        fake.run(&["clone", "shop", "-o", "json"])
-            .expect(1)
-            .problem()
-            .code,
-        Code::FreezeTimeout
-    );
+    let json = fake.run(&["clone", "shop", "-o", "json"]).expect(1);
+    assert_eq!(json.problem().code, Code::FreezeTimeout);
+    assert_eq!(json.stderr.lines().count(), 1, "{}", json.stderr);
 }
 
 #[test]
@@ -339,5 +335,100 @@ fn a_dry_run_asks_for_a_plan() {
     assert_eq!(
         fake.asked()[0],
         "POST /api/v1/environments/shop/clone?dry_run=true"
+    );
+}
+
+#[test]
+fn operations_are_listed_shown_and_cancelled() {
+    let running = operation(OperationKind::Clone, "shop-clone", OperationState::Running);
+    let id = running.id.to_string();
+    let known: Known = Arc::new(Mutex::new(running.clone()));
+    let fake = Fake::start(
+        around(&known)
+            .route(
+                "/operations",
+                get(move || async move { Json(vec![running]) }),
+            )
+            .route("/events", get(|| async { open_stream(String::new()) })),
+    );
+    assert_eq!(
+        fake.run(&["op", "ls", "-q", "-n", "7"]).expect(0).text(),
+        format!("{id}\n")
+    );
+    assert_eq!(fake.asked()[0], "GET /api/v1/operations?limit=7");
+    assert!(
+        fake.run(&["op", "show", &id])
+            .expect(0)
+            .text()
+            .contains("running")
+    );
+    assert!(
+        fake.run(&["op", "show", "--timing", &id])
+            .expect(0)
+            .text()
+            .contains("network")
+    );
+    assert_eq!(
+        fake.run(&["op", "cancel", &id]).expect(0).text(),
+        format!("{id} was cancelled\n")
+    );
+    let json = fake
+        .run(&["op", "show", "--follow", "-o", "json", &id])
+        .expect(0)
+        .json();
+    assert_eq!(json["state"], "cancelled");
+}
+
+#[test]
+fn images_are_fetched_and_the_pool_grows() {
+    let bodies: Arc<Mutex<Vec<serde_json::Value>>> = Arc::default();
+    let done = operation(
+        OperationKind::ImagePull,
+        "docker.io/library/nginx:1.27",
+        OperationState::Done,
+    );
+    let (grown, look) = (done.clone(), done.clone());
+    let (images, sizes) = (Arc::clone(&bodies), Arc::clone(&bodies));
+    let pool = serde_json::json!({"backing": "loop file", "path": "/p", "size": 1u64 << 30, "used": 0, "free": 0,
+        "host_bytes": null});
+    let fake = Fake::start(
+        Router::new()
+            .route(
+                "/images",
+                post(move |Json(body): Json<serde_json::Value>| async move {
+                    images.lock().unwrap().push(body);
+                    accepted(&done)
+                }),
+            )
+            .route(
+                "/pool/grow",
+                post(move |Json(body): Json<serde_json::Value>| async move {
+                    sizes.lock().unwrap().push(body);
+                    accepted(&grown)
+                }),
+            )
+            .route("/pool", get(move || async move { Json(pool) }))
+            .route("/operations/{id}", get(move || async move { Json(look) }))
+            .route("/events", get(|| async { open_stream(String::new()) })),
+    );
+    assert_eq!(
+        fake.run(&["image", "pull", "nginx:1.27"]).expect(0).text(),
+        "docker.io/library/nginx:1.27\n"
+    );
+    std::fs::write(fake.dir().join("image.tar"), "").unwrap();
+    fake.run(&["image", "import", "docker-archive:image.tar"])
+        .expect(0);
+    fake.run(&["image", "import", "docker-archive:none.tar"])
+        .expect(1);
+    fake.run(&["image", "import", "nginx"]).expect(2);
+    fake.run(&["pool", "grow", "+1GiB"]).expect(0);
+    let file = fake.dir().canonicalize().unwrap().join("image.tar");
+    assert_eq!(
+        *bodies.lock().unwrap(),
+        [
+            serde_json::json!({"source": {"kind": "registry", "reference": "docker.io/library/nginx:1.27"}}),
+            serde_json::json!({"source": {"kind": "docker-archive", "path": file, "tag": null}}),
+            serde_json::json!({"size": 2u64 << 30}),
+        ]
     );
 }
