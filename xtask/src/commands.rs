@@ -73,8 +73,18 @@ pub(crate) fn setup(sets: &[&str]) -> anyhow::Result<()> {
         .args(sets))
 }
 
+/// The directory with the programs: the one given, or the one they are built into.
+pub(crate) fn programs(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    match given {
+        Some(directory) => directory
+            .canonicalize()
+            .with_context(|| directory.display().to_string()),
+        None => build_release(),
+    }
+}
+
 /// Builds the programs for use and returns where they are.
-pub(crate) fn build_release() -> anyhow::Result<PathBuf> {
+fn build_release() -> anyhow::Result<PathBuf> {
     run(cargo().args([
         "build",
         "--release",

@@ -11,7 +11,7 @@ use offshoot_load::{Client, PingReport, Pinger, Rate, Target};
 use offshoot_model::view::EnvironmentView;
 use offshoot_model::{Operation, Rung};
 
-use crate::commands::{build_release, root, setup};
+use crate::commands::{programs, root, setup};
 use crate::instance::Instance;
 use crate::table;
 use crate::wordpress::{Connections, Site};
@@ -40,6 +40,9 @@ pub(crate) struct Arguments {
     /// Remove the demo: environments, daemon, files.
     #[arg(long)]
     remove: bool,
+    /// Directory with the programs; they are built when absent.
+    #[arg(long)]
+    programs: Option<PathBuf>,
     /// Do not install packages first.
     #[arg(long)]
     no_setup: bool,
@@ -57,7 +60,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         state: arguments.dir.clone(),
         run: PathBuf::from("/run").join(name),
         port: arguments.port,
-        programs: build_release()?,
+        programs: programs(arguments.programs.as_deref())?,
         number: 190,
     };
     if arguments.remove {

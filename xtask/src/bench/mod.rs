@@ -13,7 +13,7 @@ use offshoot_model::view::{EnvironmentView, PoolView};
 use offshoot_model::{Operation, Rung};
 
 use self::report::{Machine, Measured, Report, Run};
-use crate::commands::{build_release, root, setup};
+use crate::commands::{programs, root, setup};
 use crate::demo::FirstAnswer;
 use crate::instance::Instance;
 use crate::wordpress::Site;
@@ -47,6 +47,9 @@ pub(crate) struct Arguments {
     /// Port on loopback at which the environments answer.
     #[arg(long, default_value_t = 8079)]
     port: u16,
+    /// Directory with the programs; they are built when absent.
+    #[arg(long)]
+    programs: Option<PathBuf>,
     /// Do not install packages first.
     #[arg(long)]
     no_setup: bool,
@@ -69,7 +72,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         state: arguments.dir.clone(),
         run: PathBuf::from("/run").join(name),
         port: arguments.port,
-        programs: build_release()?,
+        programs: programs(arguments.programs.as_deref())?,
         number: 191,
     };
     let measured = measure(arguments, &instance);
