@@ -28,7 +28,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         .await
         .map_err(|e| Problem::internal(format!("the engine's start broke off: {e}")))??;
     let operations = Operations::start(store, Arc::new(engine), settings(&config)).await?;
-    offshoot_server::serve(Arc::new(operations), &config.server(), shutdown).await.map_err(|e| e.problem())
+    offshoot_server::serve(Arc::new(operations), &config.server(), shutdown)
+        .await
+        .map_err(|e| e.problem())
 }
 
 /// Looks at the host without a daemon.
@@ -82,7 +84,10 @@ fn settings(config: &Config) -> Settings {
 
 fn local_config(config: &Config) -> Result<LocalConfig, Problem> {
     let backing = match config.pool.backing {
-        config::Backing::Loop => Backing::LoopFile { path: config.pool_path(), size: config.pool.size },
+        config::Backing::Loop => Backing::LoopFile {
+            path: config.pool_path(),
+            size: config.pool.size,
+        },
         config::Backing::Device => Backing::Device(config.pool_path()),
         config::Backing::Mounted => Backing::Mounted,
     };

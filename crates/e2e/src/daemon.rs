@@ -48,7 +48,9 @@ impl TestDaemon {
     }
 
     fn prepare() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("offshoot-e2e-").tempdir_in("/var/tmp")?;
+        let dir = tempfile::Builder::new()
+            .prefix("offshoot-e2e-")
+            .tempdir_in("/var/tmp")?;
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711))?;
         let instance = format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..5]);
@@ -61,7 +63,12 @@ impl TestDaemon {
         image::write(&dir.path().join("image.tar"), &binary("offshoot-testnode"))?;
         let netns = Netns::create()?;
         netns.run(offshoot_sys::process::loopback_up)??;
-        Ok(Self { instance, dir, netns, child: None })
+        Ok(Self {
+            instance,
+            dir,
+            netns,
+            child: None,
+        })
     }
 
     /// Starts the daemon's process. It need not come up: see [`Self::wait_up`].
@@ -69,12 +76,26 @@ impl TestDaemon {
     /// # Panics
     /// When the program cannot be started.
     pub fn launch(&mut self, env: &[(&str, &str)]) {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("daemon.log")).expect("a log");
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path("daemon.log"))
+            .expect("a log");
         let mut command = Command::new(binary("offshoot"));
-        command.arg("--config").arg(self.path("offshoot.toml")).arg("serve").stdin(Stdio::null());
-        command.envs(env.iter().copied()).env("OFFSHOOT_LOG", "info,offshoot=debug");
+        command
+            .arg("--config")
+            .arg(self.path("offshoot.toml"))
+            .arg("serve")
+            .stdin(Stdio::null());
+        command
+            .envs(env.iter().copied())
+            .env("OFFSHOOT_LOG", "info,offshoot=debug");
         command.stdout(log.try_clone().expect("a log")).stderr(log);
-        let child = self.netns.run(|| command.spawn()).expect("a thread").expect("offshoot can be started");
+        let child = self
+            .netns
+            .run(|| command.spawn())
+            .expect("a thread")
+            .expect("offshoot can be started");
         self.child = Some(child);
     }
 
@@ -84,12 +105,21 @@ impl TestDaemon {
     /// When it does not, with the daemon's log.
     pub fn wait_up(&mut self) {
         for _ in 0..3_000 {
-            if self.try_run(&["version"]).is_ok_and(|output| output.status.success()) && self.path("run/offshoot.sock").exists()
-                && self.try_run(&["ls"]).is_ok_and(|output| output.status.success())
+            if self
+                .try_run(&["version"])
+                .is_ok_and(|output| output.status.success())
+                && self.path("run/offshoot.sock").exists()
+                && self
+                    .try_run(&["ls"])
+                    .is_ok_and(|output| output.status.success())
             {
                 return;
             }
-            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+            if let Some(status) = self
+                .child
+                .as_mut()
+                .and_then(|child| child.try_wait().ok().flatten())
+            {
                 panic!("the daemon ended with {status}:\n{}", self.log());
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -120,7 +150,9 @@ impl TestDaemon {
     /// When it does not in a minute.
     pub fn wait_dead(&mut self) {
         let child = self.child.as_mut().expect("it was started");
-        wait_for("the daemon's end", Duration::from_secs(60), || child.try_wait().expect("it is ours"));
+        wait_for("the daemon's end", Duration::from_secs(60), || {
+            child.try_wait().expect("it is ours")
+        });
         self.child = None;
     }
 
@@ -143,8 +175,14 @@ impl TestDaemon {
     /// When the program cannot be started.
     pub fn try_run(&self, args: &[&str]) -> Result<Output> {
         let mut command = Command::new(binary("offshoot"));
-        command.arg("--config").arg(self.path("offshoot.toml")).args(args).stdin(Stdio::null());
-        self.netns.run(|| command.output())?.context("running offshoot")
+        command
+            .arg("--config")
+            .arg(self.path("offshoot.toml"))
+            .args(args)
+            .stdin(Stdio::null());
+        self.netns
+            .run(|| command.output())?
+            .context("running offshoot")
     }
 
     /// Runs a command that must succeed; gives its standard output.
@@ -173,7 +211,8 @@ impl TestDaemon {
         let mut all = vec!["-o", "json"];
         all.extend(args);
         let text = self.run(&all);
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?} printed no JSON: {e}\n{text}"))
+        serde_json::from_str(&text)
+            .unwrap_or_else(|e| panic!("{args:?} printed no JSON: {e}\n{text}"))
     }
 
     /// Runs a command that must fail; gives its problem.
@@ -185,9 +224,15 @@ impl TestDaemon {
         let mut all = vec!["-o", "json"];
         all.extend(args);
         let output = self.try_run(&all).expect("offshoot can be run");
-        assert!(!output.status.success(), "{args:?} succeeded: {}", String::from_utf8_lossy(&output.stdout));
+        assert!(
+            !output.status.success(),
+            "{args:?} succeeded: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
         let text = String::from_utf8_lossy(&output.stderr);
-        let from = text.find('{').unwrap_or_else(|| panic!("no problem in {text:?}"));
+        let from = text
+            .find('{')
+            .unwrap_or_else(|| panic!("no problem in {text:?}"));
         serde_json::Deserializer::from_str(&text[from..])
             .into_iter::<Value>()
             .next()
@@ -224,7 +269,11 @@ impl TestDaemon {
     pub fn node(&self, environment: &str, path: &str) -> Result<Value> {
         let answer = self.get(environment, path)?;
         if answer.status != 200 {
-            bail!("{environment}{path} answered {}: {}", answer.status, answer.body);
+            bail!(
+                "{environment}{path} answered {}: {}",
+                answer.status,
+                answer.body
+            );
         }
         Ok(serde_json::from_str(&answer.body)?)
     }
@@ -267,7 +316,11 @@ fn binary(name: &str) -> PathBuf {
         dir.pop();
     }
     let path = dir.join(name);
-    assert!(path.is_file(), "{} is not built: run `cargo build --workspace` first", path.display());
+    assert!(
+        path.is_file(),
+        "{} is not built: run `cargo build --workspace` first",
+        path.display()
+    );
     path
 }
 

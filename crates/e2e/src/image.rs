@@ -9,7 +9,10 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// Programs of the host that tests use inside nodes.
-const PROGRAMS: &[&str] = &["sh", "cat", "ls", "sleep", "id", "touch", "stty", "ps", "kill", "seq", "true", "false", "dd", "mkdir"];
+const PROGRAMS: &[&str] = &[
+    "sh", "cat", "ls", "sleep", "id", "touch", "stty", "ps", "kill", "seq", "true", "false", "dd",
+    "mkdir",
+];
 
 /// Writes the image to `archive`; its entrypoint is the test node.
 ///
@@ -17,17 +20,29 @@ const PROGRAMS: &[&str] = &["sh", "cat", "ls", "sleep", "id", "touch", "stty", "
 /// When a program is not on the host.
 pub fn write(archive: &Path, testnode: &Path) -> Result<()> {
     let mut layer = tar::Builder::new(Vec::new());
-    for dir in ["bin", "lib", "lib64", "etc", "tmp", "data", "proc", "sys", "dev", "run", "var"] {
+    for dir in [
+        "bin", "lib", "lib64", "etc", "tmp", "data", "proc", "sys", "dev", "run", "var",
+    ] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Directory);
         header.set_mode(if dir == "tmp" { 0o1777 } else { 0o755 });
         header.set_size(0);
         layer.append_data(&mut header, format!("{dir}/"), std::io::empty())?;
     }
-    add(&mut layer, "etc/passwd", b"root:x:0:0:root:/:/bin/sh\napp:x:1000:1000:app:/tmp:/bin/sh\n", 0o644)?;
+    add(
+        &mut layer,
+        "etc/passwd",
+        b"root:x:0:0:root:/:/bin/sh\napp:x:1000:1000:app:/tmp:/bin/sh\n",
+        0o644,
+    )?;
     add(&mut layer, "etc/group", b"root:x:0:\napp:x:1000:\n", 0o644)?;
     add(&mut layer, "data/seed", b"from the image\n", 0o644)?;
-    add(&mut layer, "bin/testnode", &fs::read(testnode).context("the test node")?, 0o755)?;
+    add(
+        &mut layer,
+        "bin/testnode",
+        &fs::read(testnode).context("the test node")?,
+        0o755,
+    )?;
     let mut libraries = BTreeSet::new();
     libraries.extend(libraries_of(testnode)?);
     for name in PROGRAMS {
@@ -38,7 +53,12 @@ pub fn write(archive: &Path, testnode: &Path) -> Result<()> {
     for library in libraries {
         let inner = library.strip_prefix("/")?.to_owned();
         let mode = fs::metadata(&library)?.permissions().mode() & 0o777;
-        add(&mut layer, &inner.to_string_lossy(), &fs::read(&library)?, mode)?;
+        add(
+            &mut layer,
+            &inner.to_string_lossy(),
+            &fs::read(&library)?,
+            mode,
+        )?;
     }
     let layer = layer.into_inner()?;
     let config = serde_json::json!({
@@ -51,12 +71,22 @@ pub fn write(archive: &Path, testnode: &Path) -> Result<()> {
     let mut outer = tar::Builder::new(fs::File::create(archive)?);
     add(&mut outer, "config.json", config.as_bytes(), 0o644)?;
     add(&mut outer, "layer.tar", &layer, 0o644)?;
-    add(&mut outer, "manifest.json", manifest.to_string().as_bytes(), 0o644)?;
+    add(
+        &mut outer,
+        "manifest.json",
+        manifest.to_string().as_bytes(),
+        0o644,
+    )?;
     outer.finish()?;
     Ok(())
 }
 
-fn add<W: std::io::Write>(archive: &mut tar::Builder<W>, name: &str, content: &[u8], mode: u32) -> Result<()> {
+fn add<W: std::io::Write>(
+    archive: &mut tar::Builder<W>,
+    name: &str,
+    content: &[u8],
+    mode: u32,
+) -> Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_mode(mode);
     header.set_size(content.len() as u64);
@@ -66,24 +96,36 @@ fn add<W: std::io::Write>(archive: &mut tar::Builder<W>, name: &str, content: &[
 
 fn find(name: &str) -> Result<PathBuf> {
     let dirs = ["/bin", "/usr/bin"];
-    let found = dirs.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
+    let found = dirs
+        .iter()
+        .map(|dir| Path::new(dir).join(name))
+        .find(|path| path.is_file());
     found.with_context(|| format!("the host has no {name}"))
 }
 
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output().context("ldd")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let paths = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    let paths = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
     Ok(paths.map(PathBuf::from).collect())
 }
 
 fn sha256(bytes: &[u8]) -> Result<String> {
     let mut file = tempfile::NamedTempFile::new()?;
     std::io::Write::write_all(&mut file, bytes)?;
-    let output = Command::new("sha256sum").arg(file.path()).output().context("sha256sum")?;
+    let output = Command::new("sha256sum")
+        .arg(file.path())
+        .output()
+        .context("sha256sum")?;
     if !output.status.success() {
         bail!("sha256sum failed");
     }
     let text = String::from_utf8(output.stdout)?;
-    Ok(text.split_whitespace().next().context("no digest")?.to_owned())
+    Ok(text
+        .split_whitespace()
+        .next()
+        .context("no digest")?
+        .to_owned())
 }

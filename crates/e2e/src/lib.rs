@@ -21,7 +21,11 @@ pub fn wait_for<T>(what: &str, max: Duration, mut condition: impl FnMut() -> Opt
         if let Some(value) = condition() {
             return value;
         }
-        assert!(Instant::now() < deadline, "did not come in {} s: {what}", max.as_secs());
+        assert!(
+            Instant::now() < deadline,
+            "did not come in {} s: {what}",
+            max.as_secs()
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -46,14 +46,31 @@ pub fn of(dir: &Path, instance: &str, netns: &Netns) -> Residue {
             residue.mounts.insert(point);
         }
     }
-    for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].into_iter().map(PathBuf::from).chain(controllers()) {
+    for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .into_iter()
+        .map(PathBuf::from)
+        .chain(controllers())
+    {
         let top = root.join(format!("offshoot-{instance}"));
         residue.cgroups.extend(children(&top));
     }
-    let names = netns.run(|| fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default()).unwrap_or_default();
-    let interfaces = names.lines().skip(2).filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()));
-    residue.interfaces.extend(interfaces.filter(|name| name != "lo"));
-    for place in ["state/pool/envs", "state/envs", "run/envs", "run/cuts", "state/pool/staging"] {
+    let names = netns
+        .run(|| fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default())
+        .unwrap_or_default();
+    let interfaces = names
+        .lines()
+        .skip(2)
+        .filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()));
+    residue
+        .interfaces
+        .extend(interfaces.filter(|name| name != "lo"));
+    for place in [
+        "state/pool/envs",
+        "state/envs",
+        "run/envs",
+        "run/cuts",
+        "state/pool/staging",
+    ] {
         residue.directories.extend(children(&dir.join(place)));
     }
     residue
@@ -61,7 +78,10 @@ pub fn of(dir: &Path, instance: &str, netns: &Netns) -> Residue {
 
 fn children(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 fn controllers() -> Vec<PathBuf> {
@@ -86,7 +106,11 @@ fn processes(dir: &Path, instance: &str) -> Vec<(i32, String)> {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         (argv.contains(&dir) || groups.contains(&group)).then_some((pid, argv))
     };
-    process::all().unwrap_or_default().into_iter().filter_map(ours).collect()
+    process::all()
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(ours)
+        .collect()
 }
 
 /// Ends and removes everything, however broken: for the end of a test.
@@ -105,7 +129,10 @@ pub fn remove(dir: &Path, instance: &str) {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    let mut points: Vec<_> = process_mounts().into_iter().filter(|point| point.starts_with(dir)).collect();
+    let mut points: Vec<_> = process_mounts()
+        .into_iter()
+        .filter(|point| point.starts_with(dir))
+        .collect();
     points.sort();
     for point in points.into_iter().rev() {
         let _ = rustix::mount::unmount(&point, UnmountFlags::DETACH);

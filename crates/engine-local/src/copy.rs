@@ -2,8 +2,8 @@
 //! resolved below the node's own root (openat2(2), RESOLVE_IN_ROOT).
 
 use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
@@ -26,19 +26,34 @@ const MOST_ENTRIES: usize = 2_000_000;
 const DEEPEST: usize = 512;
 
 /// The disk that holds `path` of a node, and the path on it: the deepest volume mounted above it, else the root.
-fn disk_of(pool: &Pool, environment: &Environment, node: &Node, path: &str) -> Result<(PathBuf, PathBuf), Problem> {
+fn disk_of(
+    pool: &Pool,
+    environment: &Environment,
+    node: &Node,
+    path: &str,
+) -> Result<(PathBuf, PathBuf), Problem> {
     let path = normal(path)?;
-    let mounts = environment.manifest.layer(&node.layer).map(|layer| layer.mounts.as_slice()).unwrap_or_default();
+    let mounts = environment
+        .manifest
+        .layer(&node.layer)
+        .map(|layer| layer.mounts.as_slice())
+        .unwrap_or_default();
     let mut best: Option<(&str, PathBuf)> = None;
     for mount in mounts {
         if !path.starts_with(mount.target())
-            || best.as_ref().is_some_and(|(target, _)| target.len() >= mount.target().len())
+            || best
+                .as_ref()
+                .is_some_and(|(target, _)| target.len() >= mount.target().len())
         {
             continue;
         }
         match mount {
             Mount::Volume { volume, target, .. } => {
-                if let Some(volume) = environment.volumes.iter().find(|known| known.name == *volume) {
+                if let Some(volume) = environment
+                    .volumes
+                    .iter()
+                    .find(|known| known.name == *volume)
+                {
                     best = Some((target, pool.path(&volume_subvolume(volume))));
                 }
             }
@@ -46,7 +61,10 @@ fn disk_of(pool: &Pool, environment: &Environment, node: &Node, path: &str) -> R
                 return Err(Problem::new(
                     Code::BadRequest,
                     Fault::Request,
-                    format!("{target} of node {} is no disk: it is memory or a captured file", node.name()),
+                    format!(
+                        "{target} of node {} is no disk: it is memory or a captured file",
+                        node.name()
+                    ),
                     "use `offshoot exec` to read or write it",
                 ));
             }
@@ -54,7 +72,10 @@ fn disk_of(pool: &Pool, environment: &Environment, node: &Node, path: &str) -> R
     }
     Ok(match best {
         Some((target, disk)) => {
-            let inner = path.strip_prefix(target).map(Path::to_owned).unwrap_or_default();
+            let inner = path
+                .strip_prefix(target)
+                .map(Path::to_owned)
+                .unwrap_or_default();
             (disk, Path::new("/").join(inner))
         }
         None => (pool.path(&Subvolume::Rootfs(node.id.clone())), path),
@@ -64,7 +85,9 @@ fn disk_of(pool: &Pool, environment: &Environment, node: &Node, path: &str) -> R
 fn normal(path: &str) -> Result<PathBuf, Problem> {
     let path = Path::new(path);
     let fine = path.is_absolute()
-        && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+        && path
+            .components()
+            .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     if fine && !path.as_os_str().as_bytes().contains(&0) {
         Ok(path.components().collect())
     } else {
@@ -82,7 +105,12 @@ fn failed(doing: &str, path: &str, error: &io::Error) -> Problem {
         Some(28 | 122) => (Code::PoolFull, Fault::Host),
         _ => (Code::BadRequest, Fault::Request),
     };
-    Problem::new(code, fault, format!("{doing} {path}: {error}"), "check the path with `offshoot exec`")
+    Problem::new(
+        code,
+        fault,
+        format!("{doing} {path}: {error}"),
+        "check the path with `offshoot exec`",
+    )
 }
 
 /// A file or directory as a tar archive whose entries begin with its last component.
@@ -94,14 +122,25 @@ pub(crate) fn copy_out(
 ) -> Result<ByteStream, Problem> {
     let (disk, inner) = disk_of(pool, environment, node, path)?;
     let root = Root::open(&disk).map_err(|e| failed("reading", path, &e))?;
-    if root.stat(&inner, Last::Keep).map_err(|e| failed("reading", path, &e))?.is_none() {
-        return Err(failed("reading", path, &io::Error::from(io::ErrorKind::NotFound)));
+    if root
+        .stat(&inner, Last::Keep)
+        .map_err(|e| failed("reading", path, &e))?
+        .is_none()
+    {
+        return Err(failed(
+            "reading",
+            path,
+            &io::Error::from(io::ErrorKind::NotFound),
+        ));
     }
-    let top = Path::new(path).file_name().map_or_else(|| PathBuf::from("."), PathBuf::from);
+    let top = Path::new(path)
+        .file_name()
+        .map_or_else(|| PathBuf::from("."), PathBuf::from);
     let (sender, receiver) = mpsc::channel(IN_FLIGHT);
     let shown = path.to_owned();
     tokio::task::spawn_blocking(move || {
-        let mut archive = tar::Builder::new(io::BufWriter::with_capacity(CHUNK, Sender(sender.clone())));
+        let mut archive =
+            tar::Builder::new(io::BufWriter::with_capacity(CHUNK, Sender(sender.clone())));
         archive.follow_symlinks(false);
         archive.mode(tar::HeaderMode::Complete);
         let mut left = MOST_ENTRIES;
@@ -123,7 +162,9 @@ fn pack(
     left: &mut usize,
     depth: usize,
 ) -> io::Result<()> {
-    *left = left.checked_sub(1).ok_or_else(|| io::Error::other("too many files in one archive"))?;
+    *left = left
+        .checked_sub(1)
+        .ok_or_else(|| io::Error::other("too many files in one archive"))?;
     if depth > DEEPEST {
         return Err(io::Error::other("directories too deep"));
     }
@@ -141,21 +182,38 @@ fn pack(
         names.sort_by_key(std::fs::DirEntry::file_name);
         for entry in names {
             let child = entry.file_name();
-            pack(root, &inner.join(&child), &name.join(&child), archive, left, depth + 1)?;
+            pack(
+                root,
+                &inner.join(&child),
+                &name.join(&child),
+                archive,
+                left,
+                depth + 1,
+            )?;
         }
     } else if kind.is_symlink() {
         let target = rustix::fs::readlinkat(&fd, "", Vec::new())?;
         header.set_size(0);
-        archive.append_link(&mut header, name, std::ffi::OsStr::from_bytes(target.as_bytes()))?;
+        archive.append_link(
+            &mut header,
+            name,
+            std::ffi::OsStr::from_bytes(target.as_bytes()),
+        )?;
     } else if kind.is_file() {
         // Exactly as much as the header says, although a running process may make it longer or shorter meanwhile.
         let file = root.open_file(inner)?;
-        let content = file.take(metadata.len()).chain(io::repeat(0)).take(metadata.len());
+        let content = file
+            .take(metadata.len())
+            .chain(io::repeat(0))
+            .take(metadata.len());
         header.set_size(metadata.len());
         archive.append_data(&mut header, name, content)?;
     } else if depth == 0 {
         // Sockets, pipes and devices mean nothing elsewhere; inside a directory they are left out.
-        return Err(io::Error::other(format!("{} is a socket, pipe or device", inner.display())));
+        return Err(io::Error::other(format!(
+            "{} is a socket, pipe or device",
+            inner.display()
+        )));
     }
     Ok(())
 }
@@ -170,12 +228,30 @@ pub(crate) fn copy_in(
 ) -> Result<(), Problem> {
     let (disk, inner) = disk_of(pool, environment, node, path)?;
     let root = Root::open(&disk).map_err(|e| failed("writing", path, &e))?;
-    match root.stat(&inner, Last::Follow).map_err(|e| failed("writing", path, &e))? {
+    match root
+        .stat(&inner, Last::Follow)
+        .map_err(|e| failed("writing", path, &e))?
+    {
         Some(stat) if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir() => {}
-        Some(_) => return Err(failed("writing", path, &io::Error::from(io::ErrorKind::NotADirectory))),
-        None => return Err(failed("writing", path, &io::Error::from(io::ErrorKind::NotFound))),
+        Some(_) => {
+            return Err(failed(
+                "writing",
+                path,
+                &io::Error::from(io::ErrorKind::NotADirectory),
+            ));
+        }
+        None => {
+            return Err(failed(
+                "writing",
+                path,
+                &io::Error::from(io::ErrorKind::NotFound),
+            ));
+        }
     }
-    let mut archive = tar::Archive::new(Receiver { stream: archive, chunk: Bytes::new() });
+    let mut archive = tar::Archive::new(Receiver {
+        stream: archive,
+        chunk: Bytes::new(),
+    });
     let unpacked = archive.entries().and_then(|entries| {
         for (count, entry) in entries.enumerate() {
             if count >= MOST_ENTRIES {
@@ -190,12 +266,19 @@ pub(crate) fn copy_in(
 
 fn unpack(root: &Root, base: &Path, mut entry: tar::Entry<'_, impl Read>) -> io::Result<()> {
     let below = |path: &Path| -> io::Result<PathBuf> {
-        let parts = path.components().filter(|part| !matches!(part, Component::CurDir));
+        let parts = path
+            .components()
+            .filter(|part| !matches!(part, Component::CurDir));
         let mut full = base.to_owned();
         for part in parts {
             match part {
                 Component::Normal(part) => full.push(part),
-                _ => return Err(io::Error::other(format!("{} leads out of the archive", path.display()))),
+                _ => {
+                    return Err(io::Error::other(format!(
+                        "{} leads out of the archive",
+                        path.display()
+                    )));
+                }
             }
         }
         Ok(full)
@@ -228,7 +311,10 @@ fn unpack(root: &Root, base: &Path, mut entry: tar::Entry<'_, impl Read>) -> io:
         }
         _ => {}
     }
-    let link = entry.link_name()?.ok_or_else(|| io::Error::other("a link to nothing"))?.into_owned();
+    let link = entry
+        .link_name()?
+        .ok_or_else(|| io::Error::other("a link to nothing"))?
+        .into_owned();
     let (parent, name) = root.parent(&to)?;
     match rustix::fs::unlinkat(&parent, &name, AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
@@ -243,7 +329,12 @@ fn unpack(root: &Root, base: &Path, mut entry: tar::Entry<'_, impl Read>) -> io:
             let (from, old) = root.parent(&below(&link)?)?;
             rustix::fs::linkat(&from, &old, &parent, &name, AtFlags::empty())?;
         }
-        kind => return Err(io::Error::other(format!("{} is of kind {kind:?}", to.display()))),
+        kind => {
+            return Err(io::Error::other(format!(
+                "{} is of kind {kind:?}",
+                to.display()
+            )));
+        }
     }
     Ok(())
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use offshoot_checkpoint::{
-    Container, Criu, CutNode, CutNodeReport, CutReport, CutRequest, Foreign, Freezer, Insist, Isolate, Lease,
-    rewrite_ids,
+    Container, Criu, CutNode, CutNodeReport, CutReport, CutRequest, Foreign, Freezer, Insist,
+    Isolate, Lease, rewrite_ids,
 };
 use offshoot_engine::failpoint;
 use offshoot_model::clone::NodeCloneReport;
@@ -45,25 +45,37 @@ pub(crate) fn ensure_room_for_memory(cuts: &Path, clone: &EnvId) -> Result<(), P
         )
         .map_err(std::io::Error::from)
     };
-    made().map_err(|e| host(format!("no room for memory images at {}", dir.display()), &e))
+    made().map_err(|e| {
+        host(
+            format!("no room for memory images at {}", dir.display()),
+            &e,
+        )
+    })
 }
 
 /// Gives the memory back.
 pub(crate) fn ensure_forgotten(cuts: &Path, clone: &EnvId) -> Result<(), Problem> {
     let dir = cuts.join(clone.as_str());
-    while let Ok(()) = rustix::mount::unmount(&dir, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH) {}
+    while let Ok(()) = rustix::mount::unmount(&dir, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH) {
+    }
     match fs::remove_dir_all(&dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(host(format!("memory images at {} cannot be removed", dir.display()), &e))
-        }
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(host(
+            format!("memory images at {} cannot be removed", dir.display()),
+            &e,
+        )),
         _ => Ok(()),
     }
 }
 
 /// Clones whose memory images are still there.
 pub(crate) fn remembered(cuts: &Path) -> Vec<EnvId> {
-    let Ok(entries) = fs::read_dir(cuts) else { return Vec::new() };
-    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    let Ok(entries) = fs::read_dir(cuts) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 fn host(what: String, error: &std::io::Error) -> Problem {
@@ -97,12 +109,20 @@ impl Cutter<'_> {
         let pairs = snapshots(parent, clone, &plans);
         let snapshot = || -> Result<(), Foreign> {
             let _ = failpoint::reach("clone.cut.frozen");
-            self.pool.snapshot_all(&pairs).map_err(|e| Box::new(e) as Foreign)
+            self.pool
+                .snapshot_all(&pairs)
+                .map_err(|e| Box::new(e) as Foreign)
         };
         let mut running = Vec::new();
-        for plan in plans.iter_mut().filter(|plan| plan.rung != Rung::Stopped && plan.source == plan.node) {
+        for plan in plans
+            .iter_mut()
+            .filter(|plan| plan.rung != Rung::Stopped && plan.source == plan.node)
+        {
             if plan.rung == Rung::Live && self.criu.is_none() {
-                (plan.rung, plan.why) = (Rung::Disk, Some("no working CRIU was found; see `offshoot doctor`".into()));
+                (plan.rung, plan.why) = (
+                    Rung::Disk,
+                    Some("no working CRIU was found; see `offshoot doctor`".into()),
+                );
             }
             let images = images_of(self.cuts, &clone.id, &plan.node);
             if plan.rung == Rung::Live {
@@ -110,15 +130,28 @@ impl Cutter<'_> {
                     .map_err(|e| host(format!("{} cannot be made", images.display()), &e))?;
             }
             if let Ok(container) = (self.container)(&plan.source) {
-                running.push(CutNode { node: plan.node.clone(), container, images, rung: plan.rung });
+                running.push(CutNode {
+                    node: plan.node.clone(),
+                    container,
+                    images,
+                    rung: plan.rung,
+                });
             }
         }
         if running.is_empty() {
             snapshot().map_err(|e| snapshot_failed(&*e))?;
-            return Ok((plans, CloneReport { cut: Some(Timestamp::now()), ..CloneReport::default() }));
+            return Ok((
+                plans,
+                CloneReport {
+                    cut: Some(Timestamp::now()),
+                    ..CloneReport::default()
+                },
+            ));
         }
         let freezer = Freezers::of(running.iter().map(|node| node.node.as_str()), self.node_dir)?;
-        let isolation = self.isolation.map(|prepared| Isolator(Mutex::new(Some(prepared))));
+        let isolation = self
+            .isolation
+            .map(|prepared| Isolator(Mutex::new(Some(prepared))));
         let nobody = Criu::at(PathBuf::from("/nonexistent"));
         let request = CutRequest {
             criu: self.criu.unwrap_or(&nobody),
@@ -131,14 +164,20 @@ impl Cutter<'_> {
         };
         let report = offshoot_checkpoint::cut(request, snapshot).map_err(|e| e.problem())?;
         for plan in &mut plans {
-            let Some(row) = report.nodes.iter().find(|row| row.node == plan.node) else { continue };
+            let Some(row) = report.nodes.iter().find(|row| row.node == plan.node) else {
+                continue;
+            };
             if plan.rung == Rung::Live && row.rung != Rung::Live {
                 (plan.rung, plan.why) = (Rung::Disk, row.why.clone());
             }
             if plan.rung == Rung::Live {
                 let images = images_of(self.cuts, &clone.id, &plan.node);
-                rewrite_ids(&images, clone.placement.id_base, clone.placement.id_count)
-                    .map_err(|e| Problem::internal("the images could not be given the clone's ids").caused_by(&e))?;
+                rewrite_ids(&images, clone.placement.id_base, clone.placement.id_count).map_err(
+                    |e| {
+                        Problem::internal("the images could not be given the clone's ids")
+                            .caused_by(&e)
+                    },
+                )?;
             }
         }
         let report = picture(&report, &plans);
@@ -147,24 +186,50 @@ impl Cutter<'_> {
 }
 
 fn snapshot_failed(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Problem {
-    Problem::new(Code::CutFailed, Fault::Host, "the disks could not be taken", "see `offshoot pool status`")
-        .caused_by(error)
+    Problem::new(
+        Code::CutFailed,
+        Fault::Host,
+        "the disks could not be taken",
+        "see `offshoot pool status`",
+    )
+    .caused_by(error)
 }
 
 /// Which subvolumes of the parent become which of the clone.
-fn snapshots(parent: &Environment, clone: &Environment, plans: &[NodePlan]) -> Vec<(Subvolume, Subvolume)> {
-    let roots = plans.iter().filter(|plan| plan.rung != Rung::Image).filter_map(|plan| {
-        let from = parent.nodes.iter().find(|node| node.name() == plan.source)?;
-        let to = clone.nodes.iter().find(|node| node.name() == plan.node)?;
-        Some((Subvolume::Rootfs(from.id.clone()), Subvolume::Rootfs(to.id.clone())))
-    });
+fn snapshots(
+    parent: &Environment,
+    clone: &Environment,
+    plans: &[NodePlan],
+) -> Vec<(Subvolume, Subvolume)> {
+    let roots = plans
+        .iter()
+        .filter(|plan| plan.rung != Rung::Image)
+        .filter_map(|plan| {
+            let from = parent
+                .nodes
+                .iter()
+                .find(|node| node.name() == plan.source)?;
+            let to = clone.nodes.iter().find(|node| node.name() == plan.node)?;
+            Some((
+                Subvolume::Rootfs(from.id.clone()),
+                Subvolume::Rootfs(to.id.clone()),
+            ))
+        });
     let copied = |name| {
-        parent.manifest.volumes.get(name).is_some_and(|spec| spec.clone == VolumeClone::Copy)
+        parent
+            .manifest
+            .volumes
+            .get(name)
+            .is_some_and(|spec| spec.clone == VolumeClone::Copy)
     };
-    let volumes = parent.volumes.iter().filter(|volume| copied(&volume.name)).filter_map(|from| {
-        let to = clone.volumes.iter().find(|to| to.name == from.name)?;
-        Some((volume_subvolume(from), volume_subvolume(to)))
-    });
+    let volumes = parent
+        .volumes
+        .iter()
+        .filter(|volume| copied(&volume.name))
+        .filter_map(|from| {
+            let to = clone.volumes.iter().find(|to| to.name == from.name)?;
+            Some((volume_subvolume(from), volume_subvolume(to)))
+        });
     roots.chain(volumes).collect()
 }
 
@@ -206,7 +271,12 @@ impl Freezers {
         node_dir: &dyn Fn(&str) -> PathBuf,
     ) -> Result<Self, Problem> {
         nodes
-            .map(|node| Ok((node.to_owned(), NodeClient::connect(&node_dir(node)).map_err(|e| e.problem())?)))
+            .map(|node| {
+                Ok((
+                    node.to_owned(),
+                    NodeClient::connect(&node_dir(node)).map_err(|e| e.problem())?,
+                ))
+            })
             .collect::<Result<_, Problem>>()
             .map(Self)
     }
@@ -214,7 +284,10 @@ impl Freezers {
 
 impl Freezer for Freezers {
     fn freeze(&self, node: &str, max: Duration) -> Result<Box<dyn Lease>, Foreign> {
-        let client = self.0.get(node).ok_or_else(|| Foreign::from(format!("node {node} has no shim")))?;
+        let client = self
+            .0
+            .get(node)
+            .ok_or_else(|| Foreign::from(format!("node {node} has no shim")))?;
         Ok(Box::new(Frozen(client.freeze(max)?)))
     }
 }

@@ -22,7 +22,11 @@ pub(crate) fn ensure_disks(pool: &Pool, environment: &Environment) -> Result<(),
             let root = Subvolume::Rootfs(node.id.clone());
             pool.ensure_snapshot(&image_subvolume(&node.image), &root, Access::ReadWrite)?;
         }
-        for volume in environment.volumes.iter().filter(|volume| volume.owner == environment.id) {
+        for volume in environment
+            .volumes
+            .iter()
+            .filter(|volume| volume.owner == environment.id)
+        {
             let target = volume_subvolume(volume);
             pool.ensure_empty(&target)?;
             for (image, path) in mounted_at(environment, volume) {
@@ -46,11 +50,21 @@ pub(crate) fn renew_disk(pool: &Pool, node: &Node) -> Result<(), Problem> {
 }
 
 /// Images and paths at which layers mount a volume.
-fn mounted_at<'a>(environment: &'a Environment, volume: &'a Volume) -> impl Iterator<Item = (&'a str, &'a str)> {
+fn mounted_at<'a>(
+    environment: &'a Environment,
+    volume: &'a Volume,
+) -> impl Iterator<Item = (&'a str, &'a str)> {
     environment.manifest.layers.iter().flat_map(move |layer| {
-        let image = environment.nodes_of(&layer.name).next().map(|node| node.image.as_str());
+        let image = environment
+            .nodes_of(&layer.name)
+            .next()
+            .map(|node| node.image.as_str());
         layer.mounts.iter().filter_map(move |mount| match mount {
-            Mount::Volume { volume: name, target, .. } if *name == volume.name => Some((image?, target.as_str())),
+            Mount::Volume {
+                volume: name,
+                target,
+                ..
+            } if *name == volume.name => Some((image?, target.as_str())),
             _ => None,
         })
     })

@@ -17,8 +17,20 @@ const VERSION_TIME: Duration = Duration::from_secs(5);
 pub fn doctor(config: &LocalConfig, criu: &CriuInfo) -> DoctorReport {
     let mut checks = vec![
         root(),
-        program("runc", &config.runc, Verdict::Missing, "no node can be started", "install the package runc"),
-        program("nft", Path::new("nft"), Verdict::Missing, "no network can be made", "install the package nftables"),
+        program(
+            "runc",
+            &config.runc,
+            Verdict::Missing,
+            "no node can be started",
+            "install the package runc",
+        ),
+        program(
+            "nft",
+            Path::new("nft"),
+            Verdict::Missing,
+            "no network can be made",
+            "install the package nftables",
+        ),
         program(
             "mkfs.btrfs",
             Path::new("mkfs.btrfs"),
@@ -48,14 +60,27 @@ pub fn doctor(config: &LocalConfig, criu: &CriuInfo) -> DoctorReport {
         Verdict::Lacking => 1,
         Verdict::Good => 2,
     });
-    DoctorReport { fit: checks.iter().all(|check| check.verdict != Verdict::Missing), checks }
+    DoctorReport {
+        fit: checks.iter().all(|check| check.verdict != Verdict::Missing),
+        checks,
+    }
 }
 
-fn check(name: &str, found: Result<String, String>, bad: Verdict, cost: &str, next: &str) -> DoctorCheck {
+fn check(
+    name: &str,
+    found: Result<String, String>,
+    bad: Verdict,
+    cost: &str,
+    next: &str,
+) -> DoctorCheck {
     match found {
-        Ok(found) => {
-            DoctorCheck { name: name.into(), verdict: Verdict::Good, found, cost: None, next: None }
-        }
+        Ok(found) => DoctorCheck {
+            name: name.into(),
+            verdict: Verdict::Good,
+            found,
+            cost: None,
+            next: None,
+        },
         Err(found) => DoctorCheck {
             name: name.into(),
             verdict: bad,
@@ -72,7 +97,13 @@ fn root() -> DoctorCheck {
     } else {
         Err("not root".to_owned())
     };
-    check("root", found, Verdict::Missing, "nothing can be run", "start the daemon as root")
+    check(
+        "root",
+        found,
+        Verdict::Missing,
+        "nothing can be run",
+        "start the daemon as root",
+    )
 }
 
 /// Where a program is in PATH, or the absolute path itself when it is a file.
@@ -117,14 +148,27 @@ fn version(program: &Path) -> Option<String> {
         std::thread::sleep(Duration::from_millis(2));
     }
     let output = child.wait_with_output().ok()?;
-    let line = String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_owned();
+    let line = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .next()?
+        .trim()
+        .to_owned();
     (!line.is_empty() && line.len() < 120).then_some(line)
 }
 
 fn beside(name: &str, path: &Path) -> DoctorCheck {
-    let found =
-        if path.is_file() { Ok(path.display().to_string()) } else { Err(format!("{} is not there", path.display())) };
-    check(name, found, Verdict::Missing, "no environment can be run", "install the whole package, or set `tools`")
+    let found = if path.is_file() {
+        Ok(path.display().to_string())
+    } else {
+        Err(format!("{} is not there", path.display()))
+    };
+    check(
+        name,
+        found,
+        Verdict::Missing,
+        "no environment can be run",
+        "install the whole package, or set `tools`",
+    )
 }
 
 fn btrfs() -> DoctorCheck {
@@ -136,7 +180,13 @@ fn btrfs() -> DoctorCheck {
     } else {
         Err("the kernel has no btrfs".to_owned())
     };
-    check("btrfs", found, Verdict::Missing, "no pool can be mounted", "use a kernel with CONFIG_BTRFS_FS")
+    check(
+        "btrfs",
+        found,
+        Verdict::Missing,
+        "no pool can be mounted",
+        "use a kernel with CONFIG_BTRFS_FS",
+    )
 }
 
 fn user_namespaces() -> DoctorCheck {
@@ -146,7 +196,13 @@ fn user_namespaces() -> DoctorCheck {
         _ => Err("user.max_user_namespaces is 0 or unknown".to_owned()),
     };
     let next = "set user.max_user_namespaces above 0 (sysctl)";
-    check("user namespaces", found, Verdict::Missing, "no node can be started", next)
+    check(
+        "user namespaces",
+        found,
+        Verdict::Missing,
+        "no node can be started",
+        next,
+    )
 }
 
 fn control_groups() -> DoctorCheck {
@@ -158,16 +214,33 @@ fn control_groups() -> DoctorCheck {
     } else {
         Err("neither version 2 nor a version 1 freezer is mounted".to_owned())
     };
-    check("control groups", found, Verdict::Missing, "nodes cannot be limited or frozen", "mount /sys/fs/cgroup")
+    check(
+        "control groups",
+        found,
+        Verdict::Missing,
+        "nodes cannot be limited or frozen",
+        "mount /sys/fs/cgroup",
+    )
 }
 
 fn checkpoint(criu: &CriuInfo) -> DoctorCheck {
     let path = criu.path.as_ref().map(|path| path.display().to_string());
-    let version = criu.version.clone().unwrap_or_else(|| "of unknown version".into());
+    let version = criu
+        .version
+        .clone()
+        .unwrap_or_else(|| "of unknown version".into());
     let found = match (&path, criu.works) {
-        (Some(path), true) => Ok(format!("{version} ({path}): dumped and restored a process with TCP connections")),
-        (Some(path), false) => Err(format!("{version} ({path}): {}", criu.why.clone().unwrap_or_default())),
-        (None, _) => Err(criu.why.clone().unwrap_or_else(|| "criu was not found".into())),
+        (Some(path), true) => Ok(format!(
+            "{version} ({path}): dumped and restored a process with TCP connections"
+        )),
+        (Some(path), false) => Err(format!(
+            "{version} ({path}): {}",
+            criu.why.clone().unwrap_or_default()
+        )),
+        (None, _) => Err(criu
+            .why
+            .clone()
+            .unwrap_or_else(|| "criu was not found".into())),
     };
     check(
         "criu",
@@ -181,9 +254,10 @@ fn checkpoint(criu: &CriuInfo) -> DoctorCheck {
 fn forwarding(config: &LocalConfig) -> DoctorCheck {
     let found = match offshoot_network::forwarding_state() {
         Ok(state) if state.v4 => Ok("the host forwards IPv4".to_owned()),
-        Ok(_) if config.forwarding == offshoot_network::Forwarding::Enable => {
-            Ok("off; the daemon turns it on when it starts (network.forwarding = \"enable\")".to_owned())
-        }
+        Ok(_) if config.forwarding == offshoot_network::Forwarding::Enable => Ok(
+            "off; the daemon turns it on when it starts (network.forwarding = \"enable\")"
+                .to_owned(),
+        ),
         Ok(_) => Err("net.ipv4.ip_forward is 0".to_owned()),
         Err(error) => Err(error.to_string()),
     };
@@ -202,12 +276,21 @@ fn ipv6() -> DoctorCheck {
     } else {
         Err("the kernel has no IPv6".to_owned())
     };
-    check("IPv6", found, Verdict::Lacking, "environments have IPv4 only", "nothing, unless you need it")
+    check(
+        "IPv6",
+        found,
+        Verdict::Lacking,
+        "environments have IPv4 only",
+        "nothing, unless you need it",
+    )
 }
 
 /// The kernel clears a page's soft-dirty bit only when it was built to track it (Documentation/admin-guide/mm/soft-dirty.rst).
 fn soft_dirty() -> DoctorCheck {
-    let config = format!("/boot/config-{}", rustix::system::uname().release().to_string_lossy());
+    let config = format!(
+        "/boot/config-{}",
+        rustix::system::uname().release().to_string_lossy()
+    );
     let text = std::fs::read_to_string(config).unwrap_or_default();
     let found = if text.contains("CONFIG_MEM_SOFT_DIRTY=y") {
         "the kernel tracks changed pages"

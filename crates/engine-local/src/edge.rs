@@ -26,7 +26,9 @@ pub(crate) fn edge_config(config: &LocalConfig) -> EdgeConfig {
 
 /// Starts the edge unless it runs, with the routes that are there.
 pub(crate) fn ensure(config: &LocalConfig) -> Result<(), Problem> {
-    ensure_edge(&edge_config(config), &config.edge).map(|_| ()).map_err(|e| e.problem())
+    ensure_edge(&edge_config(config), &config.edge)
+        .map(|_| ())
+        .map_err(|e| e.problem())
 }
 
 /// Makes exactly these environments reachable.
@@ -38,22 +40,33 @@ pub(crate) fn expose(config: &LocalConfig, all: &[Exposure]) -> Result<(), Probl
         routes: all.iter().flat_map(routes).collect(),
         ports: all.iter().flat_map(ports).collect(),
     };
-    file.write_atomically(&edge.routes).map_err(|e| e.problem())?;
+    file.write_atomically(&edge.routes)
+        .map_err(|e| e.problem())?;
     ensure(config)?;
-    let answer = EdgeControl::connect(&edge.control).and_then(|mut edge| edge.reload()).map_err(|e| e.problem())?;
+    let answer = EdgeControl::connect(&edge.control)
+        .and_then(|mut edge| edge.reload())
+        .map_err(|e| e.problem())?;
     let refused: Vec<String> = answer
         .ports
         .iter()
         .filter_map(|port| match &port.state {
             PortState::Open { .. } => None,
-            PortState::InUse => Some(format!("{}/{}: another program has it", port.listen, port.protocol)),
-            PortState::Failed { error } => Some(format!("{}/{}: {error}", port.listen, port.protocol)),
+            PortState::InUse => Some(format!(
+                "{}/{}: another program has it",
+                port.listen, port.protocol
+            )),
+            PortState::Failed { error } => {
+                Some(format!("{}/{}: {error}", port.listen, port.protocol))
+            }
         })
         .collect();
     if refused.is_empty() {
         return Ok(());
     }
-    let mut problem = port_in_use(format!("{} published ports cannot be listened on", refused.len()));
+    let mut problem = port_in_use(format!(
+        "{} published ports cannot be listened on",
+        refused.len()
+    ));
     problem.details = refused;
     Err(problem)
 }
@@ -69,7 +82,9 @@ fn port_in_use(what: String) -> Problem {
 
 fn routes(exposure: &Exposure) -> Vec<Route> {
     let environment = &exposure.environment;
-    let Some((layer, port)) = environment.manifest.entry() else { return Vec::new() };
+    let Some((layer, port)) = environment.manifest.entry() else {
+        return Vec::new();
+    };
     let upstreams = upstreams(environment, &layer.name, port);
     exposure
         .domains
@@ -127,6 +142,7 @@ pub(crate) fn choose_ports(mut bindings: Vec<PortBinding>) -> Result<Vec<PortBin
                 "write an IP address of this host",
             )
         })?;
+        port.host_ip = ip.to_string();
         let wanted = SocketAddr::new(ip, port.host_port.unwrap_or(0));
         let bound = match port.protocol {
             Protocol::Tcp => TcpListener::bind(wanted).and_then(|socket| socket.local_addr()),

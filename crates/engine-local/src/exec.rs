@@ -54,7 +54,10 @@ pub(crate) fn run(spec: &NodeSpec, request: ExecRequest) -> Result<ExecSession, 
         }
         None => {
             for (fd, wrap) in [
-                (streams.stdout, ExecOutput::Stdout as fn(Bytes) -> ExecOutput),
+                (
+                    streams.stdout,
+                    ExecOutput::Stdout as fn(Bytes) -> ExecOutput,
+                ),
                 (streams.stderr, ExecOutput::Stderr),
             ] {
                 if let Some(fd) = fd {
@@ -65,13 +68,20 @@ pub(crate) fn run(spec: &NodeSpec, request: ExecRequest) -> Result<ExecSession, 
         }
     };
     let is_terminal = what.terminal.is_some();
-    thread("exec-input", move || feed(stdin, is_terminal, from_session, &control))?;
-    thread("exec", move || attend(process, &controls, &to_session, readers))?;
+    thread("exec-input", move || {
+        feed(stdin, is_terminal, from_session, &control)
+    })?;
+    thread("exec", move || {
+        attend(process, &controls, &to_session, readers)
+    })?;
     Ok(ExecSession { input, output })
 }
 
 fn size(size: offshoot_model::view::TerminalSize) -> TerminalSize {
-    TerminalSize { columns: size.cols, rows: size.rows }
+    TerminalSize {
+        columns: size.cols,
+        rows: size.rows,
+    }
 }
 
 fn problem(error: &RuntimeError) -> Problem {
@@ -91,7 +101,10 @@ fn internal(error: &std::io::Error) -> Problem {
 }
 
 fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Problem> {
-    Builder::new().name(name.to_owned()).spawn(work).map_err(|e| internal(&e))
+    Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map_err(|e| internal(&e))
 }
 
 fn reader(
@@ -122,7 +135,10 @@ fn feed(
     while let Some(input) = from.blocking_recv() {
         let asked = match input {
             ExecInput::Stdin(bytes) => {
-                if stdin.as_mut().is_some_and(|file| file.write_all(&bytes).is_err()) {
+                if stdin
+                    .as_mut()
+                    .is_some_and(|file| file.write_all(&bytes).is_err())
+                {
                     stdin = None;
                 }
                 continue;

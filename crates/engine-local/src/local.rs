@@ -6,14 +6,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use offshoot_checkpoint::{Container, Criu, CriuInfo, Insist, preflight};
 use offshoot_engine::{
-    Begin, ByteStream, CutOrder, CutOutcome, Engine, ExecSession, Exposure, Fallback, Gate, LogQuery, NodeStatus,
-    ReadyImage,
+    Begin, ByteStream, CutOrder, CutOutcome, Engine, ExecSession, Exposure, Fallback, Gate,
+    LogQuery, NodeStatus, ReadyImage,
 };
 use offshoot_images::{Image, Images};
 use offshoot_model::environment::PortBinding;
 use offshoot_model::view::{DoctorReport, ExecRequest, ImageView, LogLine, PoolView};
 use offshoot_model::{
-    Code, EnvId, Environment, Fault, ImageSource, Node, NodeState, Problem, ProgressSink, VolumeName,
+    Code, EnvId, Environment, Fault, ImageSource, Node, NodeState, Problem, ProgressSink,
+    VolumeName,
 };
 use offshoot_network::Router;
 use offshoot_plan::NodeFacts;
@@ -47,18 +48,40 @@ impl Local {
         for dir in [config.state_dir.clone(), config.run_dir.clone()] {
             ensure_passable(&dir)?;
         }
-        for dir in [config.run_envs(), config.state_envs(), config.cuts(), config.run_dir.join("edge")] {
+        for dir in [
+            config.run_envs(),
+            config.state_envs(),
+            config.cuts(),
+            config.run_dir.join("edge"),
+        ] {
             ensure_passable(&dir)?;
         }
         let (criu, criu_info) = Criu::find(config.criu_dir.as_deref());
-        config.criu_dir = criu.as_ref().and_then(|criu| criu.path().parent()).map(std::path::Path::to_owned);
+        config.criu_dir = criu
+            .as_ref()
+            .and_then(|criu| criu.path().parent())
+            .map(std::path::Path::to_owned);
         let pool = Arc::new(Pool::open(&config.pool).map_err(|e| e.problem())?);
-        let images = Images::open(Arc::clone(&pool), config.images.clone()).map_err(|e| e.problem())?;
+        let images =
+            Images::open(Arc::clone(&pool), config.images.clone()).map_err(|e| e.problem())?;
         images.clean_up().map_err(|e| e.problem())?;
-        offshoot_network::ensure_host(&config.instance, config.outer_pool, config.outer_pool6, config.forwarding)
-            .map_err(|e| e.problem())?;
+        offshoot_network::ensure_host(
+            &config.instance,
+            config.outer_pool,
+            config.outer_pool6,
+            config.forwarding,
+        )
+        .map_err(|e| e.problem())?;
         edge::ensure(&config)?;
-        Ok(Self { inner: Arc::new(Inner { config, pool, images, criu, criu_info }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                config,
+                pool,
+                images,
+                criu,
+                criu_info,
+            }),
+        })
     }
 
     async fn run<T: Send + 'static>(
@@ -98,13 +121,18 @@ impl Inner {
     fn ensure_network(&self, environment: &Environment, gate: Gate) -> Result<(), Problem> {
         ensure_passable(&self.config.run_envs().join(environment.id.as_str()))?;
         let spec = net::router_spec(&self.config, environment, gate);
-        let router = offshoot_network::ensure_router(&spec, &self.config.shim).map_err(|e| e.problem())?;
+        let router =
+            offshoot_network::ensure_router(&spec, &self.config.shim).map_err(|e| e.problem())?;
         if router.started() == offshoot_network::Started::Now {
             // Its predecessor took the nodes' links along.
             for node in &environment.nodes {
                 if let Some(pid) = nodes::pid_of(&self.config, node) {
-                    let link =
-                        net::link(&self.config, environment, node, offshoot_network::Isolation::No);
+                    let link = net::link(
+                        &self.config,
+                        environment,
+                        node,
+                        offshoot_network::Isolation::No,
+                    );
                     offshoot_network::attach(pid, &link).map_err(|e| e.problem())?;
                 }
             }
@@ -119,13 +147,16 @@ impl Inner {
     fn ensure_open(&self, environment: &Environment) -> Result<(), Problem> {
         for node in &environment.nodes {
             if let Some(pid) = nodes::pid_of(&self.config, node) {
-                let closed = offshoot_network::close_outside(pid, &environment.placement).map_err(|e| e.problem())?;
+                let closed = offshoot_network::close_outside(pid, &environment.placement)
+                    .map_err(|e| e.problem())?;
                 tracing::debug!(node = %node.id, closed, "ended connections to the parent's peers");
             }
         }
         let router = self.router(&environment.id)?;
         router.lift().map_err(|e| e.problem())?;
-        router.set_gate(offshoot_network::Gate::Open).map_err(|e| e.problem())
+        router
+            .set_gate(offshoot_network::Gate::Open)
+            .map_err(|e| e.problem())
     }
 
     fn preflight(&self, environment: &Environment) -> Vec<(NodeFacts, u64)> {
@@ -140,14 +171,25 @@ impl Inner {
                 }
                 match self.container(node).map(|container| preflight(&container)) {
                     Ok(Ok(found)) => {
-                        obstacles.extend(found.into_iter().map(|obstacle| format!("{}: {}", obstacle.what, obstacle.why)));
+                        obstacles.extend(
+                            found
+                                .into_iter()
+                                .map(|obstacle| format!("{}: {}", obstacle.what, obstacle.why)),
+                        );
                     }
                     Ok(Err(error)) => obstacles.push(error.to_string()),
                     Err(problem) => obstacles.push(problem.what),
                 }
             }
             let memory = seen.and_then(|seen| seen.memory_bytes).unwrap_or(0);
-            (NodeFacts { node: node.name().to_owned(), running, obstacles }, memory)
+            (
+                NodeFacts {
+                    node: node.name().to_owned(),
+                    running,
+                    obstacles,
+                },
+                memory,
+            )
         };
         environment.nodes.iter().map(facts).collect()
     }
@@ -155,7 +197,11 @@ impl Inner {
     fn prepare_cut(&self, clone: &Environment) -> Result<(), Problem> {
         cut::ensure_room_for_memory(&self.config.cuts(), &clone.id)?;
         self.pool.prepare_env(&clone.id).map_err(|e| e.problem())?;
-        for volume in clone.volumes.iter().filter(|volume| volume.owner == clone.id) {
+        for volume in clone
+            .volumes
+            .iter()
+            .filter(|volume| volume.owner == clone.id)
+        {
             let spec = clone.manifest.volumes.get(&volume.name);
             if spec.is_some_and(|spec| spec.clone == offshoot_model::manifest::VolumeClone::Empty) {
                 let target = disks::volume_subvolume(volume);
@@ -185,11 +231,16 @@ impl Inner {
             criu: self.criu.as_ref(),
             cuts: &self.config.cuts(),
             node_dir: &|name| {
-                parent_node(name).map(|node| nodes::node_dir(&self.config, &node.id)).unwrap_or_default()
+                parent_node(name)
+                    .map(|node| nodes::node_dir(&self.config, &node.id))
+                    .unwrap_or_default()
             },
             container: &|name| {
                 let node = parent_node(name);
-                node.map_or_else(|| Err(Problem::internal(format!("no node {name}"))), |node| self.container(node))
+                node.map_or_else(
+                    || Err(Problem::internal(format!("no node {name}"))),
+                    |node| self.container(node),
+                )
             },
             isolation,
             cancelled,
@@ -198,8 +249,13 @@ impl Inner {
             Fallback::Fail => Insist::OnLive,
             Fallback::Disk => Insist::No,
         };
-        let (nodes, report) =
-            cutter.cut(parent, clone, plans, Duration::from_millis(max_freeze_ms), insist)?;
+        let (nodes, report) = cutter.cut(
+            parent,
+            clone,
+            plans,
+            Duration::from_millis(max_freeze_ms),
+            insist,
+        )?;
         Ok(CutOutcome { nodes, report })
     }
 
@@ -213,7 +269,9 @@ impl Inner {
         let host_bytes = match &status.backing {
             Backing::LoopFile { path, .. } => {
                 use std::os::unix::fs::MetadataExt;
-                std::fs::metadata(path).ok().map(|metadata| metadata.blocks() * 512)
+                std::fs::metadata(path)
+                    .ok()
+                    .map(|metadata| metadata.blocks() * 512)
             }
             _ => None,
         };
@@ -230,9 +288,21 @@ impl Inner {
 
 #[async_trait]
 impl Engine for Local {
-    async fn ensure_image(&self, source: &ImageSource, progress: &dyn ProgressSink) -> Result<ReadyImage, Problem> {
-        let image = self.inner.images.ensure(source, progress).await.map_err(|e| e.problem())?;
-        Ok(ReadyImage { id: image.id, config: image.config })
+    async fn ensure_image(
+        &self,
+        source: &ImageSource,
+        progress: &dyn ProgressSink,
+    ) -> Result<ReadyImage, Problem> {
+        let image = self
+            .inner
+            .images
+            .ensure(source, progress)
+            .await
+            .map_err(|e| e.problem())?;
+        Ok(ReadyImage {
+            id: image.id,
+            config: image.config,
+        })
     }
 
     async fn images(&self) -> Result<Vec<ImageView>, Problem> {
@@ -245,36 +315,57 @@ impl Engine for Local {
 
     async fn ensure_image_removed(&self, id: &str) -> Result<(), Problem> {
         let id = id.to_owned();
-        self.run(move |inner| inner.images.remove(&id).map_err(|e| e.problem())).await
+        self.run(move |inner| inner.images.remove(&id).map_err(|e| e.problem()))
+            .await
     }
 
     async fn ensure_disks(&self, environment: &Environment) -> Result<(), Problem> {
         let environment = environment.clone();
-        self.run(move |inner| disks::ensure_disks(&inner.pool, &environment)).await
+        self.run(move |inner| disks::ensure_disks(&inner.pool, &environment))
+            .await
     }
 
     async fn renew_disk(&self, _environment: &Environment, node: &Node) -> Result<(), Problem> {
         let node = node.clone();
-        self.run(move |inner| disks::renew_disk(&inner.pool, &node)).await
+        self.run(move |inner| disks::renew_disk(&inner.pool, &node))
+            .await
     }
 
     async fn ensure_network(&self, environment: &Environment, gate: Gate) -> Result<(), Problem> {
         let environment = environment.clone();
-        self.run(move |inner| inner.ensure_network(&environment, gate)).await
+        self.run(move |inner| inner.ensure_network(&environment, gate))
+            .await
     }
 
-    async fn ensure_started(&self, environment: &Environment, node: &Node, begin: Begin) -> Result<(), Problem> {
+    async fn ensure_started(
+        &self,
+        environment: &Environment,
+        node: &Node,
+        begin: Begin,
+    ) -> Result<(), Problem> {
         let (environment, node) = (environment.clone(), node.clone());
         self.run(move |inner| {
-            let spec = nodes::node_spec(&inner.config, &inner.pool, &inner.images, &environment, &node, begin)?;
-            offshoot_runtime::ensure_node(&spec).map(|_| ()).map_err(|e| e.problem())
+            let spec = nodes::node_spec(
+                &inner.config,
+                &inner.pool,
+                &inner.images,
+                &environment,
+                &node,
+                begin,
+            )?;
+            offshoot_runtime::ensure_node(&spec)
+                .map(|_| ())
+                .map_err(|e| e.problem())
         })
         .await
     }
 
     async fn ensure_stopped(&self, environment: &Environment, node: &Node) -> Result<(), Problem> {
         let (environment, node) = (environment.clone(), node.clone());
-        self.run(move |inner| nodes::ensure_stopped(&inner.config, &inner.images, &environment, &node)).await
+        self.run(move |inner| {
+            nodes::ensure_stopped(&inner.config, &inner.images, &environment, &node)
+        })
+        .await
     }
 
     async fn ensure_names(&self, environment: &Environment) -> Result<(), Problem> {
@@ -282,19 +373,23 @@ impl Engine for Local {
         self.run(move |inner| {
             nodes::ensure_hostnames(&inner.config, &inner.pool, &environment)?;
             let router = inner.router(&environment.id)?;
-            router.set_names(&net::names(&environment), None).map_err(|e| e.problem())
+            router
+                .set_names(&net::names(&environment), None)
+                .map_err(|e| e.problem())
         })
         .await
     }
 
     async fn status(&self, environment: &Environment) -> Result<Vec<NodeStatus>, Problem> {
         let environment = environment.clone();
-        self.run(move |inner| Ok(nodes::status(&inner.config, &environment))).await
+        self.run(move |inner| Ok(nodes::status(&inner.config, &environment)))
+            .await
     }
 
     async fn preflight(&self, environment: &Environment) -> Result<Vec<(NodeFacts, u64)>, Problem> {
         let environment = environment.clone();
-        self.run(move |inner| Ok(inner.preflight(&environment))).await
+        self.run(move |inner| Ok(inner.preflight(&environment)))
+            .await
     }
 
     async fn prepare_cut(&self, _parent: &Environment, clone: &Environment) -> Result<(), Problem> {
@@ -302,8 +397,16 @@ impl Engine for Local {
         self.run(move |inner| inner.prepare_cut(&clone)).await
     }
 
-    async fn cut(&self, order: CutOrder<'_>, progress: &dyn ProgressSink) -> Result<CutOutcome, Problem> {
-        let (parent, clone, plans) = (order.parent.clone(), order.clone.clone(), order.nodes.to_vec());
+    async fn cut(
+        &self,
+        order: CutOrder<'_>,
+        progress: &dyn ProgressSink,
+    ) -> Result<CutOutcome, Problem> {
+        let (parent, clone, plans) = (
+            order.parent.clone(),
+            order.clone.clone(),
+            order.nodes.to_vec(),
+        );
         let (max_freeze_ms, fallback) = (order.max_freeze_ms, order.fallback);
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let seen = Arc::clone(&stop);
@@ -328,21 +431,25 @@ impl Engine for Local {
 
     async fn ensure_cut_forgotten(&self, clone: &EnvId) -> Result<(), Problem> {
         let clone = clone.clone();
-        self.run(move |inner| cut::ensure_forgotten(&inner.config.cuts(), &clone)).await
+        self.run(move |inner| cut::ensure_forgotten(&inner.config.cuts(), &clone))
+            .await
     }
 
     async fn ensure_halted(&self, environment: &EnvId) -> Result<(), Problem> {
         let environment = environment.clone();
-        self.run(move |inner| sweep::ensure_halted(&inner.config, &environment)).await
+        self.run(move |inner| sweep::ensure_halted(&inner.config, &environment))
+            .await
     }
 
     async fn ensure_removed(&self, environment: &EnvId) -> Result<(), Problem> {
         let environment = environment.clone();
-        self.run(move |inner| sweep::ensure_removed(&inner.config, &inner.pool, &environment)).await
+        self.run(move |inner| sweep::ensure_removed(&inner.config, &inner.pool, &environment))
+            .await
     }
 
     async fn expose(&self, all: Vec<Exposure>) -> Result<(), Problem> {
-        self.run(move |inner| edge::expose(&inner.config, &all)).await
+        self.run(move |inner| edge::expose(&inner.config, &all))
+            .await
     }
 
     async fn choose_ports(&self, ports: Vec<PortBinding>) -> Result<Vec<PortBinding>, Problem> {
@@ -350,7 +457,8 @@ impl Engine for Local {
     }
 
     async fn reached_networks(&self) -> Result<Vec<ipnet::Ipv4Net>, Problem> {
-        self.run(|inner| net::reached_networks(&inner.config.instance)).await
+        self.run(|inner| net::reached_networks(&inner.config.instance))
+            .await
     }
 
     async fn sweep(&self, known: &[EnvId]) -> Result<Vec<String>, Problem> {
@@ -374,18 +482,33 @@ impl Engine for Local {
     ) -> Result<ExecSession, Problem> {
         let (environment, node) = (environment.clone(), node.clone());
         self.run(move |inner| {
-            let spec =
-                nodes::node_spec(&inner.config, &inner.pool, &inner.images, &environment, &node, Begin::Fresh)?;
+            let spec = nodes::node_spec(
+                &inner.config,
+                &inner.pool,
+                &inner.images,
+                &environment,
+                &node,
+                Begin::Fresh,
+            )?;
             exec::run(&spec, request)
         })
         .await
     }
 
-    async fn logs(&self, environment: &Environment, query: LogQuery) -> Result<mpsc::Receiver<LogLine>, Problem> {
+    async fn logs(
+        &self,
+        environment: &Environment,
+        query: LogQuery,
+    ) -> Result<mpsc::Receiver<LogLine>, Problem> {
         logs::logs(&self.inner.config, environment, &query)
     }
 
-    async fn copy_out(&self, environment: &Environment, node: &Node, path: &str) -> Result<ByteStream, Problem> {
+    async fn copy_out(
+        &self,
+        environment: &Environment,
+        node: &Node,
+        path: &str,
+    ) -> Result<ByteStream, Problem> {
         copy::copy_out(&self.inner.pool, environment, node, path)
     }
 
@@ -397,7 +520,8 @@ impl Engine for Local {
         archive: ByteStream,
     ) -> Result<(), Problem> {
         let (environment, node, path) = (environment.clone(), node.clone(), path.to_owned());
-        self.run(move |inner| copy::copy_in(&inner.pool, &environment, &node, &path, archive)).await
+        self.run(move |inner| copy::copy_in(&inner.pool, &environment, &node, &path, archive))
+            .await
     }
 
     async fn pool(&self) -> Result<PoolView, Problem> {
@@ -405,23 +529,34 @@ impl Engine for Local {
     }
 
     async fn ensure_pool_size(&self, size: u64) -> Result<(), Problem> {
-        self.run(move |inner| inner.pool.grow(size).map_err(|e| e.problem())).await
+        self.run(move |inner| inner.pool.grow(size).map_err(|e| e.problem()))
+            .await
     }
 
     async fn ensure_room(&self, bytes: u64) -> Result<(), Problem> {
-        self.run(move |inner| inner.pool.ensure_room(bytes).map_err(|e| e.problem())).await
+        self.run(move |inner| inner.pool.ensure_room(bytes).map_err(|e| e.problem()))
+            .await
     }
 
     async fn volume_bytes(&self, environment: &Environment, volume: &str) -> Option<u64> {
-        let owner = environment.volumes.iter().find(|known| known.name.as_str() == volume)?.owner.clone();
+        let owner = environment
+            .volumes
+            .iter()
+            .find(|known| known.name.as_str() == volume)?
+            .owner
+            .clone();
         let name: VolumeName = volume.parse().ok()?;
         let work = self.run(move |inner| {
-            inner.pool.usage(&Subvolume::Volume(owner, name)).map_err(|e| e.problem())
+            inner
+                .pool
+                .usage(&Subvolume::Volume(owner, name))
+                .map_err(|e| e.problem())
         });
         work.await.ok()?.exclusive
     }
 
     async fn doctor(&self) -> Result<DoctorReport, Problem> {
-        self.run(|inner| Ok(doctor::doctor(&inner.config, &inner.criu_info))).await
+        self.run(|inner| Ok(doctor::doctor(&inner.config, &inner.criu_info)))
+            .await
     }
 }

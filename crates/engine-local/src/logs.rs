@@ -28,7 +28,10 @@ pub(crate) fn logs(
     };
     let mut readers = Vec::new();
     for node in environment.nodes.iter().filter(wanted) {
-        let from = offshoot_runtime::LogQuery { tail: query.tail, since: None };
+        let from = offshoot_runtime::LogQuery {
+            tail: query.tail,
+            since: None,
+        };
         let reader = read_logs(&log_dir(config, &node.id), from).map_err(|e| e.problem())?;
         readers.push((node.name().to_owned(), reader));
     }
@@ -40,14 +43,18 @@ pub(crate) fn logs(
         }
         for (node, mut reader) in readers {
             let sender = sender.clone();
-            let spawned = std::thread::Builder::new().name("logs".into()).spawn(move || {
-                while let Ok(lines) = reader.follow(LOOK) {
-                    let sent = lines.into_iter().try_for_each(|line| sender.blocking_send(shown(&node, line)));
-                    if sent.is_err() || sender.is_closed() {
-                        return;
+            let spawned = std::thread::Builder::new()
+                .name("logs".into())
+                .spawn(move || {
+                    while let Ok(lines) = reader.follow(LOOK) {
+                        let sent = lines
+                            .into_iter()
+                            .try_for_each(|line| sender.blocking_send(shown(&node, line)));
+                        if sent.is_err() || sender.is_closed() {
+                            return;
+                        }
                     }
-                }
-            });
+                });
             if let Err(error) = spawned {
                 tracing::warn!(%error, "a log cannot be followed");
             }
@@ -67,7 +74,10 @@ fn past(readers: &mut [(String, LogReader)], to: &mpsc::Sender<LogLine>) -> Resu
             .min_by_key(|(_, time)| *time);
         let Some((at, _)) = first else { return Ok(()) };
         let next = readers.get_mut(at).and_then(next);
-        if let Some(line) = heads.get_mut(at).and_then(|head| std::mem::replace(head, next)) {
+        if let Some(line) = heads
+            .get_mut(at)
+            .and_then(|head| std::mem::replace(head, next))
+        {
             to.blocking_send(line).map_err(|_| ())?;
         }
     }

@@ -18,14 +18,22 @@ pub(crate) fn router_dir(config: &LocalConfig, env: &EnvId) -> PathBuf {
 }
 
 /// The router of an environment.
-pub(crate) fn router_spec(config: &LocalConfig, environment: &Environment, gate: Gate) -> RouterSpec {
+pub(crate) fn router_spec(
+    config: &LocalConfig,
+    environment: &Environment,
+    gate: Gate,
+) -> RouterSpec {
     RouterSpec {
         env: environment.id.clone(),
         instance: config.instance.clone(),
         placement: environment.placement.clone(),
         run_dir: router_dir(config, &environment.id),
         names: names(environment),
-        upstream_dns: if config.dns.is_empty() { host_servers() } else { config.dns.clone() },
+        upstream_dns: if config.dns.is_empty() {
+            host_servers()
+        } else {
+            config.dns.clone()
+        },
         gate: match gate {
             Gate::Open => offshoot_network::Gate::Open,
             Gate::Closed => offshoot_network::Gate::Closed,
@@ -40,7 +48,12 @@ pub(crate) fn link(
     node: &Node,
     apart: Isolation,
 ) -> NodeLink {
-    NodeLink::new(router_dir(config, &environment.id), node, &environment.placement, apart)
+    NodeLink::new(
+        router_dir(config, &environment.id),
+        node,
+        &environment.placement,
+        apart,
+    )
 }
 
 /// Names that resolve inside: layers, nodes, and host names.
@@ -53,7 +66,13 @@ pub(crate) fn names(environment: &Environment) -> Names {
         }
     }
     for layer in &environment.manifest.layers {
-        names.push((layer.name.to_string(), environment.nodes_of(&layer.name).map(|node| node.host).collect()));
+        names.push((
+            layer.name.to_string(),
+            environment
+                .nodes_of(&layer.name)
+                .map(|node| node.host)
+                .collect(),
+        ));
     }
     let mut seen = std::collections::BTreeSet::new();
     names.retain(|(name, _)| seen.insert(name.clone()));
@@ -69,7 +88,14 @@ fn host_servers() -> Vec<SocketAddr> {
 fn servers_in(text: &str) -> Vec<SocketAddr> {
     text.lines()
         .filter_map(|line| line.trim().strip_prefix("nameserver"))
-        .filter_map(|rest| rest.split_whitespace().next()?.split('%').next()?.parse::<IpAddr>().ok())
+        .filter_map(|rest| {
+            rest.split_whitespace()
+                .next()?
+                .split('%')
+                .next()?
+                .parse::<IpAddr>()
+                .ok()
+        })
         .take(MOST_SERVERS)
         .map(|ip| SocketAddr::new(ip, 53))
         .collect()
@@ -103,7 +129,10 @@ mod tests {
     #[test]
     fn name_servers_of_the_host() {
         let text = "# nameserver 9.9.9.9\nnameserver 127.0.0.53\nsearch x\n nameserver fe80::1%eth0\nnameserver bad\n";
-        let want: Vec<SocketAddr> = vec!["127.0.0.53:53".parse().unwrap(), "[fe80::1]:53".parse().unwrap()];
+        let want: Vec<SocketAddr> = vec![
+            "127.0.0.53:53".parse().unwrap(),
+            "[fe80::1]:53".parse().unwrap(),
+        ];
         assert_eq!(servers_in(text), want);
     }
 }

@@ -8,13 +8,12 @@ use offshoot_engine::{Begin, NodeStatus};
 use offshoot_images::Images;
 use offshoot_model::environment::Health;
 use offshoot_model::manifest::{DEFAULT_PIDS, Mount};
-use offshoot_model::{
-    Code, EnvId, Environment, Fault, Layer, Node, NodeId, NodeState, Problem,
-};
+use offshoot_model::{Code, EnvId, Environment, Fault, Layer, Node, NodeId, NodeState, Problem};
 use offshoot_network::Isolation;
 use offshoot_pool::{Pool, Subvolume};
 use offshoot_runtime::{
-    Access, Bind, FilePlace, NodeClient, NodeFile, NodeSpec, RunState, Start, Tmpfs, Tools, observe, resolve_process,
+    Access, Bind, FilePlace, NodeClient, NodeFile, NodeSpec, RunState, Start, Tmpfs, Tools,
+    observe, resolve_process,
 };
 use offshoot_sys::fsx::Root;
 use offshoot_sys::process;
@@ -27,17 +26,29 @@ use crate::usage::usage;
 
 /// Run-time directory of a node.
 pub(crate) fn node_dir(config: &LocalConfig, node: &NodeId) -> PathBuf {
-    config.run_envs().join(node.env().as_str()).join("nodes").join(node.name())
+    config
+        .run_envs()
+        .join(node.env().as_str())
+        .join("nodes")
+        .join(node.name())
 }
 
 /// Where a node's output is kept.
 pub(crate) fn log_dir(config: &LocalConfig, node: &NodeId) -> PathBuf {
-    config.state_envs().join(node.env().as_str()).join("logs").join(node.name())
+    config
+        .state_envs()
+        .join(node.env().as_str())
+        .join("logs")
+        .join(node.name())
 }
 
 /// Programs that run nodes.
 pub(crate) fn tools(config: &LocalConfig) -> Tools {
-    Tools { runc: config.runc.clone(), criu_dir: config.criu_dir.clone(), shim: config.shim.clone() }
+    Tools {
+        runc: config.runc.clone(),
+        criu_dir: config.criu_dir.clone(),
+        shim: config.shim.clone(),
+    }
 }
 
 /// What the runtime is to run for a node.
@@ -105,19 +116,36 @@ fn add_mount(
     mount: &Mount,
 ) -> Result<(), Problem> {
     match mount {
-        Mount::Volume { volume, target, read_only } => {
+        Mount::Volume {
+            volume,
+            target,
+            read_only,
+        } => {
             let volume = environment
                 .volumes
                 .iter()
                 .find(|known| known.name == *volume)
-                .ok_or_else(|| Problem::internal(format!("volume {volume} was planned by nobody")))?;
+                .ok_or_else(|| {
+                    Problem::internal(format!("volume {volume} was planned by nobody"))
+                })?;
             spec.binds.push(Bind {
                 source: pool.path(&volume_subvolume(volume)),
                 target: target.clone(),
-                access: if *read_only { Access::ReadOnly } else { Access::ReadWrite },
+                access: if *read_only {
+                    Access::ReadOnly
+                } else {
+                    Access::ReadWrite
+                },
             });
         }
-        Mount::File { target, content, mode, uid, gid, .. } => spec.files.push(NodeFile {
+        Mount::File {
+            target,
+            content,
+            mode,
+            uid,
+            gid,
+            ..
+        } => spec.files.push(NodeFile {
             target: target.clone(),
             content: content.clone(),
             mode: *mode,
@@ -126,7 +154,11 @@ fn add_mount(
             place: FilePlace::Mount,
         }),
         Mount::Tmpfs { target, size, mode } => {
-            spec.tmpfs.push(Tmpfs { target: target.clone(), size: *size, mode: *mode });
+            spec.tmpfs.push(Tmpfs {
+                target: target.clone(),
+                size: *size,
+                mode: *mode,
+            });
         }
     }
     Ok(())
@@ -135,16 +167,28 @@ fn add_mount(
 /// `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` (hosts(5), hostname(5), resolv.conf(5)).
 fn etc_files(environment: &Environment, layer: &Layer, node: &Node) -> Vec<NodeFile> {
     let placement = &environment.placement;
-    let mut hosts = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    let own = [Some(IpAddr::V4(placement.inner_at(node.host))), placement.inner6_at(node.host).map(IpAddr::V6)];
+    let mut hosts =
+        String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    let own = [
+        Some(IpAddr::V4(placement.inner_at(node.host))),
+        placement.inner6_at(node.host).map(IpAddr::V6),
+    ];
     for ip in own.into_iter().flatten() {
         hosts.push_str(&format!("{ip}\t{} {}\n", node.hostname, node.name()));
     }
     for (name, ip) in &layer.extra_hosts {
-        let ip = if ip == "host-gateway" { placement.inner_at(1).to_string() } else { ip.clone() };
+        let ip = if ip == "host-gateway" {
+            placement.inner_at(1).to_string()
+        } else {
+            ip.clone()
+        };
         hosts.push_str(&format!("{ip}\t{name}\n"));
     }
-    let resolv = format!("nameserver {}\noptions ndots:0\n", placement.inner_at(1));
+    // `search .`: glibc would otherwise ask for every name below the host name's domain first.
+    let resolv = format!(
+        "nameserver {}\nsearch .\noptions ndots:0\n",
+        placement.inner_at(1)
+    );
     vec![
         NodeFile::etc("/etc/hosts", hosts),
         NodeFile::etc("/etc/hostname", format!("{}\n", node.hostname)),
@@ -162,22 +206,34 @@ pub(crate) fn ensure_stopped(
     let dir = node_dir(config, &node.id);
     let layer = layer_of(environment, node)?;
     if let Ok(client) = NodeClient::connect(&dir) {
-        let named = layer.stop_signal.clone().or_else(|| images.get(&node.image).ok()?.config.stop_signal);
+        let named = layer
+            .stop_signal
+            .clone()
+            .or_else(|| images.get(&node.image).ok()?.config.stop_signal);
         let signal = signal_number(named.as_deref().unwrap_or("SIGTERM"));
-        client.stop(signal, Duration::from_millis(layer.stop_grace_ms)).map_err(|e| e.problem())?;
+        client
+            .stop(signal, Duration::from_millis(layer.stop_grace_ms))
+            .map_err(|e| e.problem())?;
     }
-    offshoot_runtime::ensure_node_removed(&dir, &node.id, &config.instance, &tools(config)).map_err(|e| e.problem())
+    offshoot_runtime::ensure_node_removed(&dir, &node.id, &config.instance, &tools(config))
+        .map_err(|e| e.problem())
 }
 
 /// The number of a signal's name or number; SIGTERM when it is neither (signal(7)).
 pub(crate) fn signal_number(text: &str) -> i32 {
-    let named = text.parse::<nix::sys::signal::Signal>().or_else(|_| format!("SIG{text}").parse());
+    let named = text
+        .parse::<nix::sys::signal::Signal>()
+        .or_else(|_| format!("SIG{text}").parse());
     named.map_or_else(|_| text.parse().unwrap_or(15), |signal| signal as i32)
 }
 
 /// What every node of an environment is doing.
 pub(crate) fn status(config: &LocalConfig, environment: &Environment) -> Vec<NodeStatus> {
-    environment.nodes.iter().map(|node| status_of(config, node)).collect()
+    environment
+        .nodes
+        .iter()
+        .map(|node| status_of(config, node))
+        .collect()
 }
 
 fn status_of(config: &LocalConfig, node: &Node) -> NodeStatus {
@@ -195,14 +251,25 @@ fn status_of(config: &LocalConfig, node: &Node) -> NodeStatus {
         }
     };
     let state = match (seen.state, seen.pid, seen.started, seen.exit) {
-        (RunState::Running, Some(pid), Some(since), _) => NodeState::Running { pid, since, health: Health::None },
+        (RunState::Running, Some(pid), Some(since), _) => NodeState::Running {
+            pid,
+            since,
+            health: Health::None,
+        },
         (RunState::Frozen, Some(pid), _, _) => NodeState::Frozen { pid },
-        (RunState::Exited, _, _, Some(exit)) => NodeState::Exited { status: exit.status, at: exit.at },
+        (RunState::Exited, _, _, Some(exit)) => NodeState::Exited {
+            status: exit.status,
+            at: exit.at,
+        },
         (RunState::Starting, ..) => NodeState::Starting,
         _ => NodeState::Stopped,
     };
     let runs = matches!(seen.state, RunState::Running | RunState::Frozen);
-    let usage = if runs { usage(&seen.freezer) } else { crate::usage::Usage::default() };
+    let usage = if runs {
+        usage(&seen.freezer)
+    } else {
+        crate::usage::Usage::default()
+    };
     NodeStatus {
         node: node.name().to_owned(),
         state,
@@ -214,7 +281,10 @@ fn status_of(config: &LocalConfig, node: &Node) -> NodeStatus {
 
 /// Host pid of a node's main process.
 pub(crate) fn pid_of(config: &LocalConfig, node: &Node) -> Option<i32> {
-    observe(&node_dir(config, &node.id)).ok().filter(|seen| seen.state != RunState::Exited)?.pid
+    observe(&node_dir(config, &node.id))
+        .ok()
+        .filter(|seen| seen.state != RunState::Exited)?
+        .pid
 }
 
 /// Gives running nodes their present host names.
@@ -228,12 +298,21 @@ pub(crate) fn ensure_hostnames(
         let rootfs = pool.path(&Subvolume::Rootfs(node.id.clone()));
         let root = Root::open(&rootfs).map_err(|e| unnamed(node, &e))?;
         for file in etc_files(environment, layer, node) {
-            root.write(Path::new(&file.target), file.content.as_bytes(), file.mode, (file.uid, file.gid))
-                .map_err(|e| unnamed(node, &e))?;
-        }
-        let Some(pid) = pid_of(config, node) else { continue };
-        process::visit(pid, process::Visit::HostName, || process::set_hostname(&node.hostname))
+            root.write(
+                Path::new(&file.target),
+                file.content.as_bytes(),
+                file.mode,
+                (file.uid, file.gid),
+            )
             .map_err(|e| unnamed(node, &e))?;
+        }
+        let Some(pid) = pid_of(config, node) else {
+            continue;
+        };
+        process::visit(pid, process::Visit::HostName, || {
+            process::set_hostname(&node.hostname)
+        })
+        .map_err(|e| unnamed(node, &e))?;
     }
     Ok(())
 }
@@ -256,9 +335,15 @@ pub(crate) fn ensure_halted(config: &LocalConfig, env: &EnvId) -> Result<(), Pro
     names.dedup();
     let mut first = Ok(());
     for name in names {
-        let Ok(node) = NodeId::new(env.clone(), &name) else { continue };
-        let removed =
-            offshoot_runtime::ensure_node_removed(&node_dir(config, &node), &node, &config.instance, &tools(config));
+        let Ok(node) = NodeId::new(env.clone(), &name) else {
+            continue;
+        };
+        let removed = offshoot_runtime::ensure_node_removed(
+            &node_dir(config, &node),
+            &node,
+            &config.instance,
+            &tools(config),
+        );
         if let Err(error) = removed
             && first.is_ok()
         {
@@ -271,7 +356,11 @@ pub(crate) fn ensure_halted(config: &LocalConfig, env: &EnvId) -> Result<(), Pro
 /// Where control groups of this instance's nodes are, by environment and node: the freezer's, or version 2's.
 pub(crate) fn group_dir(config: &LocalConfig) -> PathBuf {
     let root = Path::new("/sys/fs/cgroup");
-    let root = if root.join("cgroup.controllers").is_file() { root.to_owned() } else { root.join("freezer") };
+    let root = if root.join("cgroup.controllers").is_file() {
+        root.to_owned()
+    } else {
+        root.join("freezer")
+    };
     root.join(format!("offshoot-{}", config.instance))
 }
 

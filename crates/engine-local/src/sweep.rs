@@ -15,11 +15,19 @@ use crate::nodes;
 fn found(config: &LocalConfig, pool: &Pool) -> Result<BTreeSet<EnvId>, Problem> {
     let mut found = pool.list_envs().map_err(|e| e.problem())?;
     for dir in [config.run_envs(), config.state_envs(), config.cuts()] {
-        found.extend(nodes::names_in(&dir).iter().filter_map(|name| name.parse::<EnvId>().ok()));
+        found.extend(
+            nodes::names_in(&dir)
+                .iter()
+                .filter_map(|name| name.parse::<EnvId>().ok()),
+        );
     }
-    found.extend(nodes::names_in(&nodes::group_dir(config)).iter().filter_map(|name| name.parse::<EnvId>().ok()));
-    for record in
-        offshoot_network::list_routers(&config.run_dir, &config.instance).map_err(|e| e.problem())?
+    found.extend(
+        nodes::names_in(&nodes::group_dir(config))
+            .iter()
+            .filter_map(|name| name.parse::<EnvId>().ok()),
+    );
+    for record in offshoot_network::list_routers(&config.run_dir, &config.instance)
+        .map_err(|e| e.problem())?
     {
         found.insert(record.env);
     }
@@ -27,9 +35,16 @@ fn found(config: &LocalConfig, pool: &Pool) -> Result<BTreeSet<EnvId>, Problem> 
 }
 
 /// Removes what belongs to no `known` environment, and says of which.
-pub(crate) fn sweep(config: &LocalConfig, pool: &Pool, known: &[EnvId]) -> Result<Vec<String>, Problem> {
+pub(crate) fn sweep(
+    config: &LocalConfig,
+    pool: &Pool,
+    known: &[EnvId],
+) -> Result<Vec<String>, Problem> {
     let mut removed = Vec::new();
-    for env in found(config, pool)?.into_iter().filter(|env| !known.contains(env)) {
+    for env in found(config, pool)?
+        .into_iter()
+        .filter(|env| !known.contains(env))
+    {
         match ensure_removed(config, pool, &env) {
             Ok(()) => removed.push(format!("environment {env}")),
             Err(problem) => {
@@ -43,14 +58,19 @@ pub(crate) fn sweep(config: &LocalConfig, pool: &Pool, known: &[EnvId]) -> Resul
 /// Takes away the processes, the network and the run-time state of an environment.
 pub(crate) fn ensure_halted(config: &LocalConfig, env: &EnvId) -> Result<(), Problem> {
     let nodes = nodes::ensure_halted(config, env);
-    let router = offshoot_network::ensure_router_removed(&router_dir(config, env), env, &config.instance)
-        .map_err(|e| e.problem());
+    let router =
+        offshoot_network::ensure_router_removed(&router_dir(config, env), env, &config.instance)
+            .map_err(|e| e.problem());
     nodes.and(router)?;
     remove_dir(&config.run_envs().join(env.as_str()))
 }
 
 /// Takes away everything of an environment.
-pub(crate) fn ensure_removed(config: &LocalConfig, pool: &Pool, env: &EnvId) -> Result<(), Problem> {
+pub(crate) fn ensure_removed(
+    config: &LocalConfig,
+    pool: &Pool,
+    env: &EnvId,
+) -> Result<(), Problem> {
     let halted = ensure_halted(config, env);
     let memory = cut::ensure_forgotten(&config.cuts(), env);
     let disks = pool.ensure_env_removed(env).map_err(|e| e.problem());

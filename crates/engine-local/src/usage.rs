@@ -18,7 +18,9 @@ pub(crate) fn usage(freezer: &Path) -> Usage {
         let cpu = fs::read_to_string(freezer.join("cpu.stat")).unwrap_or_default();
         return Usage {
             memory_bytes: number(&freezer.join("memory.current")),
-            cpu_us: cpu.lines().find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse().ok()),
+            cpu_us: cpu
+                .lines()
+                .find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse().ok()),
             pids: number(&freezer.join("pids.current")),
         };
     }

@@ -263,7 +263,8 @@ impl Platform for Operations {
         let mut news = self.shared.news.subscribe();
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
-            let mut after = seq;
+            // A position from another database would wait for ever.
+            let mut after = shared.store.last_event().map_or(seq, |last| seq.min(last));
             loop {
                 let batch = match shared.store.events_after(after, EVENT_ROOM) {
                     Ok(batch) => batch,

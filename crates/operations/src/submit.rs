@@ -92,14 +92,23 @@ impl Shared {
                 reserve: None,
             },
         };
-        let waits = draft.plan.saga().environments().iter().any(|id| self.holder(id).is_some());
+        let waits = draft
+            .plan
+            .saga()
+            .environments()
+            .iter()
+            .any(|id| self.holder(id).is_some());
         let operation = Operation {
             id,
             kind: draft.plan.kind(),
             environment: draft.environment,
             subject: draft.subject,
             parent: draft.parent,
-            state: if waits { OperationState::Waiting } else { OperationState::Running },
+            state: if waits {
+                OperationState::Waiting
+            } else {
+                OperationState::Running
+            },
             created: now,
             ended: None,
             steps: draft

@@ -64,7 +64,8 @@ fn serve(stream: TcpStream, known: &Known, boot: &str) -> std::io::Result<()> {
         let path = request.split_whitespace().nth(1).unwrap_or("/");
         if let Some(value) = path.strip_prefix("/set?v=") {
             value.clone_into(&mut known.value.lock().unwrap());
-            let written = std::fs::create_dir_all("/data").and_then(|()| std::fs::write("/data/value", value));
+            let written = std::fs::create_dir_all("/data")
+                .and_then(|()| std::fs::write("/data/value", value));
             if let Err(error) = written {
                 eprintln!("/data/value: {error}");
             }
