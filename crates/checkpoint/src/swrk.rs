@@ -25,9 +25,10 @@ use crate::log::errors_in;
 use crate::rpc::{Answer, Kind, Request};
 
 /// Descriptors: 0 the request socket, 1 the line to the daemon. SIGXFSZ is ignored, so that a file size limit is an ordinary
-/// write error for CRIU (see [`Swrk::abort`]).
+/// write error for CRIU (see [`Swrk::abort`]). The kernel shall not choose CRIU when memory runs out, where it lets itself be told.
 const KEEPER: &str = r#"
 trap '' XFSZ HUP INT TERM PIPE
+echo -1000 2>/dev/null >/proc/self/oom_score_adj
 exec 3<&0 4<&1 0</dev/null 1>/dev/null
 "$1" swrk 3 4<&- &
 echo $! >&4

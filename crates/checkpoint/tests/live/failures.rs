@@ -266,8 +266,8 @@ fn criu_of(place: &Place) -> Vec<i32> {
 fn criu_killed_in_the_middle() {
     let Some(criu) = host() else { return };
     let place = Place::new();
-    let (_, node) = counting(&place, "kill-1");
-    let mut killed = 0;
+    let (make, mut node) = counting(&place, "kill-1");
+    let (mut killed, mut died) = (0, 0);
     for after in [0, 2, 5, 10, 15, 20, 30, 40, 50, 60] {
         let done = AtomicBool::new(false);
         let freezer = node.container().freezer;
@@ -297,8 +297,19 @@ fn criu_killed_in_the_middle() {
         if !outcome.contains("Live") {
             killed += 1;
         }
+        // For about a millisecond per process CRIU's code stands where the process's should: a CRIU that is killed just then
+        // takes the process along (one kill in thirty here). Nothing of Offshoot's kills it then; see `Swrk::abort`.
+        if fs::metadata(format!("/proc/{}/exe", node.pid())).is_err() || !node.is_running() {
+            println!("    which killed the node");
+            assert!(result.0.is_err(), "nobody was told");
+            died += 1;
+            drop(node);
+            node = Node::start(&place, &make);
+            until("it counts", || node.number("data/count") > 10);
+        }
         still_counts(&node, &format!("CRIU killed after {after} ms"));
     }
+    assert!(died <= 3, "{died} of {killed}");
     assert!(killed >= 2, "CRIU was never hit");
     assert_eq!(
         attempt(

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use offshoot_checkpoint::{
-    Container, Criu, CutNode, CutRequest, Foreign, Freezer, Insist, Isolate, Lease,
+    Container, Criu, CutNode, CutRequest, Foreign, Freezer, Insist, Isolate, Lease, preflight,
+    rewrite_ids,
 };
 use offshoot_model::clone::Rung;
 use offshoot_model::environment::{MacAddr, Placement};
@@ -15,8 +17,8 @@ use offshoot_network::{
     ensure_router_removed,
 };
 use offshoot_runtime::{
-    Access, Bind, FreezeLease, NodeClient, NodeSpec, ProcessSpec, Start, Tools, ensure_node,
-    ensure_node_removed,
+    Access, Bind, ExecSpec, FreezeLease, NodeClient, NodeSpec, ProcessSpec, Start, Tools,
+    ensure_node, ensure_node_removed, exec,
 };
 use offshoot_sys::netns::Netns;
 
@@ -216,7 +218,7 @@ fn shims_and_a_router_clone_two_nodes_alive() {
 }
 
 fn clone_two_nodes(criu: &Criu, shim: &Path) {
-    run(std::process::Command::new("ip").args(["link", "set", "lo", "up"]));
+    run(Command::new("ip").args(["link", "set", "lo", "up"]));
     let place = Place::new();
     let client = crate::two_nodes::CLIENT.replace("10.9.0.2", "10.9.0.10");
     let kinds: &[(&str, &[&str])] = &[
@@ -241,7 +243,50 @@ fn clone_two_nodes(criu: &Criu, shim: &Path) {
     }
     until("the client counts", || parent.count(1) > 20);
 
-    let mut clone = Environment::new(&place, 2, 500_000, shim, criu, kinds);
+    let guest = ExecSpec {
+        args: vec!["sleep".to_owned(), "1000".to_owned()],
+        ..exec_spec()
+    };
+    let mut guests: Vec<_> = parent
+        .nodes
+        .iter()
+        .map(|spec| exec(spec, &guest).unwrap())
+        .collect();
+    let clone = Environment::new(&place, 2, 500_000, shim, criu, kinds);
+    let clone = clone_into(&place, criu, &parent, clone);
+    for guest in &mut guests {
+        assert_eq!(
+            guest.wait(Duration::ZERO).unwrap(),
+            None,
+            "a session of the parent ended"
+        );
+        guest.signal(9).unwrap();
+    }
+    // A clone can be cloned like anything else, into a third range of ids.
+    let second = Environment::new(&place, 3, 700_000, shim, criu, kinds);
+    let second = clone_into(&place, criu, &clone, second);
+    for environment in [&parent, &clone, &second] {
+        let now = environment.count(1);
+        until("all three count on", || environment.count(1) > now + 20);
+    }
+}
+
+fn exec_spec() -> ExecSpec {
+    ExecSpec {
+        args: Vec::new(),
+        env: Vec::new(),
+        cwd: None,
+        user: None,
+        terminal: None,
+    }
+}
+
+fn clone_into(
+    place: &Place,
+    criu: &Criu,
+    parent: &Environment,
+    mut clone: Environment,
+) -> Environment {
     let nodes: Vec<CutNode> = parent
         .nodes
         .iter()
@@ -249,25 +294,25 @@ fn clone_two_nodes(criu: &Criu, shim: &Path) {
         .map(|(n, spec)| CutNode {
             node: spec.node.name().to_owned(),
             container: parent.container(n),
-            images: place.images(spec.node.name()),
+            images: place.images(&spec.node.to_string()),
             rung: Rung::Live,
         })
         .collect();
     for node in &nodes {
-        assert_eq!(offshoot_checkpoint::preflight(&node.container).unwrap(), []);
+        assert_eq!(preflight(&node.container).unwrap(), []);
     }
     let request = CutRequest {
         criu,
         nodes,
-        freezer: &parent,
-        isolate: Some(&parent),
+        freezer: parent,
+        isolate: Some(parent),
         max_freeze: Duration::from_secs(5),
         insist: Insist::OnLive,
         cancelled: &|| false,
     };
     let report = offshoot_checkpoint::cut(request, || {
         for (from, to) in parent.nodes.iter().zip(&clone.nodes) {
-            run(std::process::Command::new("cp")
+            run(Command::new("cp")
                 .arg("-a")
                 .arg(&from.rootfs)
                 .arg(&to.rootfs));
@@ -278,25 +323,32 @@ fn clone_two_nodes(criu: &Criu, shim: &Path) {
     println!("{report:#?}");
     let at_cut = clone.count(1);
     until("the parent counts on", || parent.count(1) > at_cut + 20);
-
-    for spec in &mut clone.nodes {
-        let images = place.images(spec.node.name());
-        offshoot_checkpoint::rewrite_ids(&images, spec.id_base, spec.id_count).unwrap();
+    for (from, spec) in parent.nodes.iter().zip(&mut clone.nodes) {
+        let images = place.images(&from.node.to_string());
+        rewrite_ids(&images, spec.id_base, spec.id_count).unwrap();
         spec.start = Start::Restore { images };
+        // Until all are there: a node that is restored before its peer would be told that the connection is unknown.
+        if let Some(link) = &mut spec.link {
+            link.ports_isolated = Isolation::Yes;
+        }
         let started = std::time::Instant::now();
         ensure_node(spec).unwrap_or_else(|e| panic!("{:?}", e.problem()));
         println!("{} restored in {:?}", spec.node, started.elapsed());
     }
+    Router::connect(&clone.router.run_dir)
+        .unwrap()
+        .lift()
+        .unwrap();
     until("the clone counts on", || clone.count(1) > at_cut + 20);
-    for n in 0..2 {
-        let (spec, cgroup) = (&clone.nodes[n], clone.container(n).freezer);
-        let processes = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
-        assert!(
-            processes.lines().count() >= 1,
+    for n in 0..clone.nodes.len() {
+        let processes =
+            std::fs::read_to_string(clone.container(n).freezer.join("cgroup.procs")).unwrap();
+        assert_eq!(
+            processes.lines().count(),
+            1,
             "{} is in other cgroups than its own",
-            spec.node
+            clone.nodes[n].node
         );
     }
-    let parent_now = parent.count(1);
-    until("the parent counts on", || parent.count(1) > parent_now + 20);
+    clone
 }

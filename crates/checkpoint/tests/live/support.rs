@@ -155,6 +155,15 @@ impl Net {
             .args(args));
     }
 
+    /// Lets the nodes reach each other: they begin isolated, and stay so in a clone until all of it is there. A node that is
+    /// restored before its peer would be told that the connection is unknown.
+    pub(crate) fn connect(&self, addresses: &[&str]) {
+        self.isolation(
+            &addresses.iter().map(|a| port_name(a)).collect::<Vec<_>>(),
+            "off",
+        );
+    }
+
     fn isolation(&self, ports: &[String], state: &str) {
         for port in ports {
             self.ip(&[
@@ -543,6 +552,7 @@ fn config(place: &Place, make: &Make<'_>) -> serde_json::Value {
              n() {{ nsenter -t $pid -n \"$@\"; }}\n\
              nsenter -t {holder} -n ip link add {port} type veth peer name eth0 netns $pid\n\
              nsenter -t {holder} -n ip link set {port} master br0 up\n\
+             nsenter -t {holder} -n ip link set dev {port} type bridge_slave isolated on\n\
              n ip link set lo up\nn ip link set eth0 address 02:00:00:00:00:{last:02x}\n\
              n ip addr add {address}/24 dev eth0\nn ip link set eth0 up\n",
             holder = net.pid(),

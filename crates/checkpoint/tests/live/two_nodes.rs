@@ -48,6 +48,7 @@ fn a_connection_lives_on_in_both() {
     until("redis", || db_node.output().contains("Ready to accept"));
     let app = Make::new(&place, "app-1", 300_000, &["python3", "-c", CLIENT]).net(&net, "10.9.0.3");
     let app_node = Node::start(&place, &app);
+    net.connect(&["10.9.0.2", "10.9.0.3"]);
     until("the client counts", || app_node.number("data/count") > 20);
 
     let ports = Ports(&net, vec![port_name("10.9.0.2"), port_name("10.9.0.3")]);
@@ -83,6 +84,7 @@ fn a_connection_lives_on_in_both() {
         Some((&clone_net, "10.9.0.3")),
         &criu,
     );
+    clone_net.connect(&["10.9.0.2", "10.9.0.3"]);
     until("the clone counts on", || {
         app_clone.number("data/count") > at_cut + 20
     });
