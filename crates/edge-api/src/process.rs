@@ -1,6 +1,6 @@
 //! The edge's process: started so that it outlives the daemon, found again by its pid file, stopped by a pidfd.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +18,8 @@ use crate::control::{EdgeControl, EdgeStatus};
 use crate::error::EdgeError;
 use crate::file;
 
+/// Longer than an edge takes to drain, end and start anew.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(90);
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Content of the pid file: which process the edge is. The start time tells it from a later process with the same
@@ -75,14 +79,15 @@ fn start_time(pid: i32) -> io::Result<u64> {
 /// # Errors
 /// When it does not start, with the end of its messages: an address in use, for instance.
 pub fn ensure_edge(config: &EdgeConfig, binary: &Path) -> Result<EdgeStatus, EdgeError> {
+    let path = config.path();
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(EdgeError::file("make", directory))?;
+    }
+    let _one_at_a_time = lock(&config.control.with_extension("lock"))?;
     match EdgeControl::connect(&config.control).and_then(|mut control| control.status()) {
         Ok(status) if &status.config == config => return Ok(status),
         // it runs with another configuration, hangs, or is gone
         _ => stop(config)?,
-    }
-    let path = config.path();
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).map_err(EdgeError::file("make", directory))?;
     }
     config.write(&path)?;
     let failed = |why: String| EdgeError::Start {
@@ -106,6 +111,29 @@ pub fn ensure_edge(config: &EdgeConfig, binary: &Path) -> Result<EdgeStatus, Edg
         )));
     }
     EdgeControl::connect(&config.control)?.status()
+}
+
+/// Takes a lock that others who start or stop the same edge wait for. It goes with the descriptor (flock(2)).
+fn lock(path: &Path) -> Result<File, EdgeError> {
+    let failed = EdgeError::file("lock", path);
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    let attempt = || -> io::Result<File> {
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5))
+                }
+                Err(Errno::INTR) => {}
+                locked => return locked.map(|()| file).map_err(Into::into),
+            }
+        }
+    };
+    attempt().map_err(failed)
 }
 
 /// Stops the edge: SIGTERM, `drain_seconds` for its clients, SIGKILL; removes its control socket and pid file. No
@@ -143,7 +171,7 @@ pub fn stop(config: &EdgeConfig) -> Result<(), EdgeError> {
 /// Sends a signal and waits for the process' end; whether it ended.
 fn end(pidfd: BorrowedFd<'_>, signal: Signal, bound: Duration) -> io::Result<bool> {
     match pidfd_send_signal(pidfd, signal) {
-        Err(rustix::io::Errno::SRCH) => return Ok(true),
+        Err(Errno::SRCH) => return Ok(true),
         other => other?,
     }
     let deadline = Instant::now() + bound;
@@ -151,7 +179,7 @@ fn end(pidfd: BorrowedFd<'_>, signal: Signal, bound: Duration) -> io::Result<boo
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
         match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left)) {
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             ready => return Ok(ready? > 0),
         }
     }

@@ -262,9 +262,15 @@ async fn many_websockets_come_to_be() {
     for number in 0..500 {
         let request = "ws://ws.localhost/".into_client_request().unwrap();
         let stream = TcpStream::connect(edge.http()).await.unwrap();
-        let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+        let (mut socket, _) = tokio_tungstenite::client_async(request, stream)
+            .await
+            .unwrap();
         let message = Message::text(number.to_string());
         socket.send(message.clone()).await.unwrap();
-        assert_eq!(socket.next().await.unwrap().unwrap(), message, "connection {number}");
+        assert_eq!(
+            socket.next().await.unwrap().unwrap(),
+            message,
+            "connection {number}"
+        );
     }
 }

@@ -227,6 +227,23 @@ async fn one_process_per_configuration_and_nobody_s_child() {
     assert_ne!(edge.status.pid, first);
 }
 
+/// Several parts of the daemon may find it gone at the same moment.
+#[tokio::test]
+async fn many_who_find_it_gone_start_one() {
+    let edge = TestEdge::start();
+    stop(&edge.config).unwrap();
+    let pids: Vec<_> = std::thread::scope(|scope| {
+        let starters: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| ensure_edge(&edge.config, binary()).unwrap().pid))
+            .collect();
+        starters
+            .into_iter()
+            .map(|starter| starter.join().unwrap())
+            .collect()
+    });
+    assert!(pids.iter().all(|pid| *pid == pids[0]), "{pids:?}");
+}
+
 #[tokio::test]
 async fn a_taken_address_is_said() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
