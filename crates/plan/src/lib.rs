@@ -7,6 +7,8 @@ mod allocate;
 mod clone;
 mod create;
 mod order;
+#[cfg(test)]
+mod tests;
 
 pub use allocate::{Exhausted, Host, Taken};
 pub use clone::{ClonePlan, NodeFacts, NodePlan, NotLive, clone_name, plan_clone, plan_rungs};
