@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use offshoot_sys::fsx::{Last, Root};
@@ -145,17 +144,6 @@ impl Container {
             .into_iter()
             .map(|(key, val)| ExtMount { key, val })
             .collect())
-    }
-
-    /// CRIU's name of the container's network namespace, `net[<inode>]`.
-    pub(crate) fn network(&self) -> Result<String, CriuError> {
-        let path = PathBuf::from(format!("/proc/{}/ns/net", self.pid));
-        let metadata = fs::metadata(&path).map_err(|source| CriuError::Container {
-            what: "network namespace",
-            path,
-            source,
-        })?;
-        Ok(format!("net[{}]", metadata.ino()))
     }
 
     /// Whether its cgroup stands still right now.

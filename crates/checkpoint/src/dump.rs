@@ -45,7 +45,13 @@ impl Dump {
         let folder = File::open(&node.images).map_err(|e| io("cannot be opened", e))?;
         lay_tar(&node.images).map_err(|e| io("cannot be written to", e))?;
         let container = &node.container;
-        let swrk = Swrk::start(criu.path(), &node.images, &container.freezer, LOG)?;
+        let swrk = Swrk::start(
+            criu.path(),
+            &node.images,
+            &container.freezer,
+            LOG,
+            Some(container.pid),
+        )?;
         swrk.send(&Request {
             kind: Kind::Dump as i32,
             opts: Some(options(container, &folder)?),
@@ -100,8 +106,6 @@ fn options(container: &Container, images: &File) -> Result<Options, CriuError> {
         // runc puts the clone into its own cgroups.
         manage_cgroups_mode: Some(CgroupMode::Ignore as i32),
         ghost_limit: None,
-        // The network comes from the clone's router; see `images::complete` for why it is not `empty_ns`.
-        external: vec![format!("{}:network", container.network()?)],
         freeze_cgroup: Some(container.freezer.to_string_lossy().into_owned()),
         timeout: Some(SEIZE_TIME),
         orphan_pts_master: Some(true),

@@ -30,8 +30,12 @@ const PSTREE_MAGIC: u32 = 0x5027_3030;
 const INVENTORY_MAGIC: u32 = 0x5831_3116;
 /// Second word of `cgroup.img`.
 const CGROUP_MAGIC: u32 = 0x5938_3330;
-/// Field of `inventory_entry`: the cgroups that CRIU itself was in.
-const INVENTORY_ROOT_CG_SET: u32 = 5;
+/// `root_cg_set` of `inventory_entry`: the cgroups that CRIU itself was in.
+const INVENTORY_CGROUPS: &[u32] = &[5];
+/// `root_ids.net_ns_id` of `inventory_entry`: the network namespace that CRIU itself was in.
+const INVENTORY_NETWORK: &[u32] = &[3, 6];
+/// A namespace that no image names: CRIU numbers them from 1.
+const ELSEWHERE: u64 = 0x7fff_ffff;
 /// The files that are read whole here are small; more than this is not one of them.
 const SMALL: u64 = 16 * 1024 * 1024;
 /// Where `runc restore` looks for the descriptors that the container was started with.
@@ -110,12 +114,16 @@ fn write_records(path: &Path, magic: &[u32], records: &[Vec<u8>]) -> Result<(), 
         .map_err(|e| broken(path, "cannot be replaced", Some(e)))
 }
 
-/// Makes the restored processes stay in the cgroups that runc puts CRIU into.
+/// Changes what the images say about where CRIU itself was, by which the restore decides what it has to make.
 ///
-/// The images name the parent's cgroups, and runc 1.1 lets CRIU restore them: the clone's processes would end up in the parent's
-/// node. So the list of cgroups is emptied, and the processes' own are said to be those that CRIU is in, which means
-/// that nothing has to be done.
-fn leave_cgroups_to_runc(images: &Path) -> Result<(), CriuError> {
+/// **Cgroups.** The images name the parent's, and runc 1.1 lets CRIU restore them: the clone's processes would end up in the
+/// parent's node. So the list of cgroups is emptied, and the processes' own are said to be CRIU's, which means that they stay
+/// where runc puts CRIU.
+///
+/// **Network.** CRIU dumps inside the node's network namespace, which spares it dumping the namespace (25 ms, most of it
+/// looking for connection tracking). Here CRIU is said to have been elsewhere, so that the restore makes a namespace, empty:
+/// which is what runc asks for.
+fn change_inventory(images: &Path) -> Result<(), CriuError> {
     let cgroups = images.join("cgroup.img");
     let mut sets = Vec::new();
     for record in read_records(&cgroups, &[COMMON_MAGIC, CGROUP_MAGIC])? {
@@ -133,9 +141,14 @@ fn leave_cgroups_to_runc(images: &Path) -> Result<(), CriuError> {
     };
     let criu = decode::<Inventory>(&path, record)?.root_cg_set;
     sets.retain(|id| Some(*id) != criu);
-    let set = match sets.as_slice() {
-        [] => return Ok(()), // the node was in the daemon's own, or this was done before
-        [set] => *set,
+    let malformed = || broken(&path, "holds something else", None);
+    let mut record = set_number(record, INVENTORY_NETWORK, ELSEWHERE).ok_or_else(malformed)?;
+    match sets.as_slice() {
+        [] => {} // the node was in the daemon's own, or this was done before
+        [set] => {
+            record =
+                set_number(&record, INVENTORY_CGROUPS, u64::from(*set)).ok_or_else(malformed)?
+        }
         _ => {
             return Err(broken(
                 &cgroups,
@@ -143,9 +156,7 @@ fn leave_cgroups_to_runc(images: &Path) -> Result<(), CriuError> {
                 None,
             ));
         }
-    };
-    let record = set_number(record, &[INVENTORY_ROOT_CG_SET], u64::from(set))
-        .ok_or_else(|| broken(&path, "holds something else", None))?;
+    }
     // In this order: if it is done again after a crash in between, the list is still there.
     write_records(&path, &[INVENTORY_MAGIC], &[record])?;
     write_records(&cgroups, &[COMMON_MAGIC, CGROUP_MAGIC], &[])
@@ -158,18 +169,7 @@ pub(crate) fn complete(images: &Path, container: &Container) -> Result<Summary, 
         .map_err(io::Error::other)
         .and_then(|json| fs::write(&descriptors, json))
         .map_err(|e| broken(&descriptors, "cannot be written", Some(e)))?;
-    for entry in fs::read_dir(images).map_err(|e| broken(images, "cannot be listed", Some(e)))? {
-        let path = entry
-            .map_err(|e| broken(images, "cannot be listed", Some(e)))?
-            .path();
-        let Some(name) = name_of(&path) else { continue };
-        if name.starts_with("netns-") && name.ends_with(".img") {
-            // The network was declared external, which spares CRIU 25 ms of looking for connection tracking. Without
-            // this file the restore takes it for a namespace that is to be made, empty: which is what runc asks for.
-            fs::remove_file(&path).map_err(|e| broken(&path, "cannot be removed", Some(e)))?;
-        }
-    }
-    leave_cgroups_to_runc(images)?;
+    change_inventory(images)?;
     summary(images)
 }
 

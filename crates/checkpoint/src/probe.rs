@@ -106,7 +106,7 @@ pub fn probe(criu: &Criu) -> CriuInfo {
 
 fn version(criu: &Criu, until: Until<'_>) -> Result<String, CriuError> {
     let folder = Folder::create()?;
-    let mut swrk = Swrk::start(&criu.path, &folder.0, &folder.0, "version.log")?;
+    let mut swrk = Swrk::start(&criu.path, &folder.0, &folder.0, "version.log", None)?;
     swrk.send(&Request {
         kind: Kind::Version as i32,
         opts: None,
@@ -242,7 +242,7 @@ impl Trial {
         log: &str,
         until: Until<'_>,
     ) -> Result<crate::rpc::Answer, CriuError> {
-        let mut swrk = Swrk::start(&criu.path, &self.folder.0, &self.folder.0, log)?;
+        let mut swrk = Swrk::start(&criu.path, &self.folder.0, &self.folder.0, log, None)?;
         swrk.send(&Request {
             kind: kind as i32,
             opts: Some(options),

@@ -75,8 +75,6 @@ pub(crate) struct Options {
     pub(crate) manage_cgroups_mode: Option<i32>,
     #[prost(uint32, optional, tag = "35")]
     pub(crate) ghost_limit: Option<u32>,
-    #[prost(string, repeated, tag = "37")]
-    pub(crate) external: Vec<String>,
     #[prost(string, optional, tag = "44")]
     pub(crate) freeze_cgroup: Option<String>,
     #[prost(uint32, optional, tag = "45")]
