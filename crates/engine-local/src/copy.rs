@@ -101,16 +101,13 @@ fn normal(path: &str) -> Result<PathBuf, Problem> {
 }
 
 fn failed(doing: &str, path: &str, error: &io::Error) -> Problem {
-    let (code, fault) = match error.raw_os_error() {
-        Some(28 | 122) => (Code::PoolFull, Fault::Host),
-        _ => (Code::BadRequest, Fault::Request),
+    use io::ErrorKind::{NotFound, QuotaExceeded, StorageFull};
+    let (code, fault, next) = match error.kind() {
+        NotFound => (Code::NotFound, Fault::Request, "see what is there with `offshoot exec ENV NODE -- ls`"),
+        StorageFull | QuotaExceeded => (Code::PoolFull, Fault::Host, "make room, or `offshoot pool grow`"),
+        _ => (Code::BadRequest, Fault::Request, "check the path with `offshoot exec ENV NODE -- ls`"),
     };
-    Problem::new(
-        code,
-        fault,
-        format!("{doing} {path}: {error}"),
-        "check the path with `offshoot exec`",
-    )
+    Problem::new(code, fault, format!("{doing} {path}: {error}"), next)
 }
 
 /// A file or directory as a tar archive whose entries begin with its last component.
