@@ -1,14 +1,15 @@
 //! Running further processes in a node: people's sessions and health checks.
 //!
-//! `runc exec` stays in the foreground for the whole session, because only the parent learns the exit status. A session with a terminal
-//! gets a pair of our own; runc copies between it and the terminal it makes inside (`--console-socket` would need `--detach`, and then
-//! nobody could tell how the process ended).
+//! A process that `runc exec --detach` leaves behind has the session's own pipes or terminal, nothing copies in between, and the
+//! session ends when the process does, whatever its children hold open. But only a parent learns how a process ended: so runc runs
+//! below a helper of ours (`offshoot-shim exec`) that inherits the process from it, waits, and ends the same way.
 
 use std::fs;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -29,8 +30,6 @@ use crate::user::{Environment, resolve_user};
 const BEGIN_MAX: Duration = Duration::from_secs(15);
 /// How long a killed session has to end.
 const END_MAX: Duration = Duration::from_secs(5);
-/// How long streams may stay open after their process ended.
-const LEFT_OPEN_MAX: Duration = Duration::from_millis(200);
 const LOG_MAX: u64 = 1 << 20;
 
 /// A process to run in a node.
@@ -75,8 +74,10 @@ pub struct ExecStreams {
 pub struct ExecProcess {
     /// Its descriptors.
     pub streams: ExecStreams,
-    runc: Child,
-    inner: Process,
+    helper: Child,
+    /// Absent when it ended before it could be held.
+    inner: Option<Process>,
+    pid: i32,
     terminal: Option<OwnedFd>,
     ended: Option<i32>,
     dir: PathBuf,
@@ -171,61 +172,75 @@ fn start(
 ) -> Result<ExecProcess> {
     write_atomic(&dir.join("process.json"), process.to_string().as_bytes())?;
     let (pid_file, log) = (dir.join("pid"), dir.join("runc.log"));
-    let mut command = Runc::new(&spec.tools, &spec.run_dir).command::<&str>([]);
+    let console = what.terminal.map(|_| Console::open(dir)).transpose()?;
+    let mut runc = Runc::new(&spec.tools, &spec.run_dir).command(["--log"]);
     // The last --log counts: sessions run side by side and each must find its own errors.
-    command
-        .arg("--log")
-        .arg(&log)
-        .arg("exec")
-        .arg("--process")
-        .arg(dir.join("process.json"));
-    command.arg("--pid-file").arg(&pid_file);
-    let mut streams = ExecStreams::default();
-    let mut terminal = None;
-    let failed = |e: std::io::Error| RuntimeError::doing("open a terminal", e);
-    if let Some(size) = what.terminal {
-        let (ours, theirs) = open_terminal(size).map_err(failed)?;
-        for set in [
-            std::process::Command::stdin,
-            std::process::Command::stdout,
-            std::process::Command::stderr,
-        ] {
-            set(
-                &mut command,
-                Stdio::from(theirs.try_clone().map_err(failed)?),
-            );
-        }
-        command.arg("--tty");
-        terminal = Some(ours.try_clone().map_err(failed)?);
-        streams.terminal = Some(ours);
-    } else {
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+    runc.arg(&log).args(["exec", "--detach"]);
+    runc.arg("--process")
+        .arg(dir.join("process.json"))
+        .arg("--pid-file")
+        .arg(&pid_file);
+    if let Some(console) = &console {
+        runc.arg("--tty").arg("--console-socket").arg(&console.path);
     }
-    command.arg(spec.node.to_string());
-    let line = crate::runc::command_line(&command);
-    let mut runc = command
+    runc.arg(spec.node.to_string());
+    let line = crate::runc::command_line(&runc);
+    let mut command = Command::new(&spec.tools.shim);
+    command
+        .args(["exec", "--pid-file"])
+        .arg(&pid_file)
+        .arg("--")
+        .arg(runc.get_program())
+        .args(runc.get_args());
+    command.env_clear().env("PATH", crate::user::DEFAULT_PATH);
+    let stdio = || {
+        if console.is_some() {
+            Stdio::null()
+        } else {
+            Stdio::piped()
+        }
+    };
+    command.stdin(stdio()).stdout(stdio()).stderr(stdio());
+    let mut helper = command
         .spawn()
         .map_err(|e| RuntimeError::doing(format!("run {line}"), e))?;
-    // Drops our copies of the terminal's other end.
-    drop(command);
-    streams.stdin = runc.stdin.take().map(OwnedFd::from);
-    streams.stdout = runc.stdout.take().map(OwnedFd::from);
-    streams.stderr = runc.stderr.take().map(OwnedFd::from);
-    let inner = match wait_begun(&mut runc, &pid_file, &log, &line) {
-        Ok(inner) => inner,
+    let mut streams = ExecStreams {
+        stdin: helper.stdin.take().map(OwnedFd::from),
+        stdout: helper.stdout.take().map(OwnedFd::from),
+        stderr: helper.stderr.take().map(OwnedFd::from),
+        terminal: None,
+    };
+    let mut begin = || -> Result<(i32, Option<Process>, Option<OwnedFd>)> {
+        let begun = wait_begun(&mut helper, &pid_file, &log, &line)?;
+        let (Some(console), Some(size)) = (&console, what.terminal) else {
+            return Ok((begun.0, begun.1, None));
+        };
+        let terminal = console
+            .receive()
+            .map_err(|e| RuntimeError::doing("receive a terminal", e))?;
+        // Already gone when the process was a short one.
+        let _ = set_size(&terminal, size);
+        Ok((begun.0, begun.1, Some(terminal)))
+    };
+    let (pid, inner, terminal) = match begin() {
+        Ok(begun) => begun,
         Err(error) => {
-            let _ = runc.kill();
-            let _ = runc.wait();
+            let _ = helper.kill();
+            let _ = helper.wait();
             return Err(error);
         }
     };
+    if let Some(terminal) = &terminal {
+        let copy = terminal
+            .try_clone()
+            .map_err(|e| RuntimeError::doing("copy a terminal", e))?;
+        streams.terminal = Some(copy);
+    }
     Ok(ExecProcess {
         streams,
-        runc,
+        helper,
         inner,
+        pid,
         terminal,
         ended: None,
         dir: dir.to_owned(),
@@ -233,24 +248,28 @@ fn start(
 }
 
 /// Waits until runc wrote the process's number.
-fn wait_begun(runc: &mut Child, pid_file: &Path, log: &Path, line: &str) -> Result<Process> {
+fn wait_begun(
+    helper: &mut Child,
+    pid_file: &Path,
+    log: &Path,
+    line: &str,
+) -> Result<(i32, Option<Process>)> {
     let deadline = Instant::now() + BEGIN_MAX;
     let failed = |e: std::io::Error| RuntimeError::doing(format!("wait for {line}"), e);
     loop {
-        let ended = wait_for(runc, Duration::from_millis(1)).map_err(failed)?;
-        // Looked for after runc: a short process ends runc with the file written.
+        let ended = wait_for(helper, Duration::from_millis(1)).map_err(failed)?;
+        // Looked for after the helper: a short process ends it with the file written.
         if let Ok(text) = fs::read_to_string(pid_file) {
-            let pid: i32 = text
-                .trim()
-                .parse()
-                .map_err(|_| RuntimeError::spec(format!("runc wrote the pid {text:?}")))?;
-            return match Process::open(pid) {
-                Ok(process) => Ok(process),
-                // Ended and reaped already; hold runc's own number in its place.
-                Err(_) => Process::open(runc.id().cast_signed())
-                    .or_else(|_| Process::open(std::process::id().cast_signed()))
-                    .map_err(failed),
-            };
+            let unread = |_| RuntimeError::spec(format!("runc wrote the pid {text:?}"));
+            let pid: i32 = text.trim().parse().map_err(unread)?;
+            let held = Process::open(pid).ok();
+            // While runc still runs the process is its child; a stranger with the same number is neither's.
+            let parent = offshoot_sys::process::identity(pid).map_or(0, |identity| identity.parent);
+            let helper_pid = helper.id().cast_signed();
+            let ours = parent == helper_pid
+                || offshoot_sys::process::identity(parent)
+                    .is_ok_and(|identity| identity.parent == helper_pid);
+            return Ok((pid, held.filter(|_| ours)));
         }
         if let Some(status) = ended {
             let bytes = read_bounded(log, LOG_MAX).unwrap_or_default();
@@ -270,16 +289,57 @@ fn wait_begun(runc: &mut Child, pid_file: &Path, log: &Path, line: &str) -> Resu
     }
 }
 
-/// A pair of terminal ends (pty(7)): ours, and the one that programs use.
-fn open_terminal(size: TerminalSize) -> std::io::Result<(OwnedFd, OwnedFd)> {
-    use rustix::pty::OpenptFlags;
-    let ours = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-    rustix::pty::grantpt(&ours)?;
-    rustix::pty::unlockpt(&ours)?;
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let theirs = rustix::pty::ioctl_tiocgptpeer(&ours, flags)?;
-    set_size(&ours, size)?;
-    Ok((ours, theirs))
+/// Where runc hands over the terminal it made inside (its docs/terminals.md).
+struct Console {
+    listener: UnixListener,
+    path: PathBuf,
+    _dir: OwnedFd,
+}
+
+impl Console {
+    fn open(dir: &Path) -> Result<Self> {
+        let open = || -> std::io::Result<Self> {
+            let flags = rustix::fs::OFlags::PATH
+                | rustix::fs::OFlags::DIRECTORY
+                | rustix::fs::OFlags::CLOEXEC;
+            let fd = rustix::fs::open(dir, flags, rustix::fs::Mode::empty())?;
+            // Through a descriptor of ours: a socket's path has at most 108 bytes (unix(7)).
+            let path = PathBuf::from(format!(
+                "/proc/{}/fd/{}/tty",
+                std::process::id(),
+                fd.as_raw_fd()
+            ));
+            let listener = UnixListener::bind(&path)?;
+            Ok(Self {
+                listener,
+                path,
+                _dir: fd,
+            })
+        };
+        open().map_err(|e| RuntimeError::io("listen in", dir, e))
+    }
+
+    fn receive(&self) -> std::io::Result<OwnedFd> {
+        use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+        let missing = || std::io::Error::from(std::io::ErrorKind::TimedOut);
+        if !poll_readable(self.listener.as_fd(), Some(END_MAX))? {
+            return Err(missing());
+        }
+        let (stream, _) = self.listener.accept()?;
+        if !poll_readable(stream.as_fd(), Some(END_MAX))? {
+            return Err(missing());
+        }
+        let mut name = [0; 4096];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut data = [std::io::IoSliceMut::new(&mut name)];
+        recvmsg(&stream, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        let descriptors = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        });
+        descriptors.flatten().next().ok_or_else(missing)
+    }
 }
 
 fn set_size(terminal: &OwnedFd, size: TerminalSize) -> std::io::Result<()> {
@@ -296,7 +356,7 @@ impl ExecProcess {
     /// Host pid of the process.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        self.inner.pid()
+        self.pid
     }
 
     /// Tells the terminal's new size; nothing without a terminal.
@@ -307,13 +367,7 @@ impl ExecProcess {
         let Some(terminal) = &self.terminal else {
             return Ok(());
         };
-        set_size(terminal, size).map_err(|e| RuntimeError::doing("resize a terminal", e))?;
-        // runc takes the size over to the terminal inside when it is told.
-        let runc = rustix::process::Pid::from_raw(self.runc.id().cast_signed());
-        if let (Some(runc), None) = (runc, self.ended) {
-            let _ = rustix::process::kill_process(runc, Signal::WINCH);
-        }
-        Ok(())
+        set_size(terminal, size).map_err(|e| RuntimeError::doing("resize a terminal", e))
     }
 
     /// Sends a signal to the process.
@@ -321,13 +375,15 @@ impl ExecProcess {
     /// # Errors
     /// When it ended.
     pub fn signal(&self, signal: i32) -> Result<()> {
-        let gone = self.ended.is_some() || self.inner.pid() == std::process::id().cast_signed();
-        if gone {
-            return Err(RuntimeError::spec("the process ended already"));
-        }
-        self.inner
+        let gone = || RuntimeError::spec("the process ended already");
+        let inner = self
+            .inner
+            .as_ref()
+            .filter(|_| self.ended.is_none())
+            .ok_or_else(gone)?;
+        inner
             .signal(signal)
-            .map_err(|e| RuntimeError::doing(format!("signal process {}", self.pid()), e))
+            .map_err(|e| RuntimeError::doing(format!("signal process {}", self.pid), e))
     }
 
     /// Waits for its end, at most `max`: exit status, or 128 + signal; `None` when it still runs.
@@ -336,7 +392,7 @@ impl ExecProcess {
     /// Of the kernel.
     pub fn wait(&mut self, max: Duration) -> Result<Option<i32>> {
         if self.ended.is_none() {
-            let status = wait_for(&mut self.runc, max)
+            let status = wait_for(&mut self.helper, max)
                 .map_err(|e| RuntimeError::doing("wait for a session", e))?;
             self.ended = status.map(|status| {
                 use std::os::unix::process::ExitStatusExt;
@@ -348,7 +404,8 @@ impl ExecProcess {
         Ok(self.ended)
     }
 
-    /// Waits for its end at most `max` (then kills it) and gives what it printed, at most `limit` bytes of both streams together.
+    /// Waits for its end at most `max` (then kills it) and gives what it printed, at most `limit` bytes of both streams together. What
+    /// its children print after its end is not waited for.
     ///
     /// # Errors
     /// [`RuntimeError::Timeout`] when it had to be killed.
@@ -356,48 +413,48 @@ impl ExecProcess {
         let deadline = Instant::now() + max;
         self.streams.stdin = None;
         let mut output = Vec::new();
-        let mut open: Vec<fs::File> = Vec::new();
         let streams = [
             self.streams.stdout.take(),
             self.streams.stderr.take(),
             self.streams.terminal.take(),
         ];
-        open.extend(streams.into_iter().flatten().map(fs::File::from));
-        while !open.is_empty() {
-            let mut still = Vec::new();
-            for mut file in open {
-                let left = deadline
-                    .saturating_duration_since(Instant::now())
-                    .min(Duration::from_millis(10));
-                match poll_readable(file.as_fd(), Some(left)) {
-                    Ok(false) => still.push(file),
-                    Ok(true) => {
-                        let mut chunk = [0; 8192];
-                        // A terminal ends with EIO.
-                        let read = file.read(&mut chunk).unwrap_or(0);
-                        let room = limit.saturating_sub(output.len()).min(read);
-                        output.extend_from_slice(chunk.get(..room).unwrap_or_default());
-                        if read > 0 {
-                            still.push(file);
-                        }
+        let mut open: Vec<fs::File> = streams.into_iter().flatten().map(fs::File::from).collect();
+        loop {
+            // Asked before reading: what was printed before the end is read in full.
+            let ended = self.wait(Duration::ZERO)?;
+            let mut quiet = true;
+            open.retain_mut(|file| {
+                while poll_readable(file.as_fd(), Some(Duration::ZERO)).unwrap_or(false) {
+                    quiet = false;
+                    let mut chunk = [0; 8192];
+                    // A terminal ends with EIO.
+                    let read = file.read(&mut chunk).unwrap_or(0);
+                    if read == 0 {
+                        return false;
                     }
-                    Err(e) => return Err(RuntimeError::doing("read from a session", e)),
+                    let room = limit.saturating_sub(output.len()).min(read);
+                    output.extend_from_slice(chunk.get(..room).unwrap_or_default());
+                    if Instant::now() >= deadline {
+                        break;
+                    }
                 }
+                true
+            });
+            if let Some(status) = ended {
+                return Ok(Finished {
+                    status,
+                    output: String::from_utf8_lossy(&output).into_owned(),
+                });
             }
-            open = still;
             if Instant::now() >= deadline {
-                break;
+                return Err(RuntimeError::Timeout {
+                    what: "the command".into(),
+                    after: max,
+                });
             }
-        }
-        match self.wait(deadline.saturating_duration_since(Instant::now()))? {
-            Some(status) => Ok(Finished {
-                status,
-                output: String::from_utf8_lossy(&output).into_owned(),
-            }),
-            None => Err(RuntimeError::Timeout {
-                what: "the command".into(),
-                after: max,
-            }),
+            if quiet {
+                self.wait(Duration::from_millis(5))?;
+            }
         }
     }
 }
@@ -414,14 +471,11 @@ pub struct Finished {
 impl Drop for ExecProcess {
     fn drop(&mut self) {
         if self.ended.is_none() {
-            let ended = matches!(self.inner.wait_end(Some(Duration::ZERO)), Ok(true));
             let _ = self.signal(Signal::KILL.as_raw());
-            self.streams = ExecStreams::default();
-            // runc exits when the streams are at their ends, which a process left behind by this one may hold open for ever.
-            let max = if ended { LEFT_OPEN_MAX } else { END_MAX };
-            if !matches!(wait_for(&mut self.runc, max), Ok(Some(_))) {
-                let _ = self.runc.kill();
-                let _ = self.runc.wait();
+            // The helper ends with its process.
+            if !matches!(wait_for(&mut self.helper, END_MAX), Ok(Some(_))) {
+                let _ = self.helper.kill();
+                let _ = self.helper.wait();
             }
         }
         let _ = fs::remove_dir_all(&self.dir);

@@ -2,6 +2,7 @@
 //!
 //! - `node --spec FILE`: beside one node; owns its mounts, pipes, log and exit status ([`node`]).
 //! - `router --spec FILE`: beside one environment; owns its network (crate `network`).
+//! - `exec --pid-file FILE -- RUNC...`: beside one session ([`exec`]).
 //! - `hook --spec FILE`: run by runc in the middle of a restore ([`hook`]).
 //!
 //! People do not call it.
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 mod control;
+mod exec;
 mod hook;
 mod mounts;
 mod node;
@@ -19,6 +21,9 @@ mod stdio;
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    if let ["exec", "--pid-file", pid_file, "--", command @ ..] = args.as_slice() {
+        return exec::run(Path::new(pid_file), command);
+    }
     let run: fn(&Path) -> anyhow::Result<()> = match args.as_slice() {
         ["node", "--spec", _] => node::run,
         ["router", "--spec", _] => router,
@@ -29,7 +34,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: offshoot-shim node|router|hook --spec FILE (started by offshoot, not by people)"
+                "usage: offshoot-shim node|router|hook|exec ... (started by offshoot, not by people)"
             );
             return ExitCode::from(2);
         }

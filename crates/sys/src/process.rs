@@ -150,6 +150,41 @@ impl Process {
     }
 }
 
+/// Waits until one of two processes ended; true when it was `one` (also when both did).
+///
+/// # Errors
+/// Of poll(2).
+pub fn wait_first(one: &Process, other: &Process) -> io::Result<bool> {
+    loop {
+        let mut fds = [one, other].map(|process| PollFd::new(&process.fd, PollFlags::IN));
+        match rustix::event::poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+            Ok(_) => return Ok(fds.first().is_some_and(|fd| !fd.revents().is_empty())),
+        }
+    }
+}
+
+/// Number of the calling process's parent.
+#[must_use]
+pub fn parent() -> i32 {
+    Pid::as_raw(rustix::process::getppid())
+}
+
+/// Points the calling process's standard streams to /dev/null.
+///
+/// # Errors
+/// Of opening /dev/null and dup2(2).
+pub fn close_streams() -> io::Result<()> {
+    let null = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(rustix::stdio::dup2_stderr(&null)?)
+}
+
 /// Waits until `fd` can be read or its other end is closed, at most `max`. False when the time passed.
 ///
 /// # Errors

@@ -216,3 +216,64 @@ fn sessions_run_side_by_side() {
         }
     });
 }
+
+#[test]
+fn a_session_ends_with_its_process_whatever_its_children_hold() {
+    if !fit() {
+        return;
+    }
+    let node = TestNode::new("sleep 1000");
+    node.start();
+    let finished = node.exec("sleep 1000 & echo started");
+    assert_eq!(
+        finished,
+        Finished {
+            status: 0,
+            output: "started\n".into()
+        }
+    );
+    // The child lives on in the node, and with it.
+    assert_eq!(node.cgroup().processes().len(), 2);
+}
+
+/// Not a test of its own: begins a session and is killed.
+#[test]
+#[ignore = "run by a_session_ends_with_who_began_it"]
+fn begin_a_session() {
+    let Some(path) = std::env::var_os("OFFSHOOT_TEST_SESSION") else {
+        return;
+    };
+    let spec = NodeSpec::read(path.as_ref()).unwrap();
+    let _session = exec(&spec, &sh("sleep 999")).unwrap();
+    std::thread::sleep(LONG);
+}
+
+#[test]
+fn a_session_ends_with_who_began_it() {
+    if !fit() {
+        return;
+    }
+    let node = TestNode::new("sleep 1000");
+    node.start();
+    let mut starter = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--ignored",
+            "--exact",
+            "exec::begin_a_session",
+            "--nocapture",
+        ])
+        .env("OFFSHOOT_TEST_SESSION", node.spec.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let processes = |count| (node.cgroup().processes().len() == count).then_some(());
+    let sleeping = |pid: &i32| {
+        offshoot_sys::process::arguments(*pid).is_ok_and(|a| a.contains(&b"999".to_vec()))
+    };
+    wait_for("the session", || {
+        node.cgroup().processes().iter().any(sleeping).then_some(())
+    });
+    starter.kill().unwrap();
+    starter.wait().unwrap();
+    wait_for("its end", || processes(1));
+}
