@@ -31,7 +31,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
     let config = PoolConfig {
         mount: dir.path().join("pool"),
-        backing: Backing::LoopFile { path: dir.path().join("pool.img"), size: 16 << 30 },
+        backing: Backing::LoopFile {
+            path: dir.path().join("pool.img"),
+            size: 16 << 30,
+        },
     };
     let pool = Arc::new(Pool::open(&config)?);
     let images = Images::open(pool.clone(), ImagesConfig::new(dir.path().join("images")))?;
@@ -59,7 +62,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     .await;
     for (name, took, image) in made {
         match image {
-            Ok(image) => println!("{name:<10} {took:>8.1?}  {:>4} MiB  {}", image.size >> 20, image.id),
+            Ok(image) => println!(
+                "{name:<10} {took:>8.1?}  {:>4} MiB  {}",
+                image.size >> 20,
+                image.id
+            ),
             Err(e) => println!("{name:<10} {took:>8.1?}  {:#?}", e.problem()),
         }
     }

@@ -104,7 +104,11 @@ pub enum ImageError {
 }
 
 fn suffix(why: &str) -> String {
-    if why.is_empty() { String::new() } else { format!(": {why}") }
+    if why.is_empty() {
+        String::new()
+    } else {
+        format!(": {why}")
+    }
 }
 
 impl ImageError {
@@ -114,7 +118,10 @@ impl ImageError {
     }
 
     pub(crate) fn invalid(image: &str, why: impl Into<String>) -> Self {
-        Self::Invalid { image: image.into(), why: why.into() }
+        Self::Invalid {
+            image: image.into(),
+            why: why.into(),
+        }
     }
 
     /// The error as a person sees it.
@@ -127,7 +134,11 @@ impl ImageError {
                 Fault::Request,
                 "write it as host/repository:tag, oci:DIR or docker-archive:FILE",
             ),
-            Self::NotFound { .. } => (Code::ImageNotFound, Fault::Request, "check the name and the tag"),
+            Self::NotFound { .. } => (
+                Code::ImageNotFound,
+                Fault::Request,
+                "check the name and the tag",
+            ),
             Self::Denied { .. } => (
                 Code::ImageAccessDenied,
                 Fault::Request,
@@ -148,13 +159,22 @@ impl ImageError {
                 Fault::Request,
                 "see the end of the command's output below; check the names of the suite and the packages",
             ),
-            Self::BadRecipe { .. } => (Code::ImageBuildFailed, Fault::Request, "correct the manifest"),
+            Self::BadRecipe { .. } => (
+                Code::ImageBuildFailed,
+                Fault::Request,
+                "correct the manifest",
+            ),
             Self::Host { next, .. } => (Code::HostUnfit, Fault::Host, next.as_str()),
-            Self::Unknown { .. } => {
-                (Code::ImageNotFound, Fault::Request, "`offshoot image ls` shows what there is")
-            }
+            Self::Unknown { .. } => (
+                Code::ImageNotFound,
+                Fault::Request,
+                "`offshoot image ls` shows what there is",
+            ),
             Self::Io { source, .. }
-                if matches!(Errno::from_io_error(source), Some(Errno::NOSPC | Errno::DQUOT)) =>
+                if matches!(
+                    Errno::from_io_error(source),
+                    Some(Errno::NOSPC | Errno::DQUOT)
+                ) =>
             {
                 (
                     Code::PoolFull,
@@ -164,7 +184,11 @@ impl ImageError {
             }
             Self::Io { .. } => (Code::Internal, Fault::Host, "look into the daemon's log"),
             Self::Cancelled => (Code::Cancelled, Fault::Request, ""),
-            Self::Internal(_) => (Code::Internal, Fault::Offshoot, "report this with the daemon's log"),
+            Self::Internal(_) => (
+                Code::Internal,
+                Fault::Offshoot,
+                "report this with the daemon's log",
+            ),
         };
         let problem = Problem::new(code, fault, self.to_string(), next);
         match self {

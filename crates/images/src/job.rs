@@ -23,7 +23,11 @@ pub(crate) struct Job {
 impl Job {
     /// Fails once the caller wants no more; called wherever stopping is safe.
     pub(crate) fn check(&self) -> Result<(), ImageError> {
-        if self.cancelled.load(Ordering::Relaxed) { Err(ImageError::Cancelled) } else { Ok(()) }
+        if self.cancelled.load(Ordering::Relaxed) {
+            Err(ImageError::Cancelled)
+        } else {
+            Ok(())
+        }
     }
 
     pub(crate) fn begin(&self, total: u64, unit: &'static str) {
@@ -45,9 +49,18 @@ impl Job {
     }
 
     fn report(&self, sink: &dyn ProgressSink) {
-        let (unit, note) = self.what.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (unit, note) = self
+            .what
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         if !unit.is_empty() {
-            sink.report(self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed), unit, &note);
+            sink.report(
+                self.done.load(Ordering::Relaxed),
+                self.total.load(Ordering::Relaxed),
+                unit,
+                &note,
+            );
         }
     }
 }

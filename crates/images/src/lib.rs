@@ -68,7 +68,9 @@ impl ImagesConfig {
     }
 
     fn architecture(&self) -> &str {
-        self.architecture.as_deref().unwrap_or_else(|| oci::architecture())
+        self.architecture
+            .as_deref()
+            .unwrap_or_else(|| oci::architecture())
     }
 }
 
@@ -108,7 +110,12 @@ impl Images {
                 .map_err(ImageError::io("create", dir))?;
         }
         let records = Records::open(dir.join("records"))?;
-        Ok(Self(Arc::new(Inner { pool, records, locks: Locks::default(), config })))
+        Ok(Self(Arc::new(Inner {
+            pool,
+            records,
+            locks: Locks::default(),
+            config,
+        })))
     }
 
     /// The image from that source: the one that is there, or made now. A registry's reference that was fetched before is
@@ -117,7 +124,11 @@ impl Images {
     ///
     /// # Errors
     /// See [`ImageError`]; nothing but continuable downloads is left behind.
-    pub async fn ensure(&self, source: &ImageSource, sink: &dyn ProgressSink) -> Result<Image, ImageError> {
+    pub async fn ensure(
+        &self,
+        source: &ImageSource,
+        sink: &dyn ProgressSink,
+    ) -> Result<Image, ImageError> {
         self.make(source, Known::Suffices, sink).await
     }
 
@@ -125,7 +136,11 @@ impl Images {
     ///
     /// # Errors
     /// As [`Images::ensure`].
-    pub async fn refresh(&self, source: &ImageSource, sink: &dyn ProgressSink) -> Result<Image, ImageError> {
+    pub async fn refresh(
+        &self,
+        source: &ImageSource,
+        sink: &dyn ProgressSink,
+    ) -> Result<Image, ImageError> {
         self.make(source, Known::AskAgain, sink).await
     }
 
@@ -162,10 +177,14 @@ impl Images {
     /// # Errors
     /// When the pool refuses.
     pub fn remove(&self, id: &str) -> Result<(), ImageError> {
-        let Some(hex) = hex_of(id) else { return Err(ImageError::Unknown { id: id.into() }) };
+        let Some(hex) = hex_of(id) else {
+            return Err(ImageError::Unknown { id: id.into() });
+        };
         // The record first: an image without one is removed by the next start.
         self.0.records.remove(hex)?;
-        self.0.pool.ensure_removed(&Subvolume::Image(hex.to_owned()))?;
+        self.0
+            .pool
+            .ensure_removed(&Subvolume::Image(hex.to_owned()))?;
         Ok(())
     }
 
@@ -184,7 +203,12 @@ impl Images {
                 Subvolume::Rootfs(_) | Subvolume::Volume(..) => false,
             };
             if stale {
-                first = first.and(inner.pool.ensure_removed(&subvolume).map_err(ImageError::from));
+                first = first.and(
+                    inner
+                        .pool
+                        .ensure_removed(&subvolume)
+                        .map_err(ImageError::from),
+                );
             }
         }
         for (hex, record) in inner.records.all()? {
@@ -193,11 +217,16 @@ impl Images {
             }
         }
         let blobs = inner.config.dir.join("blobs");
-        for entry in fs::read_dir(&blobs).map_err(ImageError::io("list", &blobs))?.flatten() {
+        for entry in fs::read_dir(&blobs)
+            .map_err(ImageError::io("list", &blobs))?
+            .flatten()
+        {
             let fresh = entry
                 .metadata()
                 .and_then(|meta| meta.modified())
-                .is_ok_and(|time| SystemTime::now().duration_since(time).unwrap_or_default() < PARTIAL_AGE);
+                .is_ok_and(|time| {
+                    SystemTime::now().duration_since(time).unwrap_or_default() < PARTIAL_AGE
+                });
             let keep = fresh && !entry.file_name().to_string_lossy().starts_with("scratch-");
             if !keep {
                 let _ = fs::remove_file(entry.path());
@@ -207,7 +236,12 @@ impl Images {
         first
     }
 
-    async fn make(&self, source: &ImageSource, known: Known, sink: &dyn ProgressSink) -> Result<Image, ImageError> {
+    async fn make(
+        &self,
+        source: &ImageSource,
+        known: Known,
+        sink: &dyn ProgressSink,
+    ) -> Result<Image, ImageError> {
         let inner = &self.0;
         let shown = source.display();
         let lock = inner.locks.get(&format!("source {}", source_key(source)));
@@ -227,7 +261,11 @@ impl Images {
                 inner.pool.ensure_room(remote.size())?;
                 let blobs = inner.config.dir.join("blobs");
                 let local = remote.fetch(&shown, &blobs, &inner.locks, sink).await?;
-                let files: Vec<_> = local.layers.iter().map(|layer| layer.path.clone()).collect();
+                let files: Vec<_> = local
+                    .layers
+                    .iter()
+                    .map(|layer| layer.path.clone())
+                    .collect();
                 let image = self.unpack(local, source, sink).await;
                 // Unpacked they are of no more use; after a mismatch they are fetched anew.
                 if !matches!(image, Err(ImageError::Cancelled)) {
@@ -240,15 +278,22 @@ impl Images {
             ImageSource::OciLayout { path, tag } => {
                 let (path, tag, image) = (PathBuf::from(path), tag.clone(), shown);
                 let wanted = inner.config.architecture().to_owned();
-                let local =
-                    job::run(sink, move |_| layout::open(&path, tag.as_deref(), &wanted, &image)).await?;
+                let local = job::run(sink, move |_| {
+                    layout::open(&path, tag.as_deref(), &wanted, &image)
+                })
+                .await?;
                 self.unpack(local, source, sink).await
             }
             ImageSource::DockerArchive { path, tag } => {
                 let (path, tag, image) = (PathBuf::from(path), tag.clone(), shown);
                 let wanted = inner.config.architecture().to_owned();
                 let limit = inner.config.unpacked_max;
-                let scratch = Scratch(inner.config.dir.join(format!("blobs/scratch-{}", EnvId::random())));
+                let scratch = Scratch(
+                    inner
+                        .config
+                        .dir
+                        .join(format!("blobs/scratch-{}", EnvId::random())),
+                );
                 let to = scratch.0.clone();
                 let local = job::run(sink, move |job| {
                     archive::open(&path, tag.as_deref(), &wanted, &image, &to, limit, job)
@@ -276,7 +321,9 @@ impl Images {
         job::run(sink, move |job| {
             let id = local.id.clone();
             let config = local.config.config.clone();
-            inner.make_image(&id, &source, config, None, |dir| unpack_layers(&inner, &local, &source, dir, job))
+            inner.make_image(&id, &source, config, None, |dir| {
+                unpack_layers(&inner, &local, &source, dir, job)
+            })
         })
         .await
     }
@@ -338,16 +385,24 @@ impl Images {
 impl Inner {
     /// The image that this source led to before.
     fn by_source(&self, key: &str) -> Result<Option<Image>, ImageError> {
-        let known = self.records.all()?.into_iter().find(|(_, r)| r.sources.iter().any(|s| s == key));
+        let known = self
+            .records
+            .all()?
+            .into_iter()
+            .find(|(_, r)| r.sources.iter().any(|s| s == key));
         match known {
-            Some((_, record)) if self.pool.exists(&record.image.subvolume)? => Ok(Some(record.image)),
+            Some((_, record)) if self.pool.exists(&record.image.subvolume)? => {
+                Ok(Some(record.image))
+            }
             _ => Ok(None),
         }
     }
 
     /// The image with that id, which from now on is known by this source too.
     fn by_id(&self, id: &Digest, source: &ImageSource) -> Result<Option<Image>, ImageError> {
-        let Ok(Some(mut record)) = self.records.get(id.hex()) else { return Ok(None) };
+        let Ok(Some(mut record)) = self.records.get(id.hex()) else {
+            return Ok(None);
+        };
         if !self.pool.exists(&record.image.subvolume)? {
             return Ok(None);
         }
@@ -386,11 +441,14 @@ impl Inner {
         let staging = Subvolume::Staging(format!("image-{}", EnvId::random()));
         let made = (|| {
             match base {
-                Some(base) => self.pool.ensure_snapshot(base, &staging, Access::ReadWrite)?,
+                Some(base) => self
+                    .pool
+                    .ensure_snapshot(base, &staging, Access::ReadWrite)?,
                 None => self.pool.ensure_empty(&staging)?,
             }
             let size = fill(&self.pool.path(&staging))?;
-            self.pool.ensure_snapshot(&staging, &subvolume, Access::ReadOnly)?;
+            self.pool
+                .ensure_snapshot(&staging, &subvolume, Access::ReadOnly)?;
             let image = Image {
                 id: id.to_string(),
                 source: source.display(),
@@ -401,7 +459,13 @@ impl Inner {
             };
             let key = source_key(source);
             self.take_over(&key, id.hex())?;
-            self.records.put(id.hex(), &Record { image: image.clone(), sources: vec![key] })?;
+            self.records.put(
+                id.hex(),
+                &Record {
+                    image: image.clone(),
+                    sources: vec![key],
+                },
+            )?;
             Ok(image)
         })();
         if let Err(e) = self.pool.ensure_removed(&staging) {
@@ -442,7 +506,9 @@ fn unpack_layers(
             }
         }
     };
-    let limits = Limits { bytes: inner.config.unpacked_max };
+    let limits = Limits {
+        bytes: inner.config.unpacked_max,
+    };
     let mut unpacker = Unpacker::new(dir, limits, &check).map_err(ImageError::io("open", dir))?;
     for (number, (layer, diff_id)) in local.layers.iter().zip(&local.config.diff_ids).enumerate() {
         let number = number + 1;
@@ -461,13 +527,23 @@ fn unpack_layers(
             }
             Err(e) => return Err(invalid(format!("layer {number}: {e}"))),
         }
-        let unpacked = plain.digest().map_err(|e| invalid(format!("layer {number}: {e}")))?;
-        let packed = raw.digest().map_err(|e| invalid(format!("layer {number}: {e}")))?;
-        if layer.digest.as_ref().is_some_and(|digest| *digest != packed) {
+        let unpacked = plain
+            .digest()
+            .map_err(|e| invalid(format!("layer {number}: {e}")))?;
+        let packed = raw
+            .digest()
+            .map_err(|e| invalid(format!("layer {number}: {e}")))?;
+        if layer
+            .digest
+            .as_ref()
+            .is_some_and(|digest| *digest != packed)
+        {
             return Err(invalid(format!("layer {number} does not match its digest")));
         }
         if unpacked != *diff_id {
-            return Err(invalid(format!("layer {number} does not unpack to {diff_id}")));
+            return Err(invalid(format!(
+                "layer {number} does not unpack to {diff_id}"
+            )));
         }
     }
     Ok(unpacker.bytes())
@@ -506,7 +582,10 @@ fn usage(dir: &Path) -> Result<u64, ImageError> {
 fn source_key(source: &ImageSource) -> String {
     match source {
         ImageSource::Packages(recipe) => {
-            format!("packages:{}", Digest::of(&serde_json::to_vec(recipe).unwrap_or_default()))
+            format!(
+                "packages:{}",
+                Digest::of(&serde_json::to_vec(recipe).unwrap_or_default())
+            )
         }
         ImageSource::Registry { reference } => match registry::parse_reference(reference) {
             // The same with and without defaults such as `:latest`.

@@ -21,7 +21,10 @@ impl Digest {
     /// Only sha256: it is what every registry uses, and a name from outside becomes a file name.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         match text.strip_prefix("sha256:") {
-            Some(hex) if hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) => {
+            Some(hex)
+                if hex.len() == 64
+                    && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) =>
+            {
                 Ok(Self(hex.to_owned()))
             }
             _ => Err(format!("{text:?} is not a sha256 digest")),
@@ -102,10 +105,13 @@ pub(crate) enum Parsed {
 }
 
 pub(crate) fn parse_document(content: &[u8]) -> Result<Parsed, String> {
-    let document: Document =
-        serde_json::from_slice(content).map_err(|e| format!("its manifest is not understood: {e}"))?;
+    let document: Document = serde_json::from_slice(content)
+        .map_err(|e| format!("its manifest is not understood: {e}"))?;
     if document.schema_version != 2 {
-        return Err(format!("its manifest has schema version {}, not 2", document.schema_version));
+        return Err(format!(
+            "its manifest has schema version {}, not 2",
+            document.schema_version
+        ));
     }
     match document.config {
         Some(config) => {
@@ -119,7 +125,10 @@ pub(crate) fn parse_document(content: &[u8]) -> Result<Parsed, String> {
                 }
             }
             Digest::parse(&config.digest)?;
-            Ok(Parsed::Manifest(Manifest { config, layers: document.layers }))
+            Ok(Parsed::Manifest(Manifest {
+                config,
+                layers: document.layers,
+            }))
         }
         None if !document.manifests.is_empty() => Ok(Parsed::Index(document.manifests)),
         None => Err("its manifest has neither a configuration nor other manifests".into()),
@@ -138,9 +147,14 @@ pub(crate) fn architecture() -> &'static str {
 }
 
 /// The entry of an index that runs on `wanted` (Linux).
-pub(crate) fn choose<'a>(entries: &'a [Descriptor], wanted: &str) -> Result<&'a Descriptor, String> {
+pub(crate) fn choose<'a>(
+    entries: &'a [Descriptor],
+    wanted: &str,
+) -> Result<&'a Descriptor, String> {
     let fits = |d: &&Descriptor| {
-        d.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == wanted)
+        d.platform
+            .as_ref()
+            .is_some_and(|p| p.os == "linux" && p.architecture == wanted)
     };
     let variant = |d: &Descriptor| d.platform.as_ref().and_then(|p| p.variant.clone());
     // The plain one first: a variant may need a newer processor (amd64/v3).
@@ -156,7 +170,10 @@ pub(crate) fn choose<'a>(entries: &'a [Descriptor], wanted: &str) -> Result<&'a 
             .filter(|p| p.os != "unknown")
             .map(|p| format!("{}/{}", p.os, p.architecture))
             .collect();
-        format!("there is none for linux/{wanted}, only for {}", there.join(", "))
+        format!(
+            "there is none for linux/{wanted}, only for {}",
+            there.join(", ")
+        )
     })
 }
 
@@ -218,20 +235,32 @@ struct RawHealth {
 }
 
 pub(crate) fn parse_config(content: &[u8], layers: usize, wanted: &str) -> Result<Config, String> {
-    let raw: RawConfig =
-        serde_json::from_slice(content).map_err(|e| format!("its configuration is not understood: {e}"))?;
+    let raw: RawConfig = serde_json::from_slice(content)
+        .map_err(|e| format!("its configuration is not understood: {e}"))?;
     let wrong = |is: &str, wanted: &str| !is.is_empty() && is != wanted;
     if wrong(&raw.os, "linux") || wrong(&raw.architecture, wanted) {
-        return Err(format!("it is for {}/{}, and this machine is linux/{wanted}", raw.os, raw.architecture));
+        return Err(format!(
+            "it is for {}/{}, and this machine is linux/{wanted}",
+            raw.os, raw.architecture
+        ));
     }
-    let diff_ids =
-        raw.rootfs.diff_ids.iter().map(|id| Digest::parse(id)).collect::<Result<Vec<_>, _>>()?;
+    let diff_ids = raw
+        .rootfs
+        .diff_ids
+        .iter()
+        .map(|id| Digest::parse(id))
+        .collect::<Result<Vec<_>, _>>()?;
     if diff_ids.len() != layers {
-        return Err(format!("it has {layers} layers and its configuration names {}", diff_ids.len()));
+        return Err(format!(
+            "it has {layers} layers and its configuration names {}",
+            diff_ids.len()
+        ));
     }
     let process = raw.config.unwrap_or_default();
     let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
-    let shell = process.shell.unwrap_or_else(|| vec!["/bin/sh".into(), "-c".into()]);
+    let shell = process
+        .shell
+        .unwrap_or_else(|| vec!["/bin/sh".into(), "-c".into()]);
     Ok(Config {
         diff_ids,
         config: ImageConfig {
@@ -278,7 +307,10 @@ fn health(raw: RawHealth, shell: &[String]) -> Option<HealthCheck> {
         test,
         interval_ms: ms(raw.interval, 30_000),
         timeout_ms: ms(raw.timeout, 30_000),
-        retries: u32::try_from(raw.retries).ok().filter(|n| *n > 0).unwrap_or(3),
+        retries: u32::try_from(raw.retries)
+            .ok()
+            .filter(|n| *n > 0)
+            .unwrap_or(3),
         start_period_ms: ms(raw.start_period, 0),
         start_interval_ms: ms(raw.start_interval, 5_000),
     })

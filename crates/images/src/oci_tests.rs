@@ -4,7 +4,14 @@ use super::*;
 fn digests_are_exact() {
     let good = format!("sha256:{}", "a1".repeat(32));
     assert_eq!(Digest::parse(&good).unwrap().to_string(), good);
-    let bad = ["", "sha256:", "sha256:../../etc", "sha512:aa", &good.to_uppercase(), &format!("{good}0")];
+    let bad = [
+        "",
+        "sha256:",
+        "sha256:../../etc",
+        "sha512:aa",
+        &good.to_uppercase(),
+        &format!("{good}0"),
+    ];
     for bad in bad {
         assert!(Digest::parse(bad).is_err(), "{bad}");
     }
@@ -40,7 +47,10 @@ fn an_index_leads_to_this_machine() {
     assert_eq!(choose(&entries, "amd64").unwrap().digest, "right");
     assert_eq!(choose(&entries, "arm64").unwrap().digest, "arm");
     let why = choose(&entries, "riscv64").unwrap_err();
-    assert!(why.contains("linux/arm64") && !why.contains("unknown"), "{why}");
+    assert!(
+        why.contains("linux/arm64") && !why.contains("unknown"),
+        "{why}"
+    );
 }
 
 #[test]
@@ -59,22 +69,40 @@ fn a_configuration_is_taken_over() {
     let config = parse_config(text.as_bytes(), 0, "amd64").unwrap().config;
     assert_eq!(config.command, ["nginx", "-g", "daemon off;"]);
     assert!(config.entrypoint.is_empty() && config.working_dir.is_none());
-    assert_eq!((config.user.as_deref(), config.stop_signal.as_deref()), (Some("1000:1000"), Some("SIGQUIT")));
+    assert_eq!(
+        (config.user.as_deref(), config.stop_signal.as_deref()),
+        (Some("1000:1000"), Some("SIGQUIT"))
+    );
     assert_eq!(config.exposed_ports, [80, 8080]);
     assert_eq!(config.volumes, ["/data"]);
     let health = config.healthcheck.unwrap();
     assert_eq!(health.test, ["/bin/sh", "-c", "curl -f localhost"]);
-    assert_eq!((health.interval_ms, health.timeout_ms, health.retries), (5_000, 30_000, 2));
+    assert_eq!(
+        (health.interval_ms, health.timeout_ms, health.retries),
+        (5_000, 30_000, 2)
+    );
 
-    assert!(parse_config(text.as_bytes(), 1, "amd64").unwrap_err().contains("1 layers"));
-    assert!(parse_config(text.as_bytes(), 0, "arm64").unwrap_err().contains("linux/amd64"));
+    assert!(
+        parse_config(text.as_bytes(), 1, "amd64")
+            .unwrap_err()
+            .contains("1 layers")
+    );
+    assert!(
+        parse_config(text.as_bytes(), 0, "arm64")
+            .unwrap_err()
+            .contains("linux/amd64")
+    );
     assert!(parse_config(b"[]", 0, "amd64").is_err());
 }
 
 #[test]
 fn documents_are_checked() {
     assert!(parse_document(b"{}").is_err());
-    assert!(parse_document(br#"{"schemaVersion": 1, "fsLayers": []}"#).unwrap_err().contains("version 1"));
+    assert!(
+        parse_document(br#"{"schemaVersion": 1, "fsLayers": []}"#)
+            .unwrap_err()
+            .contains("version 1")
+    );
     assert!(parse_document(br#"{"schemaVersion": 2}"#).is_err());
     let bad = br#"{"schemaVersion": 2, "config": {"digest": "sha256:../x"}, "layers": []}"#;
     assert!(parse_document(bad).is_err());

@@ -55,7 +55,8 @@ impl Records {
     }
 
     pub(crate) fn put(&self, hex: &str, record: &Record) -> Result<(), ImageError> {
-        let text = serde_json::to_vec_pretty(record).map_err(|e| ImageError::Internal(e.to_string()))?;
+        let text =
+            serde_json::to_vec_pretty(record).map_err(|e| ImageError::Internal(e.to_string()))?;
         write_atomically(&self.path(hex), &text)
     }
 
@@ -73,7 +74,9 @@ impl Records {
         for entry in fs::read_dir(&self.dir).map_err(ImageError::io("list", &self.dir))? {
             let entry = entry.map_err(ImageError::io("list", &self.dir))?;
             let name = entry.file_name();
-            let Some(hex) = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)) else { continue };
+            let Some(hex) = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)) else {
+                continue;
+            };
             match read(&entry.path()) {
                 Ok(Some(record)) => found.push((hex.to_owned(), record)),
                 Ok(None) => {}
@@ -106,10 +109,12 @@ fn read(path: &Path) -> Result<Option<Record>, ImageError> {
         Err(e) => return Err(ImageError::io("open", path)(e)),
     };
     let mut text = Vec::new();
-    file.take(RECORD_MAX).read_to_end(&mut text).map_err(ImageError::io("read", path))?;
-    serde_json::from_slice(&text)
-        .map(Some)
-        .map_err(|e| ImageError::io("understand", path)(io::Error::new(io::ErrorKind::InvalidData, e)))
+    file.take(RECORD_MAX)
+        .read_to_end(&mut text)
+        .map_err(ImageError::io("read", path))?;
+    serde_json::from_slice(&text).map(Some).map_err(|e| {
+        ImageError::io("understand", path)(io::Error::new(io::ErrorKind::InvalidData, e))
+    })
 }
 
 /// Writes a file so that after a crash either the old or the new content is there.
@@ -125,5 +130,7 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), ImageE
 }
 
 fn sync_dir(dir: &Path) -> Result<(), ImageError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(ImageError::io("sync", dir))
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(ImageError::io("sync", dir))
 }

@@ -52,7 +52,11 @@ pub(crate) struct Apt {
 }
 
 impl Apt {
-    pub(crate) fn new(suite: &str, sources: &[Source], images_dir: &Path) -> Result<Self, ImageError> {
+    pub(crate) fn new(
+        suite: &str,
+        sources: &[Source],
+        images_dir: &Path,
+    ) -> Result<Self, ImageError> {
         // Other sources of the same suite are other lists.
         let lines: Vec<_> = sources.iter().map(Source::identity).collect();
         let identity = Digest::of(lines.join("\n").as_bytes());
@@ -66,8 +70,12 @@ impl Apt {
                 .create(&dir)
                 .map_err(ImageError::io("create", dir))?;
         }
-        let apt =
-            Self { acquire: fetching_settings()?, suite: suite.to_owned(), lock: lock_of(&dir), dir };
+        let apt = Self {
+            acquire: fetching_settings()?,
+            suite: suite.to_owned(),
+            lock: lock_of(&dir),
+            dir,
+        };
         let text = apt.sources_text(sources)?;
         write_private(&apt.sources_file(), &text)?;
         Ok(apt)
@@ -95,23 +103,37 @@ impl Apt {
                     write_private(&path, key)?;
                     Some(path.display().to_string())
                 }
-                other => other.as_ref().map(|paths| paths.split_whitespace().collect::<Vec<_>>().join(",")),
+                other => other
+                    .as_ref()
+                    .map(|paths| paths.split_whitespace().collect::<Vec<_>>().join(",")),
             };
             let mut options = Vec::new();
             options.extend(signed_by.map(|path| format!("signed-by={path}")));
             if source.trusted {
                 options.push("trusted=yes".into());
             }
-            let options =
-                if options.is_empty() { String::new() } else { format!("[{}] ", options.join(" ")) };
+            let options = if options.is_empty() {
+                String::new()
+            } else {
+                format!("[{}] ", options.join(" "))
+            };
             let components = source.components.join(" ");
-            let _ = writeln!(text, "deb {options}{} {} {components}", source.uri, source.suite);
+            let _ = writeln!(
+                text,
+                "deb {options}{} {} {components}",
+                source.uri, source.suite
+            );
         }
         Ok(text)
     }
 
     /// Installs packages into the system at `root`, without recommendations.
-    pub(crate) fn install(&self, packages: &[String], root: &Path, job: &Job) -> Result<(), ImageError> {
+    pub(crate) fn install(
+        &self,
+        packages: &[String],
+        root: &Path,
+        job: &Job,
+    ) -> Result<(), ImageError> {
         let what = format!("installing {}", packages.join(", "));
         let config = self.config(root)?;
         // Fetching is done by one at a time: apt's files allow no more, and what two images need is fetched once.
@@ -120,15 +142,27 @@ impl Apt {
             self.update(&config, job)?;
             job.begin(100, "percent");
             job.note(format!("fetching {}", packages.join(", ")));
-            self.command(&what, &config, &["--download-only", "install"], packages, DOWNLOAD_LIMIT)
-                .prepare(&format!("{STATUS}\n{SHARE_PACKAGES}"), root)
-                .env("PACKAGES", self.dir.join("archives").display().to_string())
-                .run(job, &mut |line| progress(line, "dlstatus:", job))?;
+            self.command(
+                &what,
+                &config,
+                &["--download-only", "install"],
+                packages,
+                DOWNLOAD_LIMIT,
+            )
+            .prepare(&format!("{STATUS}\n{SHARE_PACKAGES}"), root)
+            .env("PACKAGES", self.dir.join("archives").display().to_string())
+            .run(job, &mut |line| progress(line, "dlstatus:", job))?;
         }
         job.begin(100, "percent");
         job.note(what.clone());
         let result = self
-            .command(&what, &config, &["--no-download", "install"], packages, INSTALL_LIMIT)
+            .command(
+                &what,
+                &config,
+                &["--no-download", "install"],
+                packages,
+                INSTALL_LIMIT,
+            )
             .prepare(&format!("{STATUS}\n{SHARE_PACKAGES}\n{MOUNTS}"), root)
             .env("PACKAGES", self.dir.join("archives").display().to_string())
             .run(job, &mut |line| progress(line, "pmstatus:", job));
@@ -141,7 +175,11 @@ impl Apt {
         let stamp = self.dir.join("updated");
         let fresh = fs::metadata(&stamp)
             .and_then(|meta| meta.modified())
-            .is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age < LISTS_AGE));
+            .is_ok_and(|time| {
+                SystemTime::now()
+                    .duration_since(time)
+                    .is_ok_and(|age| age < LISTS_AGE)
+            });
         if fresh {
             return Ok(());
         }
@@ -149,8 +187,14 @@ impl Apt {
         job.begin(0, "steps");
         job.note(what.clone());
         // A list that cannot be had is an error, not a warning that leads to odd ones later.
-        self.command(&what, config, &["-o", "APT::Update::Error-Mode=any", "update"], &[], UPDATE_LIMIT)
-            .run(job, &mut |line| progress(line, "dlstatus:", job))?;
+        self.command(
+            &what,
+            config,
+            &["-o", "APT::Update::Error-Mode=any", "update"],
+            &[],
+            UPDATE_LIMIT,
+        )
+        .run(job, &mut |line| progress(line, "dlstatus:", job))?;
         write_private(&stamp, "")
     }
 
@@ -162,7 +206,9 @@ impl Apt {
         packages: &[String],
         limit: Duration,
     ) -> Command {
-        let mut argv: Vec<String> = ["-q", "-y", "-o", "APT::Status-Fd=3"].map(str::to_owned).to_vec();
+        let mut argv: Vec<String> = ["-q", "-y", "-o", "APT::Status-Fd=3"]
+            .map(str::to_owned)
+            .to_vec();
         argv.extend(args.iter().map(|arg| (*arg).to_owned()));
         argv.extend(packages.iter().cloned());
         Command::new(what.to_owned(), "apt-get", argv, limit)
@@ -211,7 +257,9 @@ Debug::NoLocking "true";
             let _ = writeln!(text, "DPkg::Options:: \"{option}\";");
         }
         text.push_str(&self.acquire);
-        let path = self.dir.join(format!("apt-{}.conf", offshoot_model::EnvId::random()));
+        let path = self
+            .dir
+            .join(format!("apt-{}.conf", offshoot_model::EnvId::random()));
         write_private(&path, &text)?;
         Ok(Config(path))
     }
@@ -243,18 +291,28 @@ impl Drop for Config {
 /// fail on a full pipe. So it gets one of its own to the same pipe.
 const STATUS: &str = "exec 3>/proc/self/fd/1";
 /// Makes the suite's packages appear where the system at `$1` keeps them.
-const SHARE_PACKAGES: &str = r#"mkdir -p "$1/var/cache/apt/archives"; mount --bind "$PACKAGES" "$1/var/cache/apt/archives""#;
+const SHARE_PACKAGES: &str =
+    r#"mkdir -p "$1/var/cache/apt/archives"; mount --bind "$PACKAGES" "$1/var/cache/apt/archives""#;
 
 /// apt's machine-readable progress: `pmstatus:<package>:<percent>:<words>`.
 fn progress(line: &str, kind: &str, job: &Job) -> OnLine {
     let Some(rest) = line.strip_prefix(kind) else {
-        let status = ["dlstatus:", "pmstatus:", "pmerror:", "pmconffile:"].iter().any(|k| line.starts_with(k));
+        let status = ["dlstatus:", "pmstatus:", "pmerror:", "pmconffile:"]
+            .iter()
+            .any(|k| line.starts_with(k));
         return if status { OnLine::Drop } else { OnLine::Keep };
     };
     let mut parts = rest.splitn(3, ':');
     let (name, percent, words) = (parts.next(), parts.next(), parts.next());
-    if let Some(percent) = percent.and_then(|text| text.parse::<f64>().ok()).filter(|p| (0.0..=100.0).contains(p)) {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 100")]
+    if let Some(percent) = percent
+        .and_then(|text| text.parse::<f64>().ok())
+        .filter(|p| (0.0..=100.0).contains(p))
+    {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "0 to 100"
+        )]
         job.set(percent as u64);
     }
     if let Some(words) = words.or(name) {
@@ -269,8 +327,11 @@ fn fetching_settings() -> Result<String, ImageError> {
         what: format!("apt-config cannot be started: {e}"),
         next: "install the packages apt and mmdebstrap, or use an image from a registry".into(),
     };
-    let output =
-        std::process::Command::new("apt-config").arg("dump").env("LC_ALL", "C").output().map_err(missing)?;
+    let output = std::process::Command::new("apt-config")
+        .arg("dump")
+        .env("LC_ALL", "C")
+        .output()
+        .map_err(missing)?;
     Ok(select_settings(&String::from_utf8_lossy(&output.stdout)))
 }
 
@@ -279,8 +340,11 @@ fn select_settings(dump: &str) -> String {
         .filter(|line| {
             let key = line.split_once(' ').map_or(*line, |(key, _)| key);
             FETCHING.iter().any(|prefix| {
-                key.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-                    && key.get(prefix.len()..).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+                key.get(..prefix.len())
+                    .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+                    && key
+                        .get(prefix.len()..)
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
             })
         })
         .fold(String::new(), |mut text, line| {
@@ -293,7 +357,10 @@ fn select_settings(dump: &str) -> String {
 /// One lock per cache directory in this process. (Two daemons have two directories.)
 fn lock_of(dir: &Path) -> Arc<Mutex<()>> {
     static LOCKS: OnceLock<Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>>> = OnceLock::new();
-    let mut locks = LOCKS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    let mut locks = LOCKS
+        .get_or_init(Mutex::default)
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
     locks.entry(dir.to_path_buf()).or_default().clone()
 }
 
@@ -302,9 +369,17 @@ pub(crate) fn clean_up(images_dir: &Path) {
     let old = |path: &Path| {
         fs::metadata(path)
             .and_then(|meta| meta.modified())
-            .is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age > PACKAGE_AGE))
+            .is_ok_and(|time| {
+                SystemTime::now()
+                    .duration_since(time)
+                    .is_ok_and(|age| age > PACKAGE_AGE)
+            })
     };
-    for suite in fs::read_dir(images_dir.join(CACHE)).into_iter().flatten().flatten() {
+    for suite in fs::read_dir(images_dir.join(CACHE))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         for entry in fs::read_dir(suite.path()).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
@@ -312,7 +387,11 @@ pub(crate) fn clean_up(images_dir: &Path) {
                 let _ = fs::remove_file(entry.path());
             }
         }
-        for entry in fs::read_dir(suite.path().join("archives")).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(suite.path().join("archives"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             if old(&entry.path()) {
                 let _ = fs::remove_file(entry.path());
             }

@@ -83,16 +83,40 @@ impl Command {
             what: self.what.clone(),
             status,
             argv: argv.clone(),
-            output: tail.iter().map(String::as_str).collect::<Vec<_>>().join("\n"),
+            output: tail
+                .iter()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join("\n"),
         };
         let pipe = |e| ImageError::io("make a pipe for", &self.program)(e);
         let (output, stdout) = std::io::pipe().map_err(pipe)?;
         let stderr = stdout.try_clone().map_err(pipe)?;
-        let script = format!("set -e\nmount --make-rprivate /\n{}\nshift\nexec \"$@\"", self.prepare);
+        let script = format!(
+            "set -e\nmount --make-rprivate /\n{}\nshift\nexec \"$@\"",
+            self.prepare
+        );
         let mut command = std::process::Command::new("setpriv");
         command
-            .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--ipc", "--uts", "--fork"])
-            .args(["--kill-child=KILL", "--mount-proc", "sh", "-c", &script, "sh", &self.prepare_arg])
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                "--mount",
+                "--pid",
+                "--ipc",
+                "--uts",
+                "--fork",
+            ])
+            .args([
+                "--kill-child=KILL",
+                "--mount-proc",
+                "sh",
+                "-c",
+                &script,
+                "sh",
+                &self.prepare_arg,
+            ])
             .arg(&self.program)
             .args(&self.args)
             .env_clear()
@@ -123,7 +147,9 @@ impl Command {
                 }
                 let stop = match job.check() {
                     Err(_) => Some(None),
-                    Ok(()) if Instant::now() > deadline => Some(Some(format!("it took longer than {:?}", self.limit))),
+                    Ok(()) if Instant::now() > deadline => {
+                        Some(Some(format!("it took longer than {:?}", self.limit)))
+                    }
                     Ok(()) => None,
                 };
                 if let Some(why) = stop {
@@ -211,7 +237,8 @@ const CONFINE: &str = r#"
 # Entered before /tmp is covered: the image may lie below it.
 cd "$1"
 mount -t tmpfs -o mode=755,size=1m root /tmp
-mkdir /tmp/image /tmp/old
+mkdir /tmp/image /tmp/old /tmp/proc
+mount -t proc -o nosuid,nodev,noexec proc /tmp/proc
 for name in usr bin sbin lib lib32 lib64 libx32; do
   if [ -L "/$name" ]; then cp -P "/$name" "/tmp/$name"
   elif [ -d "/$name" ]; then
@@ -220,29 +247,40 @@ for name in usr bin sbin lib lib32 lib64 libx32; do
     mount -o remount,bind,ro "/tmp/$name"
   fi
 done
-mount --rbind . /tmp/image
+mount --no-canonicalize --rbind . /tmp/image
 cd /tmp
 pivot_root . old
 umount -l /old
 rmdir /old
 mount -o remount,ro /
+# umount(8) reads it; nobody after it needs it.
+umount -l /proc
 "#;
 
 /// What Docker leaves to a build, without making devices.
-const CAPABILITIES: &str =
-    "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,+sys_chroot,+setfcap,+audit_write";
+const CAPABILITIES: &str = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,+sys_chroot,+setfcap,+audit_write";
 
 /// Runs a shell command of a recipe in the image at `root`, as its root and with as little of the host in reach
 /// as a container has.
-pub(crate) fn run_inside(root: &Path, script: &str, limit: Duration, job: &Job) -> Result<(), ImageError> {
-    let shown: String = script.lines().next().unwrap_or_default().chars().take(80).collect();
+pub(crate) fn run_inside(
+    root: &Path,
+    script: &str,
+    limit: Duration,
+    job: &Job,
+) -> Result<(), ImageError> {
+    let shown: String = script
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .take(80)
+        .collect();
     let args = [
         "--bounding-set",
         CAPABILITIES,
         "--inh-caps",
         "-all",
         "--no-new-privs",
-        "--reset-env",
         "chroot",
         "/image",
         "/bin/sh",

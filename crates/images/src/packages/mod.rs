@@ -47,9 +47,14 @@ pub(crate) fn check(recipe: &PackageImage) -> Result<(), ImageError> {
     }
     for package in &recipe.packages {
         // Debian policy 5.6.1; `name/suite` and `name=version` are apt's own.
-        let fine = package.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        let fine = package
+            .bytes()
+            .next()
+            .is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
             && package.len() <= 200
-            && package.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.:=~/".contains(&b))
+            && package
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"+-.:=~/".contains(&b))
             && !package.ends_with(['-', '+']);
         if !fine {
             return bad(format!("{package:?} is not a package name"));
@@ -58,7 +63,9 @@ pub(crate) fn check(recipe: &PackageImage) -> Result<(), ImageError> {
     let mut bytes = 0usize;
     for (path, file) in &recipe.files {
         bytes = bytes.saturating_add(file.content.len());
-        let normal = Path::new(path).components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+        let normal = Path::new(path)
+            .components()
+            .all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
         if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') || !normal {
             return bad(format!("{path:?} is not an absolute path of a file"));
         }
@@ -78,20 +85,36 @@ pub(crate) fn check(recipe: &PackageImage) -> Result<(), ImageError> {
 fn check_suite(suite: &str) -> Result<(), ImageError> {
     let fine = suite.bytes().next().is_some_and(|b| b.is_ascii_lowercase())
         && suite.len() <= 64
-        && suite.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
-    if fine { Ok(()) } else { Err(ImageError::BadRecipe { why: format!("{suite:?} is not the name of a suite") }) }
+        && suite
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
+    if fine {
+        Ok(())
+    } else {
+        Err(ImageError::BadRecipe {
+            why: format!("{suite:?} is not the name of a suite"),
+        })
+    }
 }
 
 /// Identity of a suite's base: what it is made of.
 pub(crate) fn base_id(suite: &str, architecture: &str, sources: &[Source]) -> Digest {
     let lines: Vec<_> = sources.iter().map(Source::identity).collect();
-    Digest::of(format!("offshoot base {FORMAT}\n{suite}\n{architecture}\n{}\n", lines.join("\n")).as_bytes())
+    Digest::of(
+        format!(
+            "offshoot base {FORMAT}\n{suite}\n{architecture}\n{}\n",
+            lines.join("\n")
+        )
+        .as_bytes(),
+    )
 }
 
 /// Identity of an image: its recipe and its base.
 pub(crate) fn recipe_id(recipe: &PackageImage, base: &str) -> Result<Digest, ImageError> {
     let recipe = serde_json::to_string(recipe).map_err(|e| ImageError::Internal(e.to_string()))?;
-    Ok(Digest::of(format!("offshoot packages {FORMAT}\n{base}\n{recipe}\n").as_bytes()))
+    Ok(Digest::of(
+        format!("offshoot packages {FORMAT}\n{base}\n{recipe}\n").as_bytes(),
+    ))
 }
 
 /// Fills the empty directory `root` with the smallest system that apt can install into.
@@ -115,47 +138,91 @@ pub(crate) fn bootstrap(
         // Its hooks would copy the host's names and addresses into the image.
         "--skip=output/dev".to_owned(),
     ];
-    args.extend(EXCLUDED.iter().map(|option| format!("--dpkgopt={}", option.trim_start_matches("--"))));
-    args.extend([suite.to_owned(), root.display().to_string(), apt.sources_file().display().to_string()]);
-    Command::new(format!("bootstrapping {suite}"), "mmdebstrap", args, BOOTSTRAP_LIMIT)
-        .package("mmdebstrap")
-        .run(job, &mut |line| {
-            if let Some(step) = line.strip_prefix("I: ") {
-                job.note(format!("{suite}: {}", step.trim_end_matches('.')));
-                job.add(1);
-            }
-            OnLine::Keep
-        })?;
+    args.extend(
+        EXCLUDED
+            .iter()
+            .map(|option| format!("--dpkgopt={}", option.trim_start_matches("--"))),
+    );
+    args.extend([
+        suite.to_owned(),
+        root.display().to_string(),
+        apt.sources_file().display().to_string(),
+    ]);
+    Command::new(
+        format!("bootstrapping {suite}"),
+        "mmdebstrap",
+        args,
+        BOOTSTRAP_LIMIT,
+    )
+    .package("mmdebstrap")
+    .run(job, &mut |line| {
+        if let Some(step) = line.strip_prefix("I: ") {
+            job.note(format!("{suite}: {}", step.trim_end_matches('.')));
+            job.add(1);
+        }
+        OnLine::Keep
+    })?;
     let inside = Root::open(root).map_err(ImageError::io("open", root))?;
-    for leftover in ["etc/apt/apt.conf.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/99mmdebstrap", "etc/resolv.conf"] {
+    for leftover in [
+        "etc/apt/apt.conf.d/99mmdebstrap",
+        "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
+        "etc/resolv.conf",
+    ] {
         remove(&inside, root, leftover)?;
     }
     // Whoever installs more by hand gets the same selection.
-    let excluded: String =
-        EXCLUDED.iter().map(|option| format!("{}\n", option.trim_start_matches("--"))).collect();
-    write(&inside, root, "etc/dpkg/dpkg.cfg.d/offshoot", &excluded, 0o644)?;
+    let excluded: String = EXCLUDED
+        .iter()
+        .map(|option| format!("{}\n", option.trim_start_matches("--")))
+        .collect();
+    write(
+        &inside,
+        root,
+        "etc/dpkg/dpkg.cfg.d/offshoot",
+        &excluded,
+        0o644,
+    )?;
     write(&inside, root, "etc/hostname", "localhost\n", 0o644)?;
     write(&inside, root, "etc/machine-id", "", 0o444)
 }
 
 /// Installs a recipe into `root`, a copy of its suite's base.
-pub(crate) fn install(recipe: &PackageImage, root: &Path, dir: &Path, job: &Job) -> Result<(), ImageError> {
+pub(crate) fn install(
+    recipe: &PackageImage,
+    root: &Path,
+    dir: &Path,
+    job: &Job,
+) -> Result<(), ImageError> {
     let apt = Apt::new(&recipe.suite, &sources(&recipe.suite)?, dir)?;
     let inside = Root::open(root).map_err(ImageError::io("open", root))?;
     if !recipe.packages.is_empty() {
         // Daemons of packages are not started while an image is made (invoke-rc.d(8)).
-        write(&inside, root, "usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)?;
+        write(
+            &inside,
+            root,
+            "usr/sbin/policy-rc.d",
+            "#!/bin/sh\nexit 101\n",
+            0o755,
+        )?;
         apt.install(&recipe.packages, root, job)?;
         remove(&inside, root, "usr/sbin/policy-rc.d")?;
     }
     for (path, file) in &recipe.files {
         job.check()?;
-        write(&inside, root, path.trim_start_matches('/'), &file.content, file.mode)?;
+        write(
+            &inside,
+            root,
+            path.trim_start_matches('/'),
+            &file.content,
+            file.mode,
+        )?;
     }
     if !recipe.run.is_empty() {
         let resolv = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         let own = inside.stat(Path::new("etc/resolv.conf"), offshoot_sys::fsx::Last::Keep);
-        let own = own.map_err(ImageError::io("look at", root.join("etc/resolv.conf")))?.is_some();
+        let own = own
+            .map_err(ImageError::io("look at", root.join("etc/resolv.conf")))?
+            .is_some();
         if !own {
             write(&inside, root, "etc/resolv.conf", &resolv, 0o644)?;
         }
@@ -184,8 +251,14 @@ pub(crate) fn install(recipe: &PackageImage, root: &Path, dir: &Path, job: &Job)
         remove(&inside, root, leftover)?;
     }
     // apt wants these to be there.
-    for wanted in ["var/log/apt", "var/lib/apt/lists/partial", "var/cache/apt/archives/partial"] {
-        inside.create_dirs(Path::new(wanted), 0o755).map_err(ImageError::io("create", root.join(wanted)))?;
+    for wanted in [
+        "var/log/apt",
+        "var/lib/apt/lists/partial",
+        "var/cache/apt/archives/partial",
+    ] {
+        inside
+            .create_dirs(Path::new(wanted), 0o755)
+            .map_err(ImageError::io("create", root.join(wanted)))?;
     }
     Ok(())
 }
@@ -195,7 +268,13 @@ pub(crate) fn clean_up(dir: &Path) {
     apt::clean_up(dir);
 }
 
-fn write(inside: &Root, root: &Path, path: &str, content: &str, mode: u32) -> Result<(), ImageError> {
+fn write(
+    inside: &Root,
+    root: &Path,
+    path: &str,
+    content: &str,
+    mode: u32,
+) -> Result<(), ImageError> {
     inside
         .write(Path::new(path), content.as_bytes(), mode, (0, 0))
         .map_err(ImageError::io("write", root.join(path)))

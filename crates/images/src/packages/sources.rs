@@ -23,11 +23,19 @@ pub(crate) struct Source {
 impl Source {
     /// What tells it from others, for ids: not how it is authenticated.
     pub(crate) fn identity(&self) -> String {
-        format!("{} {} {}", self.uri.trim_end_matches('/'), self.suite, self.components.join(" "))
+        format!(
+            "{} {} {}",
+            self.uri.trim_end_matches('/'),
+            self.suite,
+            self.components.join(" ")
+        )
     }
 
     fn with_suite(&self, suite: String) -> Self {
-        Self { suite, ..self.clone() }
+        Self {
+            suite,
+            ..self.clone()
+        }
     }
 }
 
@@ -39,7 +47,10 @@ pub(crate) fn sources(suite: &str) -> Result<Vec<Source>, ImageError> {
     super::check_suite(suite)?;
     let mut all = Vec::new();
     let mut files = vec![Path::new("/etc/apt/sources.list").to_path_buf()];
-    let parts = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten();
+    let parts = fs::read_dir("/etc/apt/sources.list.d")
+        .into_iter()
+        .flatten()
+        .flatten();
     let mut parts: Vec<_> = parts.map(|entry| entry.path()).collect();
     parts.sort();
     files.extend(parts);
@@ -47,7 +58,9 @@ pub(crate) fn sources(suite: &str) -> Result<Vec<Source>, ImageError> {
         if fs::metadata(&path).map_or(true, |meta| meta.len() > FILE_MAX) {
             continue;
         }
-        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let Ok(text) = fs::read_to_string(&path) else {
+            continue;
+        };
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("list") => all.extend(parse_lines(&text)),
             Some("sources") => all.extend(parse_deb822(&text)),
@@ -63,7 +76,9 @@ pub(crate) fn sources(suite: &str) -> Result<Vec<Source>, ImageError> {
     if found.is_empty() {
         return Err(ImageError::Host {
             what: format!("this host's apt sources lead to no archive that could have {suite}"),
-            next: "add a Debian archive to /etc/apt/sources.list.d, or use an image from a registry".into(),
+            next:
+                "add a Debian archive to /etc/apt/sources.list.d, or use an image from a registry"
+                    .into(),
         });
     }
     Ok(found)
@@ -71,9 +86,14 @@ pub(crate) fn sources(suite: &str) -> Result<Vec<Source>, ImageError> {
 
 /// What of `all` serves `suite`; `own` is the host's own suite.
 fn select(all: &[Source], suite: &str, own: Option<&str>) -> Vec<Source> {
-    let with = |name: &str| -> Vec<Source> { all.iter().filter(|s| s.suite == name).cloned().collect() };
+    let with =
+        |name: &str| -> Vec<Source> { all.iter().filter(|s| s.suite == name).cloned().collect() };
     let group = |name: &str| -> [Vec<Source>; 3] {
-        [with(name), with(&format!("{name}-updates")), with(&format!("{name}-security"))]
+        [
+            with(name),
+            with(&format!("{name}-updates")),
+            with(&format!("{name}-security")),
+        ]
     };
     let [main, updates, security] = group(suite);
     if !main.is_empty() {
@@ -83,10 +103,21 @@ fn select(all: &[Source], suite: &str, own: Option<&str>) -> Vec<Source> {
     let [main, updates, security] = group(own);
     // Suites that never settle have no updates of their own.
     let rolling = matches!(suite, "sid" | "unstable" | "experimental");
-    let mut found: Vec<_> = main.iter().map(|s| s.with_suite(suite.to_owned())).collect();
+    let mut found: Vec<_> = main
+        .iter()
+        .map(|s| s.with_suite(suite.to_owned()))
+        .collect();
     if !rolling {
-        found.extend(updates.iter().map(|s| s.with_suite(format!("{suite}-updates"))));
-        found.extend(security.iter().map(|s| s.with_suite(format!("{suite}-security"))));
+        found.extend(
+            updates
+                .iter()
+                .map(|s| s.with_suite(format!("{suite}-updates"))),
+        );
+        found.extend(
+            security
+                .iter()
+                .map(|s| s.with_suite(format!("{suite}-security"))),
+        );
     }
     unique(found)
 }
@@ -94,7 +125,10 @@ fn select(all: &[Source], suite: &str, own: Option<&str>) -> Vec<Source> {
 fn unique(sources: Vec<Source>) -> Vec<Source> {
     let mut found: Vec<Source> = Vec::new();
     for source in sources {
-        if !found.iter().any(|known| known.identity() == source.identity()) {
+        if !found
+            .iter()
+            .any(|known| known.identity() == source.identity())
+        {
             found.push(source);
         }
     }
@@ -103,7 +137,10 @@ fn unique(sources: Vec<Source>) -> Vec<Source> {
 
 /// Discs are not asked for.
 fn usable(uri: &str) -> bool {
-    uri.contains(":/") && !uri.starts_with("cdrom:") && !uri.contains(char::is_whitespace) && !uri.contains('"')
+    uri.contains(":/")
+        && !uri.starts_with("cdrom:")
+        && !uri.contains(char::is_whitespace)
+        && !uri.contains('"')
 }
 
 /// The form with one line per source: `deb [ options ] uri suite component...`.
@@ -111,7 +148,10 @@ fn parse_lines(text: &str) -> Vec<Source> {
     let mut found = Vec::new();
     for line in text.lines() {
         let line = line.split('#').next().unwrap_or_default().trim();
-        let Some(rest) = line.strip_prefix("deb").filter(|rest| rest.starts_with([' ', '\t', '['])) else {
+        let Some(rest) = line
+            .strip_prefix("deb")
+            .filter(|rest| rest.starts_with([' ', '\t', '[']))
+        else {
             continue;
         };
         let rest = rest.trim_start();
@@ -119,10 +159,14 @@ fn parse_lines(text: &str) -> Vec<Source> {
             Some((options, rest)) => (options, rest),
             None => ("", rest),
         };
-        let options: BTreeMap<_, _> =
-            options.split_whitespace().filter_map(|option| option.split_once('=')).collect();
+        let options: BTreeMap<_, _> = options
+            .split_whitespace()
+            .filter_map(|option| option.split_once('='))
+            .collect();
         let mut words = rest.split_whitespace();
-        let (Some(uri), Some(suite)) = (words.next(), words.next()) else { continue };
+        let (Some(uri), Some(suite)) = (words.next(), words.next()) else {
+            continue;
+        };
         if usable(uri) {
             found.push(Source {
                 uri: uri.to_owned(),
@@ -169,9 +213,16 @@ fn parse_deb822(text: &str) -> Vec<Source> {
 
 fn paragraph(fields: &BTreeMap<String, String>) -> Vec<Source> {
     let words = |name: &str| -> Vec<String> {
-        fields.get(name).map(|text| text.split_whitespace().map(str::to_owned).collect()).unwrap_or_default()
+        fields
+            .get(name)
+            .map(|text| text.split_whitespace().map(str::to_owned).collect())
+            .unwrap_or_default()
     };
-    let is = |name: &str, value: &str| fields.get(name).is_some_and(|text| text.eq_ignore_ascii_case(value));
+    let is = |name: &str, value: &str| {
+        fields
+            .get(name)
+            .is_some_and(|text| text.eq_ignore_ascii_case(value))
+    };
     if !words("types").iter().any(|kind| kind == "deb") || is("enabled", "no") {
         return Vec::new();
     }

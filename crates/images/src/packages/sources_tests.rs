@@ -48,9 +48,15 @@ fn both_forms_are_read() {
             "http://mirror.example/debian-security bookworm-security main",
         ]
     );
-    assert_eq!(found[0].signed_by.as_deref(), Some("/usr/share/keyrings/debian-archive-keyring.gpg"));
+    assert_eq!(
+        found[0].signed_by.as_deref(),
+        Some("/usr/share/keyrings/debian-archive-keyring.gpg")
+    );
     let key = found[2].signed_by.as_deref().unwrap();
-    assert!(key.starts_with("-----BEGIN") && key.contains("-----\n\nabc\n"), "{key}");
+    assert!(
+        key.starts_with("-----BEGIN") && key.contains("-----\n\nabc\n"),
+        "{key}"
+    );
     let found = parse_lines(LINES);
     assert_eq!(
         shown(&found),

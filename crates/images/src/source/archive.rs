@@ -44,12 +44,15 @@ pub(crate) fn open(
         why: format!("{}: {e}", path.display()),
     })?;
     let mut start = [0u8; 6];
-    let filled = file.read(&mut start).map_err(ImageError::io("read", path))?;
+    let filled = file
+        .read(&mut start)
+        .map_err(ImageError::io("read", path))?;
     let plain = !start.get(..filled).is_some_and(is_compressed);
     let path: PathBuf = if plain {
         path.into()
     } else {
-        file.seek(SeekFrom::Start(0)).map_err(ImageError::io("read", path))?;
+        file.seek(SeekFrom::Start(0))
+            .map_err(ImageError::io("read", path))?;
         expand(file, path, scratch, limit, job).map_err(|e| match e {
             ImageError::Io { source, .. } if source.kind() == io::ErrorKind::InvalidData => {
                 invalid(source.to_string())
@@ -81,15 +84,24 @@ pub(crate) fn open(
     };
     let entries: Vec<Entry> = serde_json::from_slice(&read("manifest.json")?)
         .map_err(|e| invalid(format!("its manifest.json is not understood: {e}")))?;
-    let entry = choose(&entries, tag)
-        .map_err(|why| ImageError::NotFound { image: image.into(), why })?;
+    let entry = choose(&entries, tag).map_err(|why| ImageError::NotFound {
+        image: image.into(),
+        why,
+    })?;
     let config = read(&entry.config)?;
     let id = Digest::of(&config);
     let names = entry.layers.as_deref().unwrap_or_default();
     let config = oci::parse_config(&config, names.len(), wanted).map_err(invalid)?;
     let layers = names
         .iter()
-        .map(|name| find(name).map(|(offset, size)| LayerFile { path: path.clone(), offset, size, digest: None }))
+        .map(|name| {
+            find(name).map(|(offset, size)| LayerFile {
+                path: path.clone(),
+                offset,
+                size,
+                digest: None,
+            })
+        })
         .collect::<Result<_, _>>()?;
     Ok(Local { id, config, layers })
 }
@@ -98,23 +110,35 @@ fn is_compressed(start: &[u8]) -> bool {
     start.starts_with(&[0x1f, 0x8b]) || start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
 }
 
-fn expand(file: File, path: &Path, scratch: &Path, limit: u64, job: &Job) -> Result<(), ImageError> {
+fn expand(
+    file: File,
+    path: &Path,
+    scratch: &Path,
+    limit: u64,
+    job: &Job,
+) -> Result<(), ImageError> {
     let mut plain = decompress(file).map_err(ImageError::io("read", path))?;
     let mut out = File::create(scratch).map_err(ImageError::io("create", scratch))?;
     let mut buffer = vec![0u8; 256 << 10];
     let mut written = 0u64;
     loop {
         job.check()?;
-        let read = plain.read(&mut buffer).map_err(ImageError::io("read", path))?;
+        let read = plain
+            .read(&mut buffer)
+            .map_err(ImageError::io("read", path))?;
         if read == 0 {
             return Ok(());
         }
         written += read as u64;
         if written > limit {
             let why = format!("it unpacks to more than {limit} bytes");
-            return Err(ImageError::io("read", path)(io::Error::new(io::ErrorKind::InvalidData, why)));
+            return Err(ImageError::io("read", path)(io::Error::new(
+                io::ErrorKind::InvalidData,
+                why,
+            )));
         }
-        out.write_all(buffer.get(..read).unwrap_or_default()).map_err(ImageError::io("write", scratch))?;
+        out.write_all(buffer.get(..read).unwrap_or_default())
+            .map_err(ImageError::io("write", scratch))?;
     }
 }
 
@@ -139,7 +163,9 @@ fn index(path: &Path, job: &Job) -> Result<HashMap<String, (u64, u64)>, Failure>
         if files.len() + links.len() > FILES_MAX {
             return Err(Failure::Bad(format!("it has more than {FILES_MAX} files")));
         }
-        let name = String::from_utf8_lossy(&entry.path).trim_start_matches("./").to_owned();
+        let name = String::from_utf8_lossy(&entry.path)
+            .trim_start_matches("./")
+            .to_owned();
         match entry.kind {
             Kind::File => {
                 let offset = tarball.inner_mut().position();
@@ -171,7 +197,10 @@ pub(crate) struct Skipping {
 
 impl Skipping {
     fn new(file: File) -> Self {
-        Self { file: BufReader::new(file), at: 0 }
+        Self {
+            file: BufReader::new(file),
+            at: 0,
+        }
     }
 
     fn position(&self) -> u64 {
@@ -191,7 +220,8 @@ impl crate::unpack::tarball::Skip for Skipping {
     fn skip(&mut self, bytes: u64) -> io::Result<u64> {
         let end = self.file.get_ref().metadata()?.len();
         let skipped = bytes.min(end.saturating_sub(self.at));
-        self.file.seek_relative(i64::try_from(skipped).map_err(io::Error::other)?)?;
+        self.file
+            .seek_relative(i64::try_from(skipped).map_err(io::Error::other)?)?;
         self.at += skipped;
         Ok(skipped)
     }
@@ -203,13 +233,16 @@ fn choose<'a>(entries: &'a [Entry], tag: Option<&str>) -> Result<&'a Entry, Stri
     match (tag, entries) {
         (None, [only]) => Ok(only),
         (None, []) => Err("the archive is empty".into()),
-        (None, _) => Err(format!("the archive holds several images, name one of {}", all())),
+        (None, _) => Err(format!(
+            "the archive holds several images, name one of {}",
+            all()
+        )),
         (Some(tag), _) => entries
             .iter()
             .find(|entry| {
-                tags(entry)
-                    .iter()
-                    .any(|known| known == tag || known.rsplit_once(':').is_some_and(|(_, last)| last == tag))
+                tags(entry).iter().any(|known| {
+                    known == tag || known.rsplit_once(':').is_some_and(|(_, last)| last == tag)
+                })
             })
             .ok_or_else(|| format!("the archive has no {tag:?}, only {}", all())),
     }

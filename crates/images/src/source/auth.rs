@@ -30,10 +30,14 @@ const FILE_MAX: u64 = 1 << 20;
 /// What the file has for this registry; anonymous without a file or an entry. Read anew each time, so that a
 /// new login needs no restart.
 pub(crate) fn find(file: Option<&Path>, registry: &str) -> Result<RegistryAuth, ImageError> {
-    let Some(path) = file else { return Ok(RegistryAuth::Anonymous) };
+    let Some(path) = file else {
+        return Ok(RegistryAuth::Anonymous);
+    };
     let text = match fs::metadata(path) {
         Ok(meta) if meta.len() > FILE_MAX => {
-            return Err(ImageError::io("read", path)(io::Error::other("it is too large")));
+            return Err(ImageError::io("read", path)(io::Error::other(
+                "it is too large",
+            )));
         }
         Ok(_) => fs::read(path).map_err(ImageError::io("read", path))?,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(RegistryAuth::Anonymous),
@@ -47,10 +51,18 @@ pub(crate) fn find(file: Option<&Path>, registry: &str) -> Result<RegistryAuth, 
         ))
     };
     let file: AuthFile = serde_json::from_slice(&text).map_err(|_| broken())?;
-    let Some((_, login)) = file.auths.iter().find(|(name, _)| same_registry(name, registry)) else {
+    let Some((_, login)) = file
+        .auths
+        .iter()
+        .find(|(name, _)| same_registry(name, registry))
+    else {
         return Ok(RegistryAuth::Anonymous);
     };
-    if let Some(token) = login.registrytoken.as_ref().filter(|token| !token.is_empty()) {
+    if let Some(token) = login
+        .registrytoken
+        .as_ref()
+        .filter(|token| !token.is_empty())
+    {
         return Ok(RegistryAuth::Bearer(token.clone()));
     }
     if let (Some(user), Some(password)) = (&login.username, &login.password) {
@@ -59,16 +71,25 @@ pub(crate) fn find(file: Option<&Path>, registry: &str) -> Result<RegistryAuth, 
     let Some(auth) = login.auth.as_ref().filter(|auth| !auth.is_empty()) else {
         return Ok(RegistryAuth::Anonymous);
     };
-    let plain = decode_base64(auth).and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(broken)?;
+    let plain = decode_base64(auth)
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .ok_or_else(broken)?;
     let (user, password) = plain.split_once(':').ok_or_else(broken)?;
-    Ok(RegistryAuth::Basic(user.to_owned(), password.trim_end_matches('\0').to_owned()))
+    Ok(RegistryAuth::Basic(
+        user.to_owned(),
+        password.trim_end_matches('\0').to_owned(),
+    ))
 }
 
 /// Entries may be whole addresses; Docker's own registry has three names.
 fn same_registry(entry: &str, registry: &str) -> bool {
     let host = |text: &str| {
         let text = text.split_once("://").map_or(text, |(_, rest)| rest);
-        let host = text.split('/').next().unwrap_or_default().to_ascii_lowercase();
+        let host = text
+            .split('/')
+            .next()
+            .unwrap_or_default()
+            .to_ascii_lowercase();
         match host.as_str() {
             "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
             _ => host,
@@ -116,13 +137,22 @@ mod tests {
         )
         .unwrap();
         let find = |registry: &str| find(Some(&path), registry).unwrap();
-        assert_eq!(find("docker.io"), RegistryAuth::Basic("user".into(), "pa:ss".into()));
-        assert_eq!(find("registry.example:5000"), RegistryAuth::Basic("u".into(), "p".into()));
+        assert_eq!(
+            find("docker.io"),
+            RegistryAuth::Basic("user".into(), "pa:ss".into())
+        );
+        assert_eq!(
+            find("registry.example:5000"),
+            RegistryAuth::Basic("u".into(), "p".into())
+        );
         assert_eq!(find("token.example"), RegistryAuth::Bearer("t".into()));
         assert_eq!(find("registry.example"), RegistryAuth::Anonymous);
         fs::write(&path, "{\"auths\": {\"a\": {\"auth\": \"!secret!\"}}}").unwrap();
         let error = super::find(Some(&path), "a").unwrap_err();
         assert!(!format!("{error:?} {error}").contains("secret"));
-        assert_eq!(super::find(Some(&dir.path().join("none")), "a").unwrap(), RegistryAuth::Anonymous);
+        assert_eq!(
+            super::find(Some(&dir.path().join("none")), "a").unwrap(),
+            RegistryAuth::Anonymous
+        );
     }
 }

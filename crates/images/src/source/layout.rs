@@ -14,7 +14,12 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const NESTING_MAX: usize = 4;
 
 /// Reads the layout at `path`. Its layers are verified when they are unpacked.
-pub(crate) fn open(path: &Path, tag: Option<&str>, wanted: &str, image: &str) -> Result<Local, ImageError> {
+pub(crate) fn open(
+    path: &Path,
+    tag: Option<&str>,
+    wanted: &str,
+    image: &str,
+) -> Result<Local, ImageError> {
     let root = Root::open(path).map_err(|e| ImageError::NotFound {
         image: image.into(),
         why: format!("{}: {e}", path.display()),
@@ -30,7 +35,9 @@ pub(crate) fn open(path: &Path, tag: Option<&str>, wanted: &str, image: &str) ->
         if Digest::of(&content) == digest {
             Ok(content)
         } else {
-            Err(invalid(format!("the content of {digest} does not match its digest")))
+            Err(invalid(format!(
+                "the content of {digest} does not match its digest"
+            )))
         }
     };
     let Parsed::Index(entries) = oci::parse_document(&read("index.json")?).map_err(invalid)? else {
@@ -64,11 +71,22 @@ pub(crate) fn open(path: &Path, tag: Option<&str>, wanted: &str, image: &str) ->
         let file = root
             .open_file(Path::new(&inner))
             .map_err(|e| ImageError::invalid(image, format!("{inner} cannot be read: {e}")))?;
-        let size = file.metadata().map_err(ImageError::io("look at", path.join(&inner)))?.len();
+        let size = file
+            .metadata()
+            .map_err(ImageError::io("look at", path.join(&inner)))?
+            .len();
         if layer.size != 0 && layer.size != size {
-            return Err(invalid(format!("{inner} has {size} bytes and should have {}", layer.size)));
+            return Err(invalid(format!(
+                "{inner} has {size} bytes and should have {}",
+                layer.size
+            )));
         }
-        layers.push(LayerFile { path: path.join(inner), offset: 0, size, digest: Some(digest) });
+        layers.push(LayerFile {
+            path: path.join(inner),
+            offset: 0,
+            size,
+            digest: Some(digest),
+        });
     }
     Ok(Local { id, config, layers })
 }
@@ -77,8 +95,15 @@ fn blob(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
-fn choose_tag(entries: &[Descriptor], tag: Option<&str>, wanted: &str) -> Result<Descriptor, String> {
-    let names: Vec<_> = entries.iter().filter_map(|e| e.annotations.get(REF_NAME).cloned()).collect();
+fn choose_tag(
+    entries: &[Descriptor],
+    tag: Option<&str>,
+    wanted: &str,
+) -> Result<Descriptor, String> {
+    let names: Vec<_> = entries
+        .iter()
+        .filter_map(|e| e.annotations.get(REF_NAME).cloned())
+        .collect();
     match tag {
         Some(tag) => {
             let named = |e: &&Descriptor| {
@@ -88,16 +113,22 @@ fn choose_tag(entries: &[Descriptor], tag: Option<&str>, wanted: &str) -> Result
             };
             let tagged: Vec<_> = entries.iter().filter(named).cloned().collect();
             match tagged.as_slice() {
-                [] => Err(format!("the layout has no {tag:?}, only {}", names.join(", "))),
+                [] => Err(format!(
+                    "the layout has no {tag:?}, only {}",
+                    names.join(", ")
+                )),
                 [only] => Ok(only.clone()),
                 several => oci::choose(several, wanted).cloned(),
             }
         }
         None => match entries {
             [only] => Ok(only.clone()),
-            several => oci::choose(several, wanted)
-                .cloned()
-                .map_err(|_| format!("the layout holds several images, name one of {}", names.join(", "))),
+            several => oci::choose(several, wanted).cloned().map_err(|_| {
+                format!(
+                    "the layout holds several images, name one of {}",
+                    names.join(", ")
+                )
+            }),
         },
     }
 }

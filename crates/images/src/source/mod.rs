@@ -40,7 +40,10 @@ pub(crate) struct Hashing<R> {
 
 impl<R: Read> Hashing<R> {
     pub(crate) fn new(inner: R) -> Self {
-        Self { inner, hash: Sha256::new() }
+        Self {
+            inner,
+            hash: Sha256::new(),
+        }
     }
 
     /// Reads what is left and gives the digest of everything.

@@ -53,16 +53,25 @@ pub(crate) struct Remote {
 }
 
 pub(crate) fn parse_reference(text: &str) -> Result<Reference, ImageError> {
-    text.parse().map_err(|e: oci_client::ParseError| ImageError::BadReference {
-        reference: text.into(),
-        why: e.to_string(),
-    })
+    text.parse()
+        .map_err(|e: oci_client::ParseError| ImageError::BadReference {
+            reference: text.into(),
+            why: e.to_string(),
+        })
 }
 
 fn client(registry: &str, config: &ImagesConfig) -> Client {
-    let plain = is_loopback(registry) || config.insecure_registries.iter().any(|known| known == registry);
+    let plain = is_loopback(registry)
+        || config
+            .insecure_registries
+            .iter()
+            .any(|known| known == registry);
     Client::new(ClientConfig {
-        protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
+        protocol: if plain {
+            ClientProtocol::Http
+        } else {
+            ClientProtocol::Https
+        },
         connect_timeout: Some(CONNECT_LIMIT),
         read_timeout: Some(SILENCE_LIMIT),
         user_agent: concat!("offshoot/", env!("CARGO_PKG_VERSION")),
@@ -90,7 +99,10 @@ pub(crate) async fn resolve(
     let client = client(reference.resolve_registry(), config);
     let auth = auth::find(config.auth_file.as_deref(), reference.registry())?;
     let invalid = |why: String| ImageError::invalid(text, why);
-    let unreachable = |why: String| ImageError::Unreachable { image: text.into(), why };
+    let unreachable = |why: String| ImageError::Unreachable {
+        image: text.into(),
+        why,
+    };
     sink.report(0, 0, "bytes", text);
     let work = async {
         client
@@ -99,22 +111,26 @@ pub(crate) async fn resolve(
             .map_err(|e| explain(text, &e))?;
         let mut at = reference.clone();
         for _ in 0..NESTING_MAX {
-            let (content, _) =
-                client.pull_manifest_raw(&at, &auth, ACCEPTED).await.map_err(|e| explain(text, &e))?;
+            let (content, _) = client
+                .pull_manifest_raw(&at, &auth, ACCEPTED)
+                .await
+                .map_err(|e| explain(text, &e))?;
             if content.len() as u64 > DOCUMENT_MAX {
                 return Err(invalid(format!("its manifest has {} bytes", content.len())));
             }
             if let Some(digest) = at.digest()
                 && Digest::parse(digest).map_err(invalid)? != Digest::of(&content)
             {
-                return Err(invalid(format!("its manifest does not match the digest {digest}")));
+                return Err(invalid(format!(
+                    "its manifest does not match the digest {digest}"
+                )));
             }
             match oci::parse_document(&content).map_err(invalid)? {
                 Parsed::Manifest(manifest) => {
                     let content = document(&client, &at, &manifest.config, text).await?;
                     let id = Digest::of(&content);
-                    let config =
-                        oci::parse_config(&content, manifest.layers.len(), wanted).map_err(invalid)?;
+                    let config = oci::parse_config(&content, manifest.layers.len(), wanted)
+                        .map_err(invalid)?;
                     return Ok((id, config, manifest));
                 }
                 Parsed::Index(entries) => {
@@ -128,8 +144,19 @@ pub(crate) async fn resolve(
     };
     let (id, parsed, manifest) = until_cancelled(sink, tokio::time::timeout(DOCUMENT_LIMIT, work))
         .await?
-        .map_err(|_| unreachable(format!("the registry did not answer within {DOCUMENT_LIMIT:?}")))??;
-    Ok(Remote { client, reference, auth, id, config: parsed, manifest })
+        .map_err(|_| {
+            unreachable(format!(
+                "the registry did not answer within {DOCUMENT_LIMIT:?}"
+            ))
+        })??;
+    Ok(Remote {
+        client,
+        reference,
+        auth,
+        id,
+        config: parsed,
+        manifest,
+    })
 }
 
 /// A small blob, whole and checked.
@@ -157,14 +184,19 @@ async fn document(
     if Digest::of(&content) == digest {
         Ok(content)
     } else {
-        Err(invalid("its configuration does not match its digest".into()))
+        Err(invalid(
+            "its configuration does not match its digest".into(),
+        ))
     }
 }
 
 impl Remote {
     /// Bytes of all layers as the registry keeps them.
     pub(crate) fn size(&self) -> u64 {
-        self.manifest.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size))
+        self.manifest
+            .layers
+            .iter()
+            .fold(0, |sum, layer| sum.saturating_add(layer.size))
     }
 
     /// Fetches the layers that `blobs` does not have yet.
@@ -177,39 +209,73 @@ impl Remote {
     ) -> Result<Local, ImageError> {
         let mut wanted: Vec<_> = Vec::new();
         for layer in &self.manifest.layers {
-            if !wanted.iter().any(|known: &&Descriptor| known.digest == layer.digest) {
+            if !wanted
+                .iter()
+                .any(|known: &&Descriptor| known.digest == layer.digest)
+            {
                 wanted.push(layer);
             }
         }
         let arrived: Vec<_> = wanted.iter().map(|_| AtomicU64::new(0)).collect();
-        let total = wanted.iter().map(|layer| layer.size).fold(0, u64::saturating_add);
+        let total = wanted
+            .iter()
+            .map(|layer| layer.size)
+            .fold(0, u64::saturating_add);
         let progress = |layer: usize, have: u64| {
             if let Some(layer) = arrived.get(layer) {
                 layer.store(have, Ordering::Relaxed);
             }
-            sink.report(arrived.iter().map(|layer| layer.load(Ordering::Relaxed)).sum(), total, "bytes", image);
+            sink.report(
+                arrived
+                    .iter()
+                    .map(|layer| layer.load(Ordering::Relaxed))
+                    .sum(),
+                total,
+                "bytes",
+                image,
+            );
         };
         // A list, not a mapped iterator: rustc cannot tell that a future over the latter may move between threads.
         let mut fetches = Vec::with_capacity(wanted.len());
         for (number, layer) in wanted.into_iter().enumerate() {
             let progress = move |have| progress(number, have);
-            fetches.push(Fetch { remote: &self, image, blobs, layer, progress, sink }.run(locks));
+            fetches.push(
+                Fetch {
+                    remote: &self,
+                    image,
+                    blobs,
+                    layer,
+                    progress,
+                    sink,
+                }
+                .run(locks),
+            );
         }
         futures::stream::iter(fetches)
-        .buffer_unordered(PARALLEL)
-        .try_collect::<Vec<()>>()
-        .await?;
+            .buffer_unordered(PARALLEL)
+            .try_collect::<Vec<()>>()
+            .await?;
         let layers = self
             .manifest
             .layers
             .iter()
             .map(|layer| {
-                let digest = Digest::parse(&layer.digest).map_err(|why| ImageError::invalid(image, why))?;
+                let digest =
+                    Digest::parse(&layer.digest).map_err(|why| ImageError::invalid(image, why))?;
                 let path = complete(blobs, &digest);
-                Ok(LayerFile { path, offset: 0, size: layer.size, digest: Some(digest) })
+                Ok(LayerFile {
+                    path,
+                    offset: 0,
+                    size: layer.size,
+                    digest: Some(digest),
+                })
             })
             .collect::<Result<_, ImageError>>()?;
-        Ok(Local { id: self.id, config: self.config, layers })
+        Ok(Local {
+            id: self.id,
+            config: self.config,
+            layers,
+        })
     }
 }
 
@@ -231,12 +297,16 @@ struct Fetch<'a, P> {
 
 impl<P: Fn(u64)> Fetch<'_, P> {
     async fn run(self, locks: &Locks) -> Result<(), ImageError> {
-        let digest = Digest::parse(&self.layer.digest).map_err(|why| ImageError::invalid(self.image, why))?;
+        let digest = Digest::parse(&self.layer.digest)
+            .map_err(|why| ImageError::invalid(self.image, why))?;
         // Another image being fetched may have the same layer.
         let lock = locks.get(&format!("blob {digest}"));
         let _held = until_cancelled(self.sink, lock.lock()).await?;
         let path = complete(self.blobs, &digest);
-        if tokio::fs::metadata(&path).await.is_ok_and(|meta| meta.len() == self.layer.size) {
+        if tokio::fs::metadata(&path)
+            .await
+            .is_ok_and(|meta| meta.len() == self.layer.size)
+        {
             (self.progress)(self.layer.size);
             return Ok(());
         }
@@ -251,7 +321,8 @@ impl<P: Fn(u64)> Fetch<'_, P> {
                     // A partial file of another try may have been bad: once more from nothing.
                     remove(&partial).await?;
                     if from_scratch {
-                        let why = format!("the content of layer {digest} does not match its digest");
+                        let why =
+                            format!("the content of layer {digest} does not match its digest");
                         return Err(ImageError::invalid(self.image, why));
                     }
                     from_scratch = true;
@@ -268,7 +339,9 @@ impl<P: Fn(u64)> Fetch<'_, P> {
                 Err(e) => return Err(e),
             }
         }
-        tokio::fs::rename(&partial, &path).await.map_err(ImageError::io("rename", &partial))
+        tokio::fs::rename(&partial, &path)
+            .await
+            .map_err(ImageError::io("rename", &partial))
     }
 
     /// Fetches from where the partial file ends; answers the digest of the whole. `got` counts what this attempt
@@ -310,9 +383,14 @@ impl<P: Fn(u64)> Fetch<'_, P> {
                     .store_auth_if_needed(at.resolve_registry(), &self.remote.auth)
                     .await;
                 if have == 0 {
-                    client.pull_blob_stream(at, digest).await.map(BlobResponse::Full)
+                    client
+                        .pull_blob_stream(at, digest)
+                        .await
+                        .map(BlobResponse::Full)
                 } else {
-                    client.pull_blob_stream_partial(at, digest, have, None).await
+                    client
+                        .pull_blob_stream_partial(at, digest, have, None)
+                        .await
                 }
             })
             .await?
@@ -325,7 +403,9 @@ impl<P: Fn(u64)> Fetch<'_, P> {
                 }
             };
             file.set_len(have).await.map_err(failed("truncate"))?;
-            file.seek(SeekFrom::Start(have)).await.map_err(failed("write"))?;
+            file.seek(SeekFrom::Start(have))
+                .await
+                .map_err(failed("write"))?;
             let result = self.receive(stream, &mut file, &mut hash, have, got).await;
             // What came is kept for the next attempt.
             file.flush().await.map_err(failed("write"))?;
@@ -344,21 +424,32 @@ impl<P: Fn(u64)> Fetch<'_, P> {
         got: &mut u64,
     ) -> Result<(), ImageError> {
         let mut stream = stream.stream;
-        let unreachable = |why: String| ImageError::Unreachable { image: self.image.into(), why };
+        let unreachable = |why: String| ImageError::Unreachable {
+            image: self.image.into(),
+            why,
+        };
         while let Some(chunk) = until_cancelled(self.sink, stream.next()).await? {
             let chunk = chunk.map_err(|e| explain_io(self.image, &e))?;
             have += chunk.len() as u64;
             if have > self.layer.size {
-                let why = format!("layer {} is larger than its manifest says", self.layer.digest);
+                let why = format!(
+                    "layer {} is larger than its manifest says",
+                    self.layer.digest
+                );
                 return Err(ImageError::invalid(self.image, why));
             }
             hash.update(&chunk);
-            file.write_all(&chunk).await.map_err(ImageError::io("write", self.blobs))?;
+            file.write_all(&chunk)
+                .await
+                .map_err(ImageError::io("write", self.blobs))?;
             *got += chunk.len() as u64;
             (self.progress)(have);
         }
         if have < self.layer.size {
-            return Err(unreachable(format!("it broke off after {have} of {} bytes", self.layer.size)));
+            return Err(unreachable(format!(
+                "it broke off after {have} of {} bytes",
+                self.layer.size
+            )));
         }
         Ok(())
     }
@@ -366,26 +457,42 @@ impl<P: Fn(u64)> Fetch<'_, P> {
 
 async fn remove(path: &Path) -> Result<(), ImageError> {
     match tokio::fs::remove_file(path).await {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(ImageError::io("remove", path)(e)),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(ImageError::io("remove", path)(e))
+        }
         _ => Ok(()),
     }
 }
 
 fn explain_io(image: &str, error: &std::io::Error) -> ImageError {
-    ImageError::Unreachable { image: image.into(), why: chain(error) }
+    ImageError::Unreachable {
+        image: image.into(),
+        why: chain(error),
+    }
 }
 
 /// The registry's and the network's words in ours.
 fn explain(image: &str, error: &OciDistributionError) -> ImageError {
     let image = image.to_owned();
     match error {
-        OciDistributionError::ImageManifestNotFoundError(_) => ImageError::NotFound { image, why: String::new() },
-        OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
-            ImageError::Denied { image, why: "it may also be that there is no such image".into() }
-        }
+        OciDistributionError::ImageManifestNotFoundError(_) => ImageError::NotFound {
+            image,
+            why: String::new(),
+        },
+        OciDistributionError::UnauthorizedError { .. }
+        | OciDistributionError::AuthenticationFailure(_) => ImageError::Denied {
+            image,
+            why: "it may also be that there is no such image".into(),
+        },
         OciDistributionError::RegistryError { envelope, .. } => {
-            let why = envelope.errors.iter().map(|e| e.message.clone()).collect::<Vec<_>>().join("; ");
-            let is = |codes: &[OciErrorCode]| envelope.errors.iter().any(|e| codes.contains(&e.code));
+            let why = envelope
+                .errors
+                .iter()
+                .map(|e| e.message.clone())
+                .collect::<Vec<_>>()
+                .join("; ");
+            let is =
+                |codes: &[OciErrorCode]| envelope.errors.iter().any(|e| codes.contains(&e.code));
             if is(&[
                 OciErrorCode::ManifestUnknown,
                 OciErrorCode::NameUnknown,
@@ -399,19 +506,31 @@ fn explain(image: &str, error: &OciDistributionError) -> ImageError {
                 ImageError::Unreachable { image, why }
             }
         }
-        OciDistributionError::ServerError { code: 404, .. } => ImageError::NotFound { image, why: String::new() },
-        OciDistributionError::ServerError { code: 401 | 403, message, .. } => {
-            ImageError::Denied { image, why: message.chars().take(500).collect() }
-        }
+        OciDistributionError::ServerError { code: 404, .. } => ImageError::NotFound {
+            image,
+            why: String::new(),
+        },
+        OciDistributionError::ServerError {
+            code: 401 | 403,
+            message,
+            ..
+        } => ImageError::Denied {
+            image,
+            why: message.chars().take(500).collect(),
+        },
         OciDistributionError::DigestError(_)
         | OciDistributionError::ManifestParsingError(_)
         | OciDistributionError::VersionedParsingError(_)
         | OciDistributionError::ManifestEncodingError(_)
         | OciDistributionError::UnsupportedMediaTypeError(_)
-        | OciDistributionError::UnsupportedSchemaVersionError(_) => {
-            ImageError::Invalid { image, why: chain(error) }
-        }
-        other => ImageError::Unreachable { image, why: chain(other) },
+        | OciDistributionError::UnsupportedSchemaVersionError(_) => ImageError::Invalid {
+            image,
+            why: chain(error),
+        },
+        other => ImageError::Unreachable {
+            image,
+            why: chain(other),
+        },
     }
 }
 
@@ -435,10 +554,21 @@ mod tests {
 
     #[test]
     fn this_machine_is_known_by_its_names() {
-        for yes in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.8.8.8", "[::1]:5000"] {
+        for yes in [
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:5000",
+            "127.8.8.8",
+            "[::1]:5000",
+        ] {
             assert!(is_loopback(yes), "{yes}");
         }
-        for no in ["docker.io", "localhost.example:5000", "10.0.0.1:5000", "[fe80::1]:5000"] {
+        for no in [
+            "docker.io",
+            "localhost.example:5000",
+            "10.0.0.1:5000",
+            "[fe80::1]:5000",
+        ] {
             assert!(!is_loopback(no), "{no}");
         }
     }

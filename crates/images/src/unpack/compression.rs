@@ -7,7 +7,10 @@ pub(crate) fn decompress<'a>(raw: impl Read + Send + 'a) -> io::Result<Box<dyn R
     let mut raw = BufReader::with_capacity(128 << 10, raw);
     let start = raw.fill_buf()?;
     if start.starts_with(&[0x1f, 0x8b]) {
-        Ok(Box::new(BufReader::with_capacity(128 << 10, flate2::bufread::MultiGzDecoder::new(raw))))
+        Ok(Box::new(BufReader::with_capacity(
+            128 << 10,
+            flate2::bufread::MultiGzDecoder::new(raw),
+        )))
     } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || is_skippable(start) {
         // The library's own bound on the window, 128 MiB, is what the format's RFC recommends at least 8 MiB of.
         Ok(Box::new(zstd::stream::read::Decoder::with_buffer(raw)?))

@@ -48,7 +48,9 @@ impl From<TarError> for UnpackError {
     fn from(error: TarError) -> Self {
         match error {
             TarError::Malformed(why) => Self::Bad(why),
-            TarError::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => Self::Bad("it ends too early".into()),
+            TarError::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                Self::Bad("it ends too early".into())
+            }
             TarError::Io(e) => Self::Read(e),
         }
     }
@@ -73,8 +75,18 @@ pub(crate) struct Unpacker<'a> {
 
 impl<'a> Unpacker<'a> {
     /// `check` gets the bytes written so far and answers whether to go on.
-    pub(crate) fn new(dir: &Path, limits: Limits, check: &'a dyn Fn(u64) -> bool) -> io::Result<Self> {
-        Ok(Self { root: Root::open(dir)?, limits, bytes: 0, entries: 0, check })
+    pub(crate) fn new(
+        dir: &Path,
+        limits: Limits,
+        check: &'a dyn Fn(u64) -> bool,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            root: Root::open(dir)?,
+            limits,
+            bytes: 0,
+            entries: 0,
+            check,
+        })
     }
 
     /// Bytes of content written.
@@ -85,13 +97,22 @@ impl<'a> Unpacker<'a> {
     /// Applies one layer; `archive` is read to its end.
     pub(crate) fn layer(&mut self, archive: impl Read) -> Result<(), UnpackError> {
         let mut tarball = Tarball::new(Stream(archive));
-        let mut layer = Layer { unpacker: self, made: HashSet::new(), parent: None, dirs: Vec::new() };
+        let mut layer = Layer {
+            unpacker: self,
+            made: HashSet::new(),
+            parent: None,
+            dirs: Vec::new(),
+        };
         while let Some(entry) = tarball.next_entry()? {
             layer.unpacker.entries += 1;
             if layer.unpacker.entries > ENTRIES_MAX {
-                return Err(UnpackError::Bad(format!("it has more than {ENTRIES_MAX} entries")));
+                return Err(UnpackError::Bad(format!(
+                    "it has more than {ENTRIES_MAX} entries"
+                )));
             }
-            if layer.unpacker.entries.is_multiple_of(256) && !(layer.unpacker.check)(layer.unpacker.bytes) {
+            if layer.unpacker.entries.is_multiple_of(256)
+                && !(layer.unpacker.check)(layer.unpacker.bytes)
+            {
                 return Err(UnpackError::Stopped);
             }
             layer.apply(entry, &mut tarball)?;
@@ -117,10 +138,19 @@ impl Layer<'_, '_> {
         let failed = {
             let path = path.display().to_string();
             move |source: io::Error| match Errno::from_io_error(&source) {
-                Some(Errno::LOOP) => UnpackError::Bad(format!("{path:?} leads through a loop of links")),
-                Some(Errno::NOTDIR) => UnpackError::Bad(format!("{path:?} lies in something that is no directory")),
-                Some(Errno::NAMETOOLONG) => UnpackError::Bad(format!("{path:?} has a name that is too long")),
-                _ => UnpackError::Write { path: path.clone(), source },
+                Some(Errno::LOOP) => {
+                    UnpackError::Bad(format!("{path:?} leads through a loop of links"))
+                }
+                Some(Errno::NOTDIR) => {
+                    UnpackError::Bad(format!("{path:?} lies in something that is no directory"))
+                }
+                Some(Errno::NAMETOOLONG) => {
+                    UnpackError::Bad(format!("{path:?} has a name that is too long"))
+                }
+                _ => UnpackError::Write {
+                    path: path.clone(),
+                    source,
+                },
             }
         };
         let Some(name) = path.file_name().map(OsStr::to_owned) else {
@@ -131,25 +161,33 @@ impl Layer<'_, '_> {
             self.dirs.push((PathBuf::from("."), attributes(&entry)));
             return Ok(());
         };
-        self.open_parent(path.parent().unwrap_or(Path::new(""))).map_err(&failed)?;
+        self.open_parent(path.parent().unwrap_or(Path::new("")))
+            .map_err(&failed)?;
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
-            return self.whiteout(&name, OsStr::from_bytes(hidden)).map_err(failed);
+            return self
+                .whiteout(&name, OsStr::from_bytes(hidden))
+                .map_err(failed);
         }
         // Links are resolved before anything is replaced, or a file linked to itself would vanish.
         let target = match entry.kind {
             Kind::HardLink => {
                 let target = clean(&entry.link)?;
                 let missing = |_| {
-                    UnpackError::Bad(format!("{} is a link to {}, which is not there", path.display(), target.display()))
+                    UnpackError::Bad(format!(
+                        "{} is a link to {}, which is not there",
+                        path.display(),
+                        target.display()
+                    ))
                 };
                 Some(self.unpacker.root.parent(&target).map_err(missing)?)
             }
             _ => None,
         };
-        self.make(&entry, &name, target, data).map_err(|e| match e {
-            Failure::Target(source) => failed(source),
-            Failure::Unpack(e) => e,
-        })?;
+        self.make(&entry, &name, target, data)
+            .map_err(|e| match e {
+                Failure::Target(source) => failed(source),
+                Failure::Unpack(e) => e,
+            })?;
         if entry.kind == Kind::Dir {
             self.dirs.push((path, attributes(&entry)));
         }
@@ -173,7 +211,9 @@ impl Layer<'_, '_> {
         target: Option<(OwnedFd, OsString)>,
         data: &mut impl Read,
     ) -> Result<(), Failure> {
-        let Some((_, parent)) = &self.parent else { return Err(Failure::Target(Errno::NOENT.into())) };
+        let Some((_, parent)) = &self.parent else {
+            return Err(Failure::Target(Errno::NOENT.into()));
+        };
         let parent = rustix::io::dup(parent)?;
         let parent = parent.as_fd();
         let there = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -184,8 +224,13 @@ impl Layer<'_, '_> {
         let keep_dir = entry.kind == Kind::Dir && there == Some(FileType::Directory);
         let same_file = match &target {
             Some((dir, link)) if there.is_some() => {
-                let inode = |dir: &OwnedFd, name: &OsStr| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map(|s| s.st_ino);
-                inode(dir, link).ok() == rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map(|s| s.st_ino).ok()
+                let inode = |dir: &OwnedFd, name: &OsStr| {
+                    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map(|s| s.st_ino)
+                };
+                inode(dir, link).ok()
+                    == rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+                        .map(|s| s.st_ino)
+                        .ok()
             }
             _ => false,
         };
@@ -208,7 +253,9 @@ impl Layer<'_, '_> {
                 rustix::fs::symlinkat(OsStr::from_bytes(&entry.link), parent, name)?;
             }
             Kind::HardLink => {
-                let Some((dir, link)) = target else { return Err(Errno::NOENT.into()) };
+                let Some((dir, link)) = target else {
+                    return Err(Errno::NOENT.into());
+                };
                 match rustix::fs::linkat(&dir, &link, parent, name, AtFlags::empty()) {
                     Ok(()) => {}
                     Err(Errno::NOENT) => {
@@ -228,10 +275,18 @@ impl Layer<'_, '_> {
                 return Ok(());
             }
             Kind::Char => {
-                fsx::create_special(parent, name, SpecialFile::Char(entry.device.0, entry.device.1))?;
+                fsx::create_special(
+                    parent,
+                    name,
+                    SpecialFile::Char(entry.device.0, entry.device.1),
+                )?;
             }
             Kind::Block => {
-                fsx::create_special(parent, name, SpecialFile::Block(entry.device.0, entry.device.1))?;
+                fsx::create_special(
+                    parent,
+                    name,
+                    SpecialFile::Block(entry.device.0, entry.device.1),
+                )?;
             }
             Kind::Fifo => fsx::create_special(parent, name, SpecialFile::Fifo)?,
         }
@@ -255,15 +310,20 @@ impl Layer<'_, '_> {
             }
             let mut left = *length;
             while left > 0 {
-                let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+                let most = usize::try_from(left)
+                    .unwrap_or(usize::MAX)
+                    .min(buffer.len());
                 let chunk = buffer.get_mut(..most).unwrap_or_default();
-                data.read_exact(chunk).map_err(|e| UnpackError::from(TarError::Io(e)))?;
+                data.read_exact(chunk)
+                    .map_err(|e| UnpackError::from(TarError::Io(e)))?;
                 file.write_all(chunk)?;
                 left -= most as u64;
                 self.unpacker.bytes += most as u64;
                 if self.unpacker.bytes > self.unpacker.limits.bytes {
                     let limit = self.unpacker.limits.bytes;
-                    return Err(UnpackError::Bad(format!("it unpacks to more than {limit} bytes")).into());
+                    return Err(
+                        UnpackError::Bad(format!("it unpacks to more than {limit} bytes")).into(),
+                    );
                 }
                 if !(self.unpacker.check)(self.unpacker.bytes) {
                     return Err(UnpackError::Stopped.into());
@@ -284,12 +344,16 @@ impl Layer<'_, '_> {
 
     /// Hides what the layers below have: one entry, or with the opaque mark everything in the directory.
     fn whiteout(&mut self, name: &OsStr, hidden: &OsStr) -> io::Result<()> {
-        let Some((_, parent)) = self.parent.take() else { return Ok(()) };
+        let Some((_, parent)) = self.parent.take() else {
+            return Ok(());
+        };
         if name.as_bytes() == OPAQUE {
             return self.hide_all(parent.as_fd(), 0);
         }
         // Other names of that form are aufs's own bookkeeping.
-        if hidden.as_bytes().starts_with(WHITEOUT) || matches!(hidden.as_bytes(), b"" | b"." | b"..") {
+        if hidden.as_bytes().starts_with(WHITEOUT)
+            || matches!(hidden.as_bytes(), b"" | b"." | b"..")
+        {
             return Ok(());
         }
         match rustix::fs::statat(&parent, hidden, AtFlags::SYMLINK_NOFOLLOW) {
@@ -319,7 +383,9 @@ impl Layer<'_, '_> {
                 let below = fsx::open_in(
                     dir.as_fd(),
                     Path::new(name),
-                    rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::NOFOLLOW,
+                    rustix::fs::OFlags::PATH
+                        | rustix::fs::OFlags::DIRECTORY
+                        | rustix::fs::OFlags::NOFOLLOW,
                     rustix::fs::Mode::empty(),
                 )?;
                 self.hide_all(below.as_fd(), depth + 1)?;
@@ -331,13 +397,19 @@ impl Layer<'_, '_> {
     fn finish(self) -> Result<(), UnpackError> {
         // The innermost first: setting a directory's attributes touches its parent's time no more than once.
         for (path, attributes) in self.dirs.iter().rev() {
-            let failed = |source| UnpackError::Write { path: path.display().to_string(), source };
+            let failed = |source| UnpackError::Write {
+                path: path.display().to_string(),
+                source,
+            };
             if path.as_os_str() == "." {
-                fsx::set_attributes(self.unpacker.root.as_fd(), OsStr::new("."), attributes).map_err(failed)?;
+                fsx::set_attributes(self.unpacker.root.as_fd(), OsStr::new("."), attributes)
+                    .map_err(failed)?;
                 continue;
             }
             // A later entry of the layer may have replaced it.
-            let Ok((parent, name)) = self.unpacker.root.parent(path) else { continue };
+            let Ok((parent, name)) = self.unpacker.root.parent(path) else {
+                continue;
+            };
             let is_dir = rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW)
                 .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
             if is_dir {
@@ -384,7 +456,10 @@ fn clean(path: &[u8]) -> Result<PathBuf, UnpackError> {
             Component::Normal(name) => clean.push(name),
             Component::CurDir => {}
             Component::RootDir | Component::ParentDir | Component::Prefix(_) => {
-                return Err(UnpackError::Bad(format!("{:?} leads out of the image", shown())));
+                return Err(UnpackError::Bad(format!(
+                    "{:?} leads out of the image",
+                    shown()
+                )));
             }
         }
     }
@@ -408,7 +483,9 @@ fn attributes(entry: &Entry) -> Attributes {
         xattrs: entry
             .xattrs
             .iter()
-            .filter(|(key, _)| allowed(key) && !(entry.kind == Kind::Symlink && key.starts_with(b"user.")))
+            .filter(|(key, _)| {
+                allowed(key) && !(entry.kind == Kind::Symlink && key.starts_with(b"user."))
+            })
             .filter_map(|(key, value)| Some((CString::new(key.clone()).ok()?, value.clone())))
             .collect(),
     }

@@ -105,8 +105,12 @@ struct Extensions {
 
 impl<R: Read> Read for Tarball<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        let read = self.inner.read(buffer.get_mut(..most).unwrap_or_default())?;
+        let most = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let read = self
+            .inner
+            .read(buffer.get_mut(..most).unwrap_or_default())?;
         if read == 0 && most > 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -117,7 +121,11 @@ impl<R: Read> Read for Tarball<R> {
 
 impl<R: Skip> Tarball<R> {
     pub(crate) fn new(inner: R) -> Self {
-        Self { inner, left: 0, padding: 0 }
+        Self {
+            inner,
+            left: 0,
+            padding: 0,
+        }
     }
 
     /// The stream itself, for asking where it is.
@@ -130,7 +138,9 @@ impl<R: Skip> Tarball<R> {
         let mut extensions = Extensions::default();
         loop {
             self.skip_rest()?;
-            let Some(header) = self.header()? else { return Ok(None) };
+            let Some(header) = self.header()? else {
+                return Ok(None);
+            };
             let size = number(field(&header, 124, 12))?;
             let kind = byte(&header, 156);
             match kind {
@@ -193,13 +203,28 @@ impl<R: Skip> Tarball<R> {
             return Ok(None);
         }
         let stored = number(field(&block, 148, 8))?;
-        let with_blanks = |index: usize, byte: u8| if (148..156).contains(&index) { b' ' } else { byte };
-        let unsigned: u64 = block.iter().enumerate().map(|(i, b)| u64::from(with_blanks(i, *b))).sum();
+        let with_blanks = |index: usize, byte: u8| {
+            if (148..156).contains(&index) {
+                b' '
+            } else {
+                byte
+            }
+        };
+        let unsigned: u64 = block
+            .iter()
+            .enumerate()
+            .map(|(i, b)| u64::from(with_blanks(i, *b)))
+            .sum();
         // Old writers added signed characters.
-        let signed: i64 =
-            block.iter().enumerate().map(|(i, b)| i64::from(with_blanks(i, *b).cast_signed())).sum();
+        let signed: i64 = block
+            .iter()
+            .enumerate()
+            .map(|(i, b)| i64::from(with_blanks(i, *b).cast_signed()))
+            .sum();
         if stored != unsigned && i64::try_from(stored) != Ok(signed) {
-            return malformed("a header's checksum is wrong: this is no tar archive, or it is damaged");
+            return malformed(
+                "a header's checksum is wrong: this is no tar archive, or it is damaged",
+            );
         }
         Ok(Some(block))
     }
@@ -216,7 +241,10 @@ impl<R: Skip> Tarball<R> {
             Some(path) => path,
             None => short_path(header),
         };
-        let link = more.link.take().unwrap_or_else(|| until_nul(field(header, 157, 100)));
+        let link = more
+            .link
+            .take()
+            .unwrap_or_else(|| until_nul(field(header, 157, 100)));
         if path.len() > PATH_MAX || link.len() > PATH_MAX {
             return malformed("a path is longer than 4096 bytes");
         }
@@ -243,11 +271,20 @@ impl<R: Skip> Tarball<R> {
             link,
             size: 0,
             mode: small(number(field(header, 100, 8))? & 0o7777, "mode")?,
-            uid: small(more.uid.map_or_else(|| number(field(header, 108, 8)), Ok)?, "user id")?,
-            gid: small(more.gid.map_or_else(|| number(field(header, 116, 8)), Ok)?, "group id")?,
+            uid: small(
+                more.uid.map_or_else(|| number(field(header, 108, 8)), Ok)?,
+                "user id",
+            )?,
+            gid: small(
+                more.gid.map_or_else(|| number(field(header, 116, 8)), Ok)?,
+                "group id",
+            )?,
             mtime: match more.mtime {
                 Some(mtime) => mtime,
-                None => (i64::try_from(number(field(header, 136, 12))?).unwrap_or(0), 0),
+                None => (
+                    i64::try_from(number(field(header, 136, 12))?).unwrap_or(0),
+                    0,
+                ),
             },
             device: (0, 0),
             xattrs: std::mem::take(&mut more.xattrs),
@@ -271,7 +308,11 @@ impl<R: Skip> Tarball<R> {
             // The map's own blocks are not part of the data.
             self.set_data(stored);
         } else if more.sparse {
-            let map = if more.sparse_version == (1, 0) { self.sparse_map_in_data()? } else { more.sparse_map };
+            let map = if more.sparse_version == (1, 0) {
+                self.sparse_map_in_data()?
+            } else {
+                more.sparse_map
+            };
             entry.size = match more.sparse_size {
                 Some(size) => size,
                 None => return malformed("a sparse file without its size"),
@@ -288,8 +329,12 @@ impl<R: Skip> Tarball<R> {
         let mut at = 0u64;
         let mut data = 0u64;
         for (offset, length) in &entry.segments {
-            let end = offset.checked_add(*length).filter(|end| *end <= entry.size && *offset >= at);
-            let Some(end) = end else { return malformed("a sparse file's map makes no sense") };
+            let end = offset
+                .checked_add(*length)
+                .filter(|end| *end <= entry.size && *offset >= at);
+            let Some(end) = end else {
+                return malformed("a sparse file's map makes no sense");
+            };
             at = end;
             data += length;
         }
@@ -308,9 +353,16 @@ impl<R: Skip> Tarball<R> {
                 if byte(offset, 0) == 0 {
                     break;
                 }
-                map.push((number(offset)?, number(field(block, at + index * 24 + 12, 12))?));
+                map.push((
+                    number(offset)?,
+                    number(field(block, at + index * 24 + 12, 12))?,
+                ));
             }
-            if map.len() > SEGMENTS_MAX { malformed("a sparse file in too many pieces") } else { Ok(()) }
+            if map.len() > SEGMENTS_MAX {
+                malformed("a sparse file in too many pieces")
+            } else {
+                Ok(())
+            }
         };
         read(header, 386, 4)?;
         let mut more = byte(header, 482) != 0;
@@ -365,7 +417,10 @@ fn pairs(map: &[u64]) -> Result<Vec<(u64, u64)>, TarError> {
     if !map.len().is_multiple_of(2) || map.len() / 2 > SEGMENTS_MAX {
         return malformed("a sparse file's map makes no sense");
     }
-    Ok(map.chunks_exact(2).filter_map(|pair| Some((*pair.first()?, *pair.get(1)?))).collect())
+    Ok(map
+        .chunks_exact(2)
+        .filter_map(|pair| Some((*pair.first()?, *pair.get(1)?)))
+        .collect())
 }
 
 fn field(block: &[u8], at: usize, length: usize) -> &[u8] {
@@ -377,7 +432,10 @@ fn byte(block: &[u8], at: usize) -> u8 {
 }
 
 fn until_nul(data: &[u8]) -> Vec<u8> {
-    data.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()
+    data.split(|byte| *byte == 0)
+        .next()
+        .unwrap_or_default()
+        .to_vec()
 }
 
 fn short_path(header: &[u8; BLOCK]) -> Vec<u8> {
@@ -399,10 +457,19 @@ fn number(field: &[u8]) -> Result<u64, TarError> {
             return malformed("a number is too large");
         }
         // The mark lies in the first byte, also when the field has just eight.
-        let low = if high.is_empty() { low.get(1..).unwrap_or_default() } else { low };
-        return Ok(low.iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte)));
+        let low = if high.is_empty() {
+            low.get(1..).unwrap_or_default()
+        } else {
+            low
+        };
+        return Ok(low
+            .iter()
+            .fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte)));
     }
-    let digits = field.iter().skip_while(|byte| **byte == b' ').take_while(|byte| !matches!(byte, 0 | b' '));
+    let digits = field
+        .iter()
+        .skip_while(|byte| **byte == b' ')
+        .take_while(|byte| !matches!(byte, 0 | b' '));
     let mut value = 0u64;
     for digit in digits {
         if !(b'0'..=b'7').contains(digit) {
@@ -420,15 +487,25 @@ fn number(field: &[u8]) -> Result<u64, TarError> {
 fn pax(mut data: &[u8], more: &mut Extensions) -> Result<(), TarError> {
     let broken = || TarError::Malformed("a pax header is damaged".into());
     while !data.is_empty() {
-        let blank = data.iter().take(20).position(|byte| *byte == b' ').ok_or_else(broken)?;
+        let blank = data
+            .iter()
+            .take(20)
+            .position(|byte| *byte == b' ')
+            .ok_or_else(broken)?;
         let length: usize = std::str::from_utf8(data.get(..blank).unwrap_or_default())
             .ok()
             .and_then(|text| text.parse().ok())
             .ok_or_else(broken)?;
         let record = data.get(blank + 1..length).ok_or_else(broken)?;
         let record = record.strip_suffix(b"\n").ok_or_else(broken)?;
-        let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(broken)?;
-        let (key, value) = (record.get(..equals).unwrap_or_default(), record.get(equals + 1..).unwrap_or_default());
+        let equals = record
+            .iter()
+            .position(|byte| *byte == b'=')
+            .ok_or_else(broken)?;
+        let (key, value) = (
+            record.get(..equals).unwrap_or_default(),
+            record.get(equals + 1..).unwrap_or_default(),
+        );
         data = data.get(length..).ok_or_else(broken)?;
         let text = || std::str::from_utf8(value).map_err(|_| broken());
         let integer = || text()?.parse::<u64>().map_err(|_| broken());
@@ -466,7 +543,9 @@ fn pax(mut data: &[u8], more: &mut Extensions) -> Result<(), TarError> {
 fn time(text: &str) -> Option<(i64, u32)> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     let seconds: i64 = seconds.parse().ok()?;
-    let nanos = format!("{:0<9}", fraction.get(..fraction.len().min(9))?).parse::<u32>().ok()?;
+    let nanos = format!("{:0<9}", fraction.get(..fraction.len().min(9))?)
+        .parse::<u32>()
+        .ok()?;
     Some((seconds, nanos))
 }
 

@@ -18,7 +18,10 @@ impl<R: Skip> Tarball<R> {
     fn read_to_end_of_entry(&mut self, data: &mut Vec<u8>) -> io::Result<()> {
         let size = self.left;
         // What a header claims is not allocated beforehand.
-        (&mut *self).take(size.min(1 << 20)).read_to_end(data).map(|_| ())
+        (&mut *self)
+            .take(size.min(1 << 20))
+            .read_to_end(data)
+            .map(|_| ())
     }
 }
 
@@ -70,7 +73,16 @@ fn what_gnu_tar_writes_is_read() {
     for format in ["gnu", "posix", "oldgnu"] {
         for version in ["0.0", "0.1", "1.0"] {
             let output = std::process::Command::new("tar")
-                .args(["--format", format, "--sparse", "--sparse-version", version, "-cf", "-", "-C"])
+                .args([
+                    "--format",
+                    format,
+                    "--sparse",
+                    "--sparse-version",
+                    version,
+                    "-cf",
+                    "-",
+                    "-C",
+                ])
                 .arg(&root)
                 .args(["hard", "soft", "holes", &long])
                 .output()
@@ -78,18 +90,27 @@ fn what_gnu_tar_writes_is_read() {
             let found = entries(&output.stdout).unwrap();
             let get = |name: &str| {
                 let of = |e: &&(Entry, Vec<u8>)| e.0.path == name.as_bytes();
-                found.iter().find(of).unwrap_or_else(|| panic!("{format} {version}: no {name}"))
+                found
+                    .iter()
+                    .find(of)
+                    .unwrap_or_else(|| panic!("{format} {version}: no {name}"))
             };
             assert_eq!(get("soft").0.link, b"/a/b");
             assert_eq!(get("hard").1, b"deep");
             let deep = format!("{long}/{long}/file");
-            assert_eq!((get(&deep).0.kind, &get(&deep).0.link[..]), (Kind::HardLink, &b"hard"[..]));
+            assert_eq!(
+                (get(&deep).0.kind, &get(&deep).0.link[..]),
+                (Kind::HardLink, &b"hard"[..])
+            );
             assert_eq!(get(&long).0.kind, Kind::Dir);
             let (holes, data) = get("holes");
             assert_eq!(holes.size, 4 << 20, "{format} {version}");
             let total: u64 = holes.segments.iter().map(|(_, length)| length).sum();
             assert_eq!(total, data.len() as u64);
-            assert!(total < 1 << 20 && data.windows(6).any(|w| w == b"middle"), "{format} {version}: {total}");
+            assert!(
+                total < 1 << 20 && data.windows(6).any(|w| w == b"middle"),
+                "{format} {version}: {total}"
+            );
         }
     }
 }
@@ -109,13 +130,21 @@ fn extended_attributes_and_times_come_from_pax() {
     header.set_size(2);
     header.set_mode(0o4755);
     header.set_cksum();
-    builder.append_data(&mut header, "short", b"hi".as_slice()).unwrap();
+    builder
+        .append_data(&mut header, "short", b"hi".as_slice())
+        .unwrap();
     let found = entries(&builder.into_inner().unwrap()).unwrap();
     let (entry, data) = &found[0];
     assert_eq!(entry.path, "dir/ä".as_bytes());
     assert_eq!(entry.mtime, (1_700_000_000, 250_000_000));
-    assert_eq!(entry.xattrs, [(b"user.key".to_vec(), b"va\nl=ue\0".to_vec())]);
-    assert_eq!((entry.uid, entry.mode, data.as_slice()), (3_000_000, 0o4755, b"hi".as_slice()));
+    assert_eq!(
+        entry.xattrs,
+        [(b"user.key".to_vec(), b"va\nl=ue\0".to_vec())]
+    );
+    assert_eq!(
+        (entry.uid, entry.mode, data.as_slice()),
+        (3_000_000, 0o4755, b"hi".as_slice())
+    );
 }
 
 #[test]
@@ -166,7 +195,10 @@ fn links_and_directories_have_no_data() {
     ]
     .concat();
     let found = entries(&archive).unwrap();
-    assert_eq!(found.iter().map(|e| e.0.kind).collect::<Vec<_>>(), [Kind::HardLink, Kind::Dir, Kind::File]);
+    assert_eq!(
+        found.iter().map(|e| e.0.kind).collect::<Vec<_>>(),
+        [Kind::HardLink, Kind::Dir, Kind::File]
+    );
     assert_eq!(found[1].0.path, b"dir");
 }
 

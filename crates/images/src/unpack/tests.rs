@@ -46,7 +46,9 @@ impl Layer {
     }
 
     fn xattr(mut self, name: &str, value: &[u8]) -> Self {
-        self.0.append_pax_extensions([(format!("SCHILY.xattr.{name}").as_str(), value)]).unwrap();
+        self.0
+            .append_pax_extensions([(format!("SCHILY.xattr.{name}").as_str(), value)])
+            .unwrap();
         self
     }
 
@@ -77,7 +79,11 @@ impl Target {
         self.apply_limited(layers, u64::MAX)
     }
 
-    fn apply_limited(&self, layers: impl IntoIterator<Item = Layer>, bytes: u64) -> Result<(), UnpackError> {
+    fn apply_limited(
+        &self,
+        layers: impl IntoIterator<Item = Layer>,
+        bytes: u64,
+    ) -> Result<(), UnpackError> {
         let check = |_| true;
         let mut unpacker = Unpacker::new(&self.root(), Limits { bytes }, &check).unwrap();
         for layer in layers {
@@ -95,9 +101,17 @@ impl Target {
     }
 
     fn assert_untouched(&self) {
-        assert_eq!(fs::read_to_string(self.outer.path().join("precious")).unwrap(), "untouched");
+        assert_eq!(
+            fs::read_to_string(self.outer.path().join("precious")).unwrap(),
+            "untouched"
+        );
         assert_eq!(fs::read_dir(self.outer.path()).unwrap().count(), 3);
-        assert_eq!(fs::read_dir(self.outer.path().join("outside")).unwrap().count(), 0);
+        assert_eq!(
+            fs::read_dir(self.outer.path().join("outside"))
+                .unwrap()
+                .count(),
+            0
+        );
     }
 }
 
@@ -119,21 +133,50 @@ fn every_kind_of_entry_arrives_with_its_attributes() {
     target.apply([layer]).unwrap();
     let root = target.root();
     let su = fs::metadata(root.join("bin/su")).unwrap();
-    assert_eq!((su.mode() & 0o7777, su.uid(), su.gid(), su.mtime()), (0o4755, 1234, 5678, 1_600_000_000));
-    assert_eq!((su.nlink(), su.ino()), (2, fs::metadata(root.join("bin/sudo")).unwrap().ino()));
+    assert_eq!(
+        (su.mode() & 0o7777, su.uid(), su.gid(), su.mtime()),
+        (0o4755, 1234, 5678, 1_600_000_000)
+    );
+    assert_eq!(
+        (su.nlink(), su.ino()),
+        (2, fs::metadata(root.join("bin/sudo")).unwrap().ino())
+    );
     let bin = fs::metadata(root.join("bin")).unwrap();
-    assert_eq!((bin.mtime(), bin.uid()), (1_600_000_000, 1234), "directories get their times last");
+    assert_eq!(
+        (bin.mtime(), bin.uid()),
+        (1_600_000_000, 1234),
+        "directories get their times last"
+    );
     assert_eq!(fs::metadata(&root).unwrap().uid(), 1234);
     let usr = fs::symlink_metadata(root.join("usr")).unwrap();
-    assert_eq!((usr.uid(), fs::read_link(root.join("usr")).unwrap()), (1234, "/nowhere/at/all".into()));
+    assert_eq!(
+        (usr.uid(), fs::read_link(root.join("usr")).unwrap()),
+        (1234, "/nowhere/at/all".into())
+    );
     let null = fs::symlink_metadata(root.join("null")).unwrap();
     assert!(null.file_type().is_char_device());
     assert_eq!(null.rdev(), rustix::fs::makedev(1, 3));
-    assert!(fs::symlink_metadata(root.join("disk")).unwrap().file_type().is_block_device());
-    assert!(fs::symlink_metadata(root.join("pipe")).unwrap().file_type().is_fifo());
-    assert_eq!(fs::metadata(root.join("made/on")).unwrap().mode() & 0o777, 0o755);
+    assert!(
+        fs::symlink_metadata(root.join("disk"))
+            .unwrap()
+            .file_type()
+            .is_block_device()
+    );
+    assert!(
+        fs::symlink_metadata(root.join("pipe"))
+            .unwrap()
+            .file_type()
+            .is_fifo()
+    );
+    assert_eq!(
+        fs::metadata(root.join("made/on")).unwrap().mode() & 0o777,
+        0o755
+    );
     // Root's own attributes of the host, not the image's.
-    assert_eq!(xattr::get(root.join("bin/su"), "trusted.evil").unwrap(), None);
+    assert_eq!(
+        xattr::get(root.join("bin/su"), "trusted.evil").unwrap(),
+        None
+    );
     assert_eq!(target.read("made/on/the/way"), "x");
 }
 
@@ -142,15 +185,24 @@ fn attributes_that_belong_to_a_file_are_set() {
     let target = Target::new();
     // cap_net_bind_service=ep, as setcap(8) stores it.
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    let layer = Layer::new().xattr("security.capability", &capability).file("ping", "x");
+    let layer = Layer::new()
+        .xattr("security.capability", &capability)
+        .file("ping", "x");
     target.apply([layer]).unwrap();
     assert_eq!(
-        xattr::get(target.root().join("ping"), "security.capability").unwrap().as_deref(),
+        xattr::get(target.root().join("ping"), "security.capability")
+            .unwrap()
+            .as_deref(),
         Some(capability.as_slice())
     );
     let layer = Layer::new().xattr("user.a", b"b").file("noted", "x");
     match target.apply([layer]) {
-        Ok(()) => assert_eq!(xattr::get(target.root().join("noted"), "user.a").unwrap().unwrap(), b"b"),
+        Ok(()) => assert_eq!(
+            xattr::get(target.root().join("noted"), "user.a")
+                .unwrap()
+                .unwrap(),
+            b"b"
+        ),
         Err(e) => println!("SKIPPED: no user attributes here: {e}"),
     }
 }
@@ -197,7 +249,11 @@ fn upper_layers_hide_and_replace_lower_ones() {
     assert_eq!(target.read("was-file/in"), "now a directory");
     assert_eq!(target.read("was-dir"), "now a file");
     assert_eq!(target.read("lib/so"), "library");
-    assert!(fs::symlink_metadata(target.root().join("link")).unwrap().is_symlink());
+    assert!(
+        fs::symlink_metadata(target.root().join("link"))
+            .unwrap()
+            .is_symlink()
+    );
 }
 
 #[test]
@@ -212,16 +268,63 @@ fn a_whiteout_does_not_hide_its_own_layer() {
 #[test]
 fn links_lead_nowhere_outside() {
     let hostile: Vec<(&str, Layer)> = vec![
-        ("through an absolute link", Layer::new().symlink("x", "/outside").file("x/new", "evil")),
-        ("through dots in a link", Layer::new().symlink("x", "../../../../outside").file("x/new", "evil")),
-        ("through a chain", Layer::new().symlink("a", "..").symlink("b", "a/..").file("b/precious", "evil")),
-        ("onto a link", Layer::new().symlink("x", "../precious").file("x", "evil")),
-        ("a directory onto a link", Layer::new().symlink("x", "../outside").dir("x").file("x/new", "evil")),
-        ("a whiteout through a link", Layer::new().symlink("x", "..").file("x/.wh.precious", "")),
-        ("an opaque mark through a link", Layer::new().symlink("x", "..").file("x/.wh..wh..opq", "")),
-        ("a hard link through a link", Layer::new().symlink("x", "..").hard_link("y", "x/precious").file("y", "evil")),
-        ("a hard link to a link", Layer::new().symlink("x", "../precious").hard_link("y", "x").file("y", "evil")),
-        ("a whiteout of dots", Layer::new().dir("d").file("d/.wh...", "").file("d/.wh..", "")),
+        (
+            "through an absolute link",
+            Layer::new().symlink("x", "/outside").file("x/new", "evil"),
+        ),
+        (
+            "through dots in a link",
+            Layer::new()
+                .symlink("x", "../../../../outside")
+                .file("x/new", "evil"),
+        ),
+        (
+            "through a chain",
+            Layer::new()
+                .symlink("a", "..")
+                .symlink("b", "a/..")
+                .file("b/precious", "evil"),
+        ),
+        (
+            "onto a link",
+            Layer::new().symlink("x", "../precious").file("x", "evil"),
+        ),
+        (
+            "a directory onto a link",
+            Layer::new()
+                .symlink("x", "../outside")
+                .dir("x")
+                .file("x/new", "evil"),
+        ),
+        (
+            "a whiteout through a link",
+            Layer::new().symlink("x", "..").file("x/.wh.precious", ""),
+        ),
+        (
+            "an opaque mark through a link",
+            Layer::new().symlink("x", "..").file("x/.wh..wh..opq", ""),
+        ),
+        (
+            "a hard link through a link",
+            Layer::new()
+                .symlink("x", "..")
+                .hard_link("y", "x/precious")
+                .file("y", "evil"),
+        ),
+        (
+            "a hard link to a link",
+            Layer::new()
+                .symlink("x", "../precious")
+                .hard_link("y", "x")
+                .file("y", "evil"),
+        ),
+        (
+            "a whiteout of dots",
+            Layer::new()
+                .dir("d")
+                .file("d/.wh...", "")
+                .file("d/.wh..", ""),
+        ),
     ];
     for (what, layer) in hostile {
         let target = Target::new();
@@ -241,21 +344,48 @@ fn links_lead_nowhere_outside() {
 fn names_that_lead_out_are_refused() {
     let cases: Vec<(&str, Layer)> = vec![
         ("dots", Layer::new().file("../precious", "evil")),
-        ("dots inside", Layer::new().dir("a").file("a/../../precious", "evil")),
+        (
+            "dots inside",
+            Layer::new().dir("a").file("a/../../precious", "evil"),
+        ),
         ("an absolute path", Layer::new().file("/precious", "evil")),
-        ("a hard link with dots", Layer::new().hard_link("x", "../precious")),
-        ("an absolute hard link", Layer::new().hard_link("x", "/etc/passwd")),
-        ("a hard link to nothing", Layer::new().hard_link("x", "nothing")),
-        ("a hard link to a directory", Layer::new().dir("d").hard_link("x", "d")),
-        ("a file below a file", Layer::new().file("f", "").file("f/x", "")),
-        ("a loop", Layer::new().symlink("a", "b").symlink("b", "a").file("a/x", "")),
+        (
+            "a hard link with dots",
+            Layer::new().hard_link("x", "../precious"),
+        ),
+        (
+            "an absolute hard link",
+            Layer::new().hard_link("x", "/etc/passwd"),
+        ),
+        (
+            "a hard link to nothing",
+            Layer::new().hard_link("x", "nothing"),
+        ),
+        (
+            "a hard link to a directory",
+            Layer::new().dir("d").hard_link("x", "d"),
+        ),
+        (
+            "a file below a file",
+            Layer::new().file("f", "").file("f/x", ""),
+        ),
+        (
+            "a loop",
+            Layer::new()
+                .symlink("a", "b")
+                .symlink("b", "a")
+                .file("a/x", ""),
+        ),
         ("a root that is a file", Layer::new().file(".", "")),
         ("an empty link", Layer::new().symlink("x", "")),
     ];
     for (what, layer) in cases {
         let target = Target::new();
         let result = target.apply([layer]);
-        assert!(matches!(result, Err(UnpackError::Bad(_))), "{what}: {result:?}");
+        assert!(
+            matches!(result, Err(UnpackError::Bad(_))),
+            "{what}: {result:?}"
+        );
         target.assert_untouched();
     }
 }
@@ -263,18 +393,36 @@ fn names_that_lead_out_are_refused() {
 #[test]
 fn a_file_linked_to_itself_survives() {
     let target = Target::new();
-    target.apply([Layer::new().file("a", "x").hard_link("a", "a").hard_link("b", "a").hard_link("b", "a")]).unwrap();
-    assert_eq!((target.read("a"), target.read("b")), ("x".into(), "x".into()));
+    target
+        .apply([Layer::new()
+            .file("a", "x")
+            .hard_link("a", "a")
+            .hard_link("b", "a")
+            .hard_link("b", "a")])
+        .unwrap();
+    assert_eq!(
+        (target.read("a"), target.read("b")),
+        ("x".into(), "x".into())
+    );
 }
 
 #[test]
 fn an_existing_link_in_the_target_is_replaced_not_followed() {
     let target = Target::new();
-    symlink(target.outer.path().join("precious"), target.root().join("f")).unwrap();
+    symlink(
+        target.outer.path().join("precious"),
+        target.root().join("f"),
+    )
+    .unwrap();
     symlink(target.outer.path().join("outside"), target.root().join("d")).unwrap();
-    target.apply([Layer::new().file("f", "new").dir("d").file("d/x", "new")]).unwrap();
+    target
+        .apply([Layer::new().file("f", "new").dir("d").file("d/x", "new")])
+        .unwrap();
     target.assert_untouched();
-    assert_eq!((target.read("f"), target.read("d/x")), ("new".into(), "new".into()));
+    assert_eq!(
+        (target.read("f"), target.read("d/x")),
+        ("new".into(), "new".into())
+    );
 }
 
 #[test]
@@ -298,7 +446,10 @@ fn compressions_are_told_by_their_bytes() {
     let zstd = zstd::encode_all(plain.as_slice(), 1).unwrap();
     for packed in [plain.clone(), gzip, zstd] {
         let mut unpacked = Vec::new();
-        decompress(packed.as_slice()).unwrap().read_to_end(&mut unpacked).unwrap();
+        decompress(packed.as_slice())
+            .unwrap()
+            .read_to_end(&mut unpacked)
+            .unwrap();
         assert_eq!(unpacked, plain);
     }
 }
