@@ -16,6 +16,7 @@ use crate::instance::Instance;
 use crate::table;
 use crate::wordpress::{Connections, Site};
 
+const DIR: &str = "/var/lib/offshoot-demo";
 const PARENT: &str = "shop";
 const CLONE: &str = "shop-clone";
 const TITLE: &str = "Offshoot demo shop";
@@ -32,7 +33,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Where the demo's daemon keeps everything.
-    #[arg(long, default_value = "/var/lib/offshoot-demo")]
+    #[arg(long, default_value = DIR)]
     dir: PathBuf,
     /// Port on loopback at which the environments answer.
     #[arg(long, default_value_t = 8080)]
@@ -117,7 +118,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         instance.programs.join("offshoot").display(),
         arguments.dir.display()
     );
-    println!("  remove it all:  cargo xtask demo --remove");
+    let dir = match arguments.dir.to_str() {
+        Some(DIR) | None => String::new(),
+        Some(dir) => format!(" --dir {dir}"),
+    };
+    println!("  remove it all:  cargo xtask demo --remove{dir}");
     println!(
         "\nThe whole demo took {:.0} s.",
         began.elapsed().as_secs_f64()
