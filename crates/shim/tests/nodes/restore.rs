@@ -144,7 +144,17 @@ fn a_restored_node_goes_on_beside_its_parent() {
         1,
         "no right to set the host name inside"
     );
-    assert!(!clone.cgroup().processes().is_empty());
+    // Every process in its own node's cgroups, in every hierarchy.
+    let main = |node: &TestNode| observe(&node.spec.run_dir).unwrap().pid.unwrap();
+    for (node, other) in [(&clone, &parent), (&parent, &clone)] {
+        let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", main(node))).unwrap();
+        let other = other.spec.node.env().as_str();
+        assert!(
+            cgroups.contains(node.spec.node.env().as_str()) && !cgroups.contains(other),
+            "{cgroups}"
+        );
+        assert!(!node.cgroup().processes().is_empty());
+    }
     let record = client.stop(15, LONG).unwrap();
     assert_eq!(record.status, 143);
     assert_eq!(running.status().unwrap().state, RunState::Running);
