@@ -1,5 +1,6 @@
 //! What can go wrong around a node, and what to do about it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -138,6 +139,19 @@ impl RuntimeError {
                 stderr
                     .lines()
                     .fold(problem, |problem, line| problem.detail(line))
+            }
+            Self::Io { source, .. }
+                if matches!(
+                    source.kind(),
+                    std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+                ) =>
+            {
+                Problem::new(
+                    Code::PoolFull,
+                    Fault::Host,
+                    self.to_string(),
+                    "make room where this lies; `offshoot pool grow` when it is the pool",
+                )
             }
             Self::Io { .. } | Self::Remains { .. } => Problem::new(
                 code,
