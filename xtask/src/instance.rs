@@ -173,7 +173,10 @@ impl Instance {
     pub(crate) fn ensure_absent(&self, names: &[&str]) -> anyhow::Result<()> {
         for environment in self.environments()? {
             if names.contains(&environment.name.as_str()) {
-                self.show_command(&["rm", "--force", &environment.name])?;
+                output(
+                    self.offshoot()
+                        .args(["--quiet", "rm", "--force", &environment.name]),
+                )?;
             }
         }
         Ok(())
