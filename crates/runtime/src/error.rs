@@ -28,7 +28,7 @@ pub enum RuntimeError {
         doing: String,
         /// Why not.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A command failed.
     #[error("{command} failed: {outcome}")]
@@ -80,7 +80,7 @@ pub type Result<T, E = RuntimeError> = std::result::Result<T, E>;
 
 impl RuntimeError {
     /// An I/O error while doing something to a path.
-    pub fn io(doing: &str, path: &Path, source: impl Into<std::io::Error>) -> Self {
+    pub fn io(doing: &str, path: &Path, source: impl Into<io::Error>) -> Self {
         Self::Io {
             doing: format!("{doing} {}", path.display()),
             source: source.into(),
@@ -88,7 +88,7 @@ impl RuntimeError {
     }
 
     /// An I/O error while doing something.
-    pub fn doing(doing: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
+    pub fn doing(doing: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self::Io {
             doing: doing.into(),
             source: source.into(),
@@ -143,7 +143,7 @@ impl RuntimeError {
             Self::Io { source, .. }
                 if matches!(
                     source.kind(),
-                    std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
                 ) =>
             {
                 Problem::new(

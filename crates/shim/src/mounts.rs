@@ -144,10 +144,17 @@ fn captured_files(spec: &NodeSpec, layout: &Layout) -> Result<()> {
     close().map_err(|e| RuntimeError::io("mount", dir, e))
 }
 
+/// Whether the images of a restore are still to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Images {
+    Needed,
+    Done,
+}
+
 /// Lets go of every mount the node has no use for. A mount namespace holds all it was copied with: without this a running node would
-/// keep alive what others unmount, such as another daemon's pool.
-pub(crate) fn forget_others(spec: &NodeSpec, layout: &Layout) {
-    let needed = needed_paths(spec);
+/// keep alive what others unmount, such as another daemon's pool or the memory file system that held its own images.
+pub(crate) fn forget_others(spec: &NodeSpec, layout: &Layout, images: Images) {
+    let needed = needed_paths(spec, images);
     let mounts = mount::mount_points().unwrap_or_default();
     for point in mounts.iter().rev() {
         if !is_needed(point, &needed, &layout.base) {
@@ -157,7 +164,7 @@ pub(crate) fn forget_others(spec: &NodeSpec, layout: &Layout) {
     }
 }
 
-fn needed_paths(spec: &NodeSpec) -> Vec<PathBuf> {
+fn needed_paths(spec: &NodeSpec, images: Images) -> Vec<PathBuf> {
     let mut needed = vec![
         spec.run_dir.clone(),
         spec.log_dir.clone(),
@@ -166,7 +173,7 @@ fn needed_paths(spec: &NodeSpec) -> Vec<PathBuf> {
     ];
     needed.extend(spec.tools.criu_dir.clone());
     needed.extend(spec.link.as_ref().map(|link| link.router_dir.clone()));
-    if let Start::Restore { images } = &spec.start {
+    if let (Start::Restore { images }, Images::Needed) = (&spec.start, images) {
         needed.push(images.clone());
     }
     // Links on the way lead to the mounts that really hold them.

@@ -20,6 +20,7 @@ use offshoot_runtime::runc::{Runc, criu_errors};
 use offshoot_runtime::{ExitRecord, NodeSpec, Result, RuntimeError, Start};
 use offshoot_sys::process::{self, Ended, Process, Side, Visit};
 
+use crate::mounts::Images;
 use crate::shared::Shared;
 use crate::stdio::NodeEnds;
 use crate::{control, hook, mounts, stdio};
@@ -138,7 +139,7 @@ fn create(shared: &Shared, runc: &Runc) -> std::result::Result<Created, Problem>
         }
     }
     mounts::prepare(spec, &layout).map_err(problem)?;
-    mounts::forget_others(spec, &layout);
+    mounts::forget_others(spec, &layout, Images::Needed);
     let bundle = spec.run_dir.join("bundle");
     fs::create_dir_all(&bundle).map_err(|e| problem(RuntimeError::io("make", &bundle, e)))?;
     write_atomic(&bundle.join("config.json"), config.to_string().as_bytes()).map_err(problem)?;
@@ -149,6 +150,9 @@ fn create(shared: &Shared, runc: &Runc) -> std::result::Result<Created, Problem>
         Start::Fresh => fresh(spec, runc, &bundle, ends),
         Start::Restore { images } => restore(spec, runc, &bundle, images, ends),
     }?;
+    if spec.start != Start::Fresh {
+        mounts::forget_others(spec, &layout, Images::Done);
+    }
     Ok((Arc::new(main), pumps))
 }
 

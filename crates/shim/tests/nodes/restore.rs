@@ -91,7 +91,8 @@ fn a_restored_node_goes_on_beside_its_parent() {
             .status
             == 0
     );
-    let images = parent.dir.join("images");
+    let memory = Mounted::tmpfs(parent.dir.join("memory"));
+    let images = memory.0.join("images");
     let started = std::time::Instant::now();
     checkpoint(&parent, &images);
     println!("checkpoint took {:?}", started.elapsed());
@@ -143,6 +144,12 @@ fn a_restored_node_goes_on_beside_its_parent() {
         clone.exec("hostname clone2").status,
         1,
         "no right to set the host name inside"
+    );
+    let shim = client.status().unwrap().shim.unwrap();
+    let mounts = std::fs::read_to_string(format!("/proc/{shim}/mountinfo")).unwrap();
+    assert!(
+        !mounts.contains(&memory.0.display().to_string()),
+        "the images are held after the restore"
     );
     // Every process in its own node's cgroups, in every hierarchy.
     let main = |node: &TestNode| observe(&node.spec.run_dir).unwrap().pid.unwrap();

@@ -168,18 +168,8 @@ fn a_node_holds_no_foreign_mounts() {
     if !fit() {
         return;
     }
-    let foreign =
-        std::env::temp_dir().join(format!("offshoot-node-foreign-{}", std::process::id()));
-    fs::create_dir_all(&foreign).unwrap();
-    struct Mounted(std::path::PathBuf);
-    impl Drop for Mounted {
-        fn drop(&mut self) {
-            let _ = offshoot_sys::mount::detach(&self.0);
-            let _ = fs::remove_dir(&self.0);
-        }
-    }
-    let mounted = Mounted(foreign);
-    offshoot_sys::mount::tmpfs(&mounted.0, 4096).unwrap();
+    let name = format!("offshoot-node-foreign-{}", std::process::id());
+    let mounted = Mounted::tmpfs(std::env::temp_dir().join(name));
     let node = TestNode::new("sleep 1000");
     let shim = node.start().status().unwrap().shim.unwrap();
     let seen = fs::read_to_string(format!("/proc/{shim}/mountinfo")).unwrap();

@@ -203,3 +203,22 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T 
 pub(crate) fn alive(pid: i32) -> bool {
     offshoot_sys::process::identity(pid).is_ok_and(|id| id.state != 'Z')
 }
+
+/// A temporary file system that goes with the test.
+pub(crate) struct Mounted(pub(crate) PathBuf);
+
+impl Mounted {
+    pub(crate) fn tmpfs(at: PathBuf) -> Self {
+        fs::create_dir_all(&at).unwrap();
+        let mounted = Self(at);
+        offshoot_sys::mount::tmpfs(&mounted.0, 64 << 20).unwrap();
+        mounted
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = offshoot_sys::mount::detach(&self.0);
+        let _ = fs::remove_dir(&self.0);
+    }
+}
