@@ -2,6 +2,8 @@
 
 mod bench;
 mod failures;
+mod load;
+mod mariadb;
 mod obstacles;
 mod product;
 mod state;

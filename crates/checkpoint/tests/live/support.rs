@@ -499,6 +499,11 @@ impl Drop for Node {
     }
 }
 
+/// The /usr that containers get: the host's, or another one with software the host lacks.
+pub(crate) fn usr() -> PathBuf {
+    std::env::var_os("OFFSHOOT_TEST_USR").map_or_else(|| PathBuf::from("/usr"), PathBuf::from)
+}
+
 fn config(place: &Place, make: &Make<'_>) -> serde_json::Value {
     let caps = json!([
         "CAP_CHOWN",
@@ -518,7 +523,7 @@ fn config(place: &Place, make: &Make<'_>) -> serde_json::Value {
         json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
                "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]}),
         json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "nodev", "mode=1777"]}),
-        json!({"destination": "/usr", "type": "bind", "source": "/usr", "options": ["rbind", "ro"]}),
+        json!({"destination": "/usr", "type": "bind", "source": usr(), "options": ["rbind", "ro"]}),
     ];
     mounts.extend(make.mounts.iter().cloned());
     let mapping = json!([{"containerID": 0, "hostID": make.base, "size": IDS}]);
