@@ -13,7 +13,7 @@ use offshoot_model::{
 use offshoot_plan::{NodePlan, plan_rungs};
 use serde::{Deserialize, Serialize};
 
-use crate::create::discard;
+use crate::create::{LEAST_ROOM, discard};
 use crate::health::Paused;
 use crate::power::{start_nodes, wait_ready};
 use crate::saga::{Cx, Saga, Settle};
@@ -150,6 +150,7 @@ impl Clone {
     }
 
     async fn prepare(&mut self, cx: &Cx, clone: &Environment) -> Result<(), Problem> {
+        cx.engine().ensure_room(LEAST_ROOM).await?;
         let parent = cx.shared.by_id(&self.parent)?;
         for node in &clone.nodes {
             if self.rung(node.name()) == Some(Rung::Image) {

@@ -11,8 +11,8 @@ use crate::power::{start_nodes, wait_ready};
 use crate::saga::{Cx, Saga, Settle};
 use crate::shared::store_problem;
 
-/// Least free room in the pool for a new environment, bytes.
-const LEAST_ROOM: u64 = 64 << 20;
+/// Least free room in the pool for a new environment or clone, bytes.
+pub(crate) const LEAST_ROOM: u64 = 64 << 20;
 
 /// Its steps.
 pub(crate) const STEPS: &[&str] = &["images", "disks", "network", "start", "ready", "route"];
