@@ -21,7 +21,7 @@ use crate::platform::{Platform, Request};
 use crate::recover::recover;
 use crate::shared::{Settings, Shared, store_problem};
 use crate::supervise::supervise;
-use crate::view::without_secrets;
+use crate::view::{Detail, without_secrets};
 
 /// Events sent to one reader before it must catch up.
 const EVENT_ROOM: usize = 64;
@@ -296,14 +296,14 @@ impl Platform for Operations {
     async fn environments(&self) -> Result<Vec<EnvironmentView>, Problem> {
         let environments = self.shared.store.environments().map_err(store_problem)?;
         let mut views =
-            futures::future::try_join_all(environments.iter().map(|env| self.shared.view(env)))
+            futures::future::try_join_all(environments.iter().map(|env| self.shared.view(env, Detail::List)))
                 .await?;
         views.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(views)
     }
 
     async fn environment(&self, environment: &str) -> Result<EnvironmentView, Problem> {
-        self.shared.view(&self.shared.find(environment)?).await
+        self.shared.view(&self.shared.find(environment)?, Detail::Full).await
     }
 
     async fn manifest(&self, environment: &str) -> Result<Manifest, Problem> {

@@ -8,10 +8,19 @@ use offshoot_model::{Environment, EnvironmentState, Layer, Manifest, Node, NodeS
 
 use crate::shared::{Shared, store_problem};
 
+/// How much a view tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// What a list shows: quick however much the disks hold.
+    List,
+    /// Everything, also what takes a look at every file of a volume.
+    Full,
+}
+
 impl Shared {
     /// An environment as people see it. A host that does not answer makes its nodes look stopped, not the view
     /// fail.
-    pub(crate) async fn view(&self, environment: &Environment) -> Result<EnvironmentView, Problem> {
+    pub(crate) async fn view(&self, environment: &Environment, detail: Detail) -> Result<EnvironmentView, Problem> {
         let status = match self.engine.status(environment).await {
             Ok(status) => status,
             Err(problem) => {
@@ -37,10 +46,10 @@ impl Shared {
                 name: volume.name.to_string(),
                 clone: spec.map(|spec| spec.clone).unwrap_or_default(),
                 shared_with: (volume.owner != environment.id).then(|| volume.owner.clone()),
-                exclusive_bytes: self
-                    .engine
-                    .volume_bytes(environment, volume.name.as_str())
-                    .await,
+                exclusive_bytes: match detail {
+                    Detail::List => None,
+                    Detail::Full => self.engine.volume_bytes(environment, volume.name.as_str()).await,
+                },
             });
         }
         Ok(EnvironmentView {
