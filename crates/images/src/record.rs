@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use offshoot_model::manifest::ImageConfig;
 use offshoot_pool::Subvolume;
@@ -42,12 +43,22 @@ const RECORD_MAX: u64 = 16 << 20;
 #[derive(Debug)]
 pub(crate) struct Records {
     dir: PathBuf,
+    /// Held while records are read to be changed.
+    changing: Mutex<()>,
 }
 
 impl Records {
     pub(crate) fn open(dir: PathBuf) -> Result<Self, ImageError> {
         fs::create_dir_all(&dir).map_err(ImageError::io("create", &dir))?;
-        Ok(Self { dir })
+        Ok(Self {
+            dir,
+            changing: Mutex::default(),
+        })
+    }
+
+    /// Keeps others from changing records as long as the guard lives.
+    pub(crate) fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn get(&self, hex: &str) -> Result<Option<Record>, ImageError> {

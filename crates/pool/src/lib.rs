@@ -31,7 +31,7 @@ pub use error::PoolError;
 pub use layout::Subvolume;
 use layout::{ENVS, IMAGES, NODES, STAGING, VOLUMES};
 pub use mount::SIZE_MIN;
-pub use room::{PoolStatus, Usage};
+pub use room::{PoolStatus, USAGE_LIMIT, Usage};
 
 /// What the pool lies on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

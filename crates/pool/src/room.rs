@@ -1,9 +1,13 @@
 //! How much room there is, and making more.
 
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use offshoot_sys::btrfs::{self, Space};
+use offshoot_sys::btrfs::{self, FileUsage, Space};
+use offshoot_sys::fsx;
+use rustix::fs::{FileType, Mode, OFlags};
 use serde::Serialize;
 
 use crate::{Backing, Pool, PoolError, Subvolume, mount, open_dir};
@@ -34,7 +38,14 @@ pub struct PoolStatus {
     pub host_free: Option<u64>,
 }
 
-/// What a subvolume takes; bytes.
+/// How often, and how long after each other, a full pool is committed and looked at again.
+const COMMITS: u32 = 5;
+const COMMIT_WAIT: Duration = Duration::from_millis(100);
+
+/// Longest time that [`Pool::usage`] looks at files.
+pub const USAGE_LIMIT: Duration = Duration::from_secs(2);
+
+/// What a subvolume takes; bytes, `None` when unknown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
     /// Reachable from it, shared with others or not.
@@ -82,7 +93,19 @@ impl Pool {
     /// [`PoolError::Full`] when the pool, or the disk below it, has less than `bytes` and a reserve.
     pub fn ensure_room(&self, bytes: u64) -> Result<(), PoolError> {
         let root = self.root();
-        let free = stat(root)?.2.saturating_sub(POOL_RESERVE);
+        let mut free = stat(root)?.2.saturating_sub(POOL_RESERVE);
+        // What was removed is free once it is committed, and subvolumes a little later: removing something to make
+        // room must help at once.
+        for _ in 0..COMMITS {
+            if free >= bytes {
+                break;
+            }
+            self.sync()?;
+            free = stat(root)?.2.saturating_sub(POOL_RESERVE);
+            if free < bytes {
+                std::thread::sleep(COMMIT_WAIT);
+            }
+        }
         if free < bytes {
             return Err(PoolError::Full {
                 needed: bytes,
@@ -122,14 +145,45 @@ impl Pool {
         btrfs::grow_to_device(dir.as_fd()).map_err(PoolError::io("grow", self.root()))
     }
 
-    /// What a subvolume takes, as far as it can be known without slowing snapshots down.
+    /// What a subvolume's files take, and what of that is its own. Looked up file by file, so that nothing has to be
+    /// counted while snapshots are taken; both are `None` when that is more than [`USAGE_LIMIT`] of work. Subvolumes nested
+    /// in it are part of it.
     ///
     /// # Errors
     /// When it does not exist.
     pub fn usage(&self, subvolume: &Subvolume) -> Result<Usage, PoolError> {
         let path = self.path(subvolume);
-        open_dir(&path).map_err(PoolError::io("open", &path))?;
-        Ok(Usage::default())
+        let dir = open_dir(&path).map_err(PoolError::io("open", &path))?;
+        let deadline = Instant::now() + USAGE_LIMIT;
+        let mut total = FileUsage::default();
+        let walked = fsx::walk(dir.as_fd(), &mut |parent, name, stat| {
+            if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size > 0 {
+                // It may have become something else meanwhile: nothing is followed or waited for.
+                let flags = OFlags::RDONLY
+                    | OFlags::NOFOLLOW
+                    | OFlags::NONBLOCK
+                    | OFlags::NOCTTY
+                    | OFlags::CLOEXEC;
+                if let Ok(file) = rustix::fs::openat(parent, name, flags, Mode::empty())
+                    && let Ok(usage) = btrfs::file_usage(file.as_fd())
+                {
+                    total.referenced = total.referenced.saturating_add(usage.referenced);
+                    total.exclusive = total.exclusive.saturating_add(usage.exclusive);
+                }
+            }
+            if Instant::now() < deadline {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        });
+        match walked.map_err(PoolError::io("measure", &path))? {
+            ControlFlow::Continue(()) => Ok(Usage {
+                referenced: Some(total.referenced),
+                exclusive: Some(total.exclusive),
+            }),
+            ControlFlow::Break(()) => Ok(Usage::default()),
+        }
     }
 }
 

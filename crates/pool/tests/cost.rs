@@ -22,10 +22,17 @@ fn cut(pool: &TestPool, env: &EnvId, names: &[&str]) -> Duration {
         .map(|round| {
             let clone = EnvId::random();
             pool.prepare_env(&clone).unwrap();
-            let pairs: Vec<_> = names.iter().map(|n| (volume(env, n), volume(&clone, n))).collect();
+            let pairs: Vec<_> = names
+                .iter()
+                .map(|n| (volume(env, n), volume(&clone, n)))
+                .collect();
             for name in names {
                 // Something was written since the last cut.
-                fs::write(pool.path(&volume(env, name)).join("last"), round.to_string()).unwrap();
+                fs::write(
+                    pool.path(&volume(env, name)).join("last"),
+                    round.to_string(),
+                )
+                .unwrap();
             }
             pool.sync().unwrap();
             let start = Instant::now();
@@ -68,8 +75,13 @@ fn a_cut_costs_the_same_for_empty_full_and_huge_volumes() {
     let many = cut(&pool, &env, &["many"]);
     let huge = cut(&pool, &env, &["huge"]);
     let eight = cut(&pool, &env, &nodes);
-    println!("snapshot: empty {empty:?}, {FILES} files {many:?}, sparse 1 TiB {huge:?}; eight at once {eight:?}");
+    println!(
+        "snapshot: empty {empty:?}, {FILES} files {many:?}, sparse 1 TiB {huge:?}; eight at once {eight:?}"
+    );
     // Far above noise, far below anything that looks at the content (copying 200,000 files takes seconds).
     let most = empty * 5 + Duration::from_millis(100);
-    assert!(many < most && huge < most && eight < most, "empty {empty:?} many {many:?} huge {huge:?} eight {eight:?}");
+    assert!(
+        many < most && huge < most && eight < most,
+        "empty {empty:?} many {many:?} huge {huge:?} eight {eight:?}"
+    );
 }

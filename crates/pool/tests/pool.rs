@@ -384,3 +384,33 @@ fn a_held_pool_says_who_holds_it() {
     drop(held);
     pool.close().unwrap();
 }
+
+#[test]
+fn usage_tells_what_is_shared() {
+    let Some(pool) = pool(SIZE) else { return };
+    let (one, two) = (
+        Subvolume::Staging("one".into()),
+        Subvolume::Staging("two".into()),
+    );
+    pool.ensure_empty(&one).unwrap();
+    let data: Vec<u8> = (0..4u32 << 20)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    fs::write(pool.path(&one).join("a"), &data).unwrap();
+    fs::hard_link(pool.path(&one).join("a"), pool.path(&one).join("again")).unwrap();
+    pool.sync().unwrap();
+    let size = data.len() as u64;
+    let usage = |s: &Subvolume| {
+        pool.usage(s)
+            .map(|u| (u.referenced.unwrap(), u.exclusive.unwrap()))
+            .unwrap()
+    };
+    assert_eq!(usage(&one), (size, size));
+    pool.ensure_snapshot(&one, &two, Access::ReadWrite).unwrap();
+    fs::write(pool.path(&two).join("b"), &data[..1 << 20]).unwrap();
+    pool.sync().unwrap();
+    assert_eq!(usage(&one), (size, 0));
+    assert_eq!(usage(&two), (size + (1 << 20), 1 << 20));
+    pool.ensure_removed(&two).unwrap();
+    assert!(pool.usage(&two).is_err());
+}

@@ -439,6 +439,86 @@ pub fn grow_to_device(fd: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { ioctl(fd, RESIZE, &mut *args) }
 }
 
+/// Disk space behind a file's content, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FileUsage {
+    /// All of it; holes take none.
+    pub referenced: u64,
+    /// What no other file or snapshot shares.
+    pub exclusive: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Extent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved: [u64; 2],
+    flags: u32,
+    reserved_too: [u32; 3],
+}
+
+/// Extents asked for at once.
+const EXTENTS: usize = 64;
+
+#[repr(C)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped: u32,
+    count: u32,
+    reserved: u32,
+    extents: [Extent; EXTENTS],
+}
+
+/// `FS_IOC_FIEMAP`: the kernel's number counts the struct without its flexible array.
+const FIEMAP: u64 = 0xC020_660B;
+/// `FIEMAP_EXTENT_LAST`, `FIEMAP_EXTENT_SHARED` of `linux/fiemap.h`.
+const EXTENT_LAST: u32 = 1;
+const EXTENT_SHARED: u32 = 0x2000;
+
+const _: () = assert!(size_of::<Extent>() == 56);
+
+/// Which part of a file's space is its own (`linux/fiemap.h`; btrfs tells since Linux 2.6.33).
+///
+/// # Errors
+/// `EOPNOTSUPP` on a file system that cannot tell.
+pub fn file_usage(file: BorrowedFd<'_>) -> io::Result<FileUsage> {
+    let mut usage = FileUsage::default();
+    let mut start = 0u64;
+    loop {
+        let mut map = Box::new(Fiemap {
+            start,
+            length: u64::MAX - start,
+            flags: 0,
+            mapped: 0,
+            count: EXTENTS as u32,
+            reserved: 0,
+            extents: [Extent::default(); EXTENTS],
+        });
+        // SAFETY: FS_IOC_FIEMAP takes a struct fiemap followed by `count` extents.
+        unsafe { ioctl(file, FIEMAP, &mut *map) }?;
+        let found = map
+            .extents
+            .get(..map.mapped as usize)
+            .unwrap_or(&map.extents);
+        for extent in found {
+            usage.referenced = usage.referenced.saturating_add(extent.length);
+            if extent.flags & EXTENT_SHARED == 0 {
+                usage.exclusive = usage.exclusive.saturating_add(extent.length);
+            }
+        }
+        match found.last() {
+            Some(last) if last.flags & EXTENT_LAST == 0 && last.logical + last.length > start => {
+                start = last.logical + last.length;
+            }
+            _ => return Ok(usage),
+        }
+    }
+}
+
 /// Whether these first 68 KiB (or more) of a device or file begin a btrfs file system.
 #[must_use]
 pub fn is_formatted(start: &[u8]) -> bool {

@@ -1,4 +1,5 @@
 //! A pool of its own for each test, gone when the test ends, however it ends.
+#![allow(dead_code)]
 
 use std::ops::Deref;
 use std::path::PathBuf;

@@ -1,9 +1,10 @@
 //! Whole trees: removing, copying, measuring. No link is followed and no mount point crossed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -77,15 +78,7 @@ fn empty(
         }
         let result = (|| -> io::Result<()> {
             if depth >= OPEN_DIRS {
-                *moved += 1;
-                let up = format!(".deep-{moved}-{}", std::process::id());
-                return Ok(rustix::fs::renameat_with(
-                    dir,
-                    &name,
-                    top,
-                    &up,
-                    RenameFlags::NOREPLACE,
-                )?);
+                return move_up(dir, &name, top, moved);
             }
             let below = open_below(dir, &name)?;
             empty(top, below.as_fd(), depth + 1, moved, first_error)?;
@@ -99,6 +92,24 @@ fn empty(
         }
     }
     Ok(())
+}
+
+/// Gives a directory that lies too deep a free name at the top.
+fn move_up(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    top: BorrowedFd<'_>,
+    moved: &mut u64,
+) -> io::Result<()> {
+    for _ in 0..1000 {
+        *moved += 1;
+        let up = format!(".deep-{moved}");
+        match rustix::fs::renameat_with(dir, name, top, &up, RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST) => {}
+            other => return Ok(other?),
+        }
+    }
+    Err(Errno::EXIST.into())
 }
 
 /// Whether a directory has no entries.
@@ -188,38 +199,70 @@ fn copy_dir(
     Ok(())
 }
 
+/// Calls `visit` with every entry below `dir`: the open directory it is in, its name, what it is. Files with several
+/// names are visited once. `visit` may end the walk.
+///
+/// # Errors
+/// As getdents(2); `ENAMETOOLONG` for a tree deeper than 512.
+pub fn walk(
+    dir: BorrowedFd<'_>,
+    visit: &mut dyn FnMut(BorrowedFd<'_>, &OsStr, &Stat) -> ControlFlow<()>,
+) -> io::Result<ControlFlow<()>> {
+    walk_below(dir, visit, &mut HashSet::new(), 0)
+}
+
+fn walk_below(
+    dir: BorrowedFd<'_>,
+    visit: &mut dyn FnMut(BorrowedFd<'_>, &OsStr, &Stat) -> ControlFlow<()>,
+    seen: &mut HashSet<u64>,
+    depth: usize,
+) -> io::Result<ControlFlow<()>> {
+    if depth > DEPTH_MAX {
+        return Err(Errno::NAMETOOLONG.into());
+    }
+    for (name, _) in entries(dir)? {
+        let stat = match rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            // A running container may have removed it.
+            Err(Errno::NOENT) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if !is_dir && stat.st_nlink > 1 && !seen.insert(stat.st_ino) {
+            continue;
+        }
+        if visit(dir, &name, &stat).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        if is_dir {
+            let below = match open_below(dir, &name) {
+                Ok(below) => below,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(e),
+            };
+            if walk_below(below.as_fd(), visit, seen, depth + 1)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
 /// Bytes of disk that a tree takes (512-byte blocks of every file, files with several names once).
 ///
 /// # Errors
-/// As getdents(2).
+/// As [`walk`].
 pub fn disk_usage(dir: BorrowedFd<'_>) -> io::Result<u64> {
-    fn walk(dir: BorrowedFd<'_>, seen: &mut HashMap<u64, ()>, depth: usize) -> io::Result<u64> {
-        if depth > DEPTH_MAX {
-            return Err(Errno::NAMETOOLONG.into());
-        }
-        let mut total = 0u64;
-        for (name, _) in entries(dir)? {
-            let stat = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let kind = FileType::from_raw_mode(stat.st_mode);
-            if kind != FileType::Directory
-                && stat.st_nlink > 1
-                && seen.insert(stat.st_ino, ()).is_some()
-            {
-                continue;
-            }
-            total = total.saturating_add(
-                u64::try_from(stat.st_blocks)
-                    .unwrap_or(0)
-                    .saturating_mul(512),
-            );
-            if kind == FileType::Directory {
-                total =
-                    total.saturating_add(walk(open_below(dir, &name)?.as_fd(), seen, depth + 1)?);
-            }
-        }
-        Ok(total)
-    }
-    walk(dir, &mut HashMap::new(), 0)
+    let mut total = 0u64;
+    let _whole = walk(dir, &mut |_, _, stat| {
+        total = total.saturating_add(
+            u64::try_from(stat.st_blocks)
+                .unwrap_or(0)
+                .saturating_mul(512),
+        );
+        ControlFlow::Continue(())
+    })?;
+    Ok(total)
 }
 
 /// Names and types in a directory, without `.` and `..`.
