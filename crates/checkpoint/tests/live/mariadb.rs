@@ -14,8 +14,8 @@ fn mariadb_goes_on_in_the_clone() {
     let place = Place::new();
     let net = Net::new();
     let start = "mkdir -p /run/mysqld /data/db /tmp && mariadb-install-db --no-defaults --user=web --datadir=/data/db \
-                 --skip-test-db --auth-root-authentication-method=normal >/dev/null && chown -R web /run/mysqld && \
-                 exec mariadbd --no-defaults --user=web --datadir=/data/db --socket=/run/mysqld/s";
+                 --skip-test-db --force --auth-root-authentication-method=normal && chown -R web /run/mysqld && \
+                 exec mariadbd --no-defaults --user=web --datadir=/data/db --socket=/run/mysqld/s --innodb-use-native-aio=0";
     let make = Make::new(&place, "maria-1", 400_000, &["sh", "-c", start]).net(&net, "10.9.0.6");
     let node = Node::start(&place, &make);
     until("it accepts connections", || {
