@@ -59,6 +59,7 @@ pub(crate) trait Saga: Send + Sync {
 }
 
 /// A saga as the journal keeps it.
+#[expect(clippy::large_enum_variant, reason = "one for each running operation")]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "saga", rename_all = "kebab-case")]
 pub(crate) enum Plan {
