@@ -118,6 +118,10 @@ pub enum Freezer {
 
 /// Longest wait between two looks at a freezer; the first ones follow each other at once.
 const FREEZER_POLL: Duration = Duration::from_micros(200);
+/// How long everything may take to stand before a first breath is given.
+const FREEZE_ATTEMPT: Duration = Duration::from_millis(20);
+/// Time to run between two attempts.
+const FREEZER_BREATH: Duration = Duration::from_micros(500);
 /// Most rounds of moving guests back.
 const RETURN_ROUNDS: u32 = 50;
 /// Bound on ending the processes of a node.
@@ -184,15 +188,19 @@ impl NodeCgroup {
         dirs.flat_map(|dir| processes_in(&dir)).collect()
     }
 
-    /// Freezes or thaws one directory and, when freezing, waits until everything stands.
+    /// Freezes one directory and waits until everything stands.
+    ///
+    /// With version 1 a process of several threads that is in the middle of execve(2) never stands: it waits, unfreezable, for its other
+    /// threads to end, which are frozen. Only a thaw helps, so after a while everything is let go for a moment and frozen again.
     ///
     /// # Errors
     /// When it does not stand within `max`; it is thawed again then.
     pub fn freeze(&self, dir: &Path, max: Duration) -> Result<()> {
         let start = Instant::now();
-        set(&self.host, dir, Freezer::Frozen)?;
+        let mut attempt = FREEZE_ATTEMPT;
         loop {
-            if state(&self.host, dir)? == Freezer::Frozen {
+            set(&self.host, dir, Freezer::Frozen)?;
+            if self.stands(dir, attempt.min(max.saturating_sub(start.elapsed())))? {
                 return Ok(());
             }
             if start.elapsed() >= max {
@@ -201,6 +209,25 @@ impl NodeCgroup {
                     what: format!("freezing {}", dir.display()),
                     after: max,
                 });
+            }
+            if let Hierarchies::V1 { .. } = self.host {
+                set(&self.host, dir, Freezer::Thawed)?;
+                std::thread::sleep(FREEZER_BREATH);
+            }
+            // Longer each time, for what is merely slow, such as a write to a busy disk.
+            attempt *= 2;
+        }
+    }
+
+    /// Waits until everything stands, at most `max`.
+    fn stands(&self, dir: &Path, max: Duration) -> Result<bool> {
+        let start = Instant::now();
+        loop {
+            if state(&self.host, dir)? == Freezer::Frozen {
+                return Ok(true);
+            }
+            if start.elapsed() >= max {
+                return Ok(false);
             }
             if start.elapsed() > Duration::from_millis(1) {
                 std::thread::sleep(FREEZER_POLL);

@@ -29,6 +29,8 @@ use crate::{control, hook, mounts, stdio};
 const CREATE_MAX: Duration = Duration::from_secs(40);
 /// Bound on `runc restore`, which reads the node's memory.
 const RESTORE_MAX: Duration = Duration::from_secs(590);
+/// How long runc's process may take to become the node's program.
+const PROGRAM_MAX: Duration = Duration::from_secs(5);
 /// How long the log may take to be written after the node's end.
 const LOG_MAX: Duration = Duration::from_secs(5);
 /// How long those who wait for the node's end may take to be told.
@@ -175,9 +177,26 @@ fn fresh(
     runc.run(command, CREATE_MAX).map_err(|e| e.problem())?;
     let main = main_process(&pid_file).map_err(|e| e.problem())?;
     hook::connect(main.pid(), spec.link.as_ref()).map_err(network_problem)?;
+    let before = process::arguments(main.pid()).unwrap_or_default();
     runc.run(runc.command(["start", &id]), CREATE_MAX)
         .map_err(|e| e.problem())?;
+    wait_program(&main, &before);
     Ok(main)
+}
+
+/// Waits until runc's own process became the node's program: `runc start` does not wait for that, and a node that is said to run is
+/// one that can be looked into and frozen. An end is as good: it is seen where ends are seen.
+fn wait_program(main: &Process, before: &[Vec<u8>]) {
+    let deadline = Instant::now() + PROGRAM_MAX;
+    while Instant::now() < deadline && process::arguments(main.pid()).is_ok_and(|now| now == before)
+    {
+        if main
+            .wait_end(Some(Duration::from_micros(200)))
+            .unwrap_or(true)
+        {
+            return;
+        }
+    }
 }
 
 fn restore(

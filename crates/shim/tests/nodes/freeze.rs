@@ -197,3 +197,32 @@ fn a_session_begun_in_a_freeze_waits_for_its_end() {
     assert!(asked.elapsed() > Duration::from_millis(200));
     drop(lease);
 }
+
+#[test]
+fn processes_that_change_their_program_all_the_time_are_frozen() {
+    if !fit() {
+        return;
+    }
+    // Every session begins as runc, a program of several threads, and becomes another by execve(2).
+    let node = TestNode::new("sleep 1000");
+    let client = node.start();
+    let running = std::sync::atomic::AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while running.load(std::sync::atomic::Ordering::Relaxed) {
+                    node.exec("true");
+                }
+            });
+        }
+        for _ in 0..30 {
+            let lease = client.freeze(Duration::from_secs(5));
+            let thawed = lease.map(|lease| lease.thaw().is_ok());
+            if !matches!(thawed, Ok(true)) {
+                running.store(false, std::sync::atomic::Ordering::Relaxed);
+                panic!("{thawed:?}");
+            }
+        }
+        running.store(false, std::sync::atomic::Ordering::Relaxed);
+    });
+}
