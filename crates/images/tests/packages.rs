@@ -141,6 +141,37 @@ async fn packages_become_an_image() {
     store.assert_clean(2);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains("staging"), "{mounts}");
+
+    // A daemon that is killed takes everything with it, too.
+    let mark = format!("{}.25", 40_000 + std::process::id());
+    let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_build_for_another_test_to_kill"])
+        .env(KILLED_DIR, store.dir.path())
+        .env(KILLED_RUN, format!("setsid sleep {mark} & sleep {mark}"))
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("the command to run", || running(&mark) >= 2).await;
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    wait_for("its processes to end", || running(&mark) == 0).await;
+    assert!(store.pool.list().unwrap().len() > 2, "its staging stays");
+    store.images.clean_up().unwrap();
+    store.assert_clean(2);
+}
+
+const KILLED_DIR: &str = "OFFSHOOT_TEST_KILLED_DIR";
+const KILLED_RUN: &str = "OFFSHOOT_TEST_KILLED_RUN";
+
+/// Does nothing by itself: the test above starts it as a process of its own.
+#[tokio::test]
+async fn a_build_for_another_test_to_kill() {
+    let (Some(dir), Ok(run)) = (std::env::var_os(KILLED_DIR), std::env::var(KILLED_RUN)) else {
+        return;
+    };
+    let images = common::open_again(std::path::Path::new(&dir));
+    let endless = ImageSource::Packages(recipe(&[], &[&run]));
+    images.ensure(&endless, &Unobserved).await.unwrap_err();
 }
 
 async fn wait_for(what: &str, condition: impl Fn() -> bool) {

@@ -80,6 +80,19 @@ impl Store {
     }
 }
 
+/// The store of a test in another process.
+pub fn open_again(dir: &Path) -> Images {
+    let config = PoolConfig {
+        mount: dir.join("pool"),
+        backing: Backing::LoopFile {
+            path: dir.join("pool.img"),
+            size: 8 << 30,
+        },
+    };
+    let pool = Arc::new(Pool::open(&config).unwrap());
+    Images::open(pool, ImagesConfig::new(dir.join("images"))).unwrap()
+}
+
 impl Drop for Store {
     fn drop(&mut self) {
         if let Err(e) = self.pool.close() {
