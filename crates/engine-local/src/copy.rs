@@ -12,7 +12,7 @@ use offshoot_model::manifest::Mount;
 use offshoot_model::{Code, Environment, Fault, Node, Problem};
 use offshoot_pool::{Pool, Subvolume};
 use offshoot_sys::fsx::{Last, Root, replace_file, through_proc};
-use rustix::fs::{AtFlags, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use tokio::sync::mpsc;
 
 use crate::disks::volume_subvolume;
@@ -289,7 +289,14 @@ fn unpack(root: &Root, base: &Path, mut entry: tar::Entry<'_, impl Read>) -> io:
     match header.entry_type() {
         tar::EntryType::Directory => {
             if to != base {
-                let dir = root.create_dirs(&to, 0o755)?;
+                // What `create_dirs` gives is a place only (O_PATH): owner and mode need an open directory.
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let dir = rustix::fs::openat(
+                    root.create_dirs(&to, 0o755)?,
+                    ".",
+                    flags,
+                    Mode::empty(),
+                )?;
                 rustix::fs::fchown(&dir, owner.0, owner.1)?;
                 rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))?;
             }
