@@ -146,6 +146,12 @@ impl Container {
             .collect())
     }
 
+    /// The processes in its cgroup right now.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        let text = fs::read_to_string(self.freezer.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
     /// Whether its cgroup stands still right now.
     pub(crate) fn is_frozen(&self) -> bool {
         if let Ok(state) = fs::read_to_string(self.freezer.join("freezer.state")) {

@@ -57,6 +57,9 @@ impl Dump {
             opts: Some(options(container, &folder)?),
             notify_success: None,
         })?;
+        if let Err(error) = memory::warm(&node.images, &container.processes()) {
+            tracing::debug!(%error, "no memory was made ready"); // then it costs time in the freeze
+        }
         swrk.wait_stage("pre-dump", until)?;
         Ok(Self {
             swrk,
