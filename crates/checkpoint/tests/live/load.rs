@@ -79,7 +79,7 @@ fn memory_and_disk_are_of_one_instant() {
 fn a_big_tmpfs_is_not_compressed_in_the_freeze() {
     let Some(criu) = host() else { return };
     let place = Place::new();
-    let program = "import time, os\ndata = os.urandom(1 << 20) * 96\nopen('/dev/shm/big', 'wb').write(data)\n\
+    let program = "import time, os\ndata = os.urandom(1 << 10) * (96 << 10)\nopen('/dev/shm/big', 'wb').write(data)\n\
                    print('ready', flush=True)\nwhile not os.path.exists('/data/check'): time.sleep(0.01)\n\
                    print('same' if open('/dev/shm/big', 'rb').read() == data else 'other', flush=True)\ntime.sleep(1000)";
     let make = Make::new(&place, "shm-1", 400_000, &["python3", "-c", program]);
@@ -92,6 +92,11 @@ fn a_big_tmpfs_is_not_compressed_in_the_freeze() {
         "{:?}",
         report.freeze
     );
+    let images = std::fs::read_dir(place.images("shm-1")).unwrap().flatten();
+    let archive = images
+        .map(|f| f.path())
+        .find(|p| p.to_string_lossy().contains("tmpfs-") && p.metadata().unwrap().len() > 96 << 20);
+    assert!(archive.is_some(), "our own tar was not used");
     let clone = clone_of(&place, &make, "shm-2", 500_000, None, &criu);
     std::fs::write(clone.rootfs.join("data/check"), "").unwrap();
     until("the check", || {

@@ -103,7 +103,10 @@ impl Place {
 
     /// A folder in memory for the images, as the engine would give.
     pub(crate) fn images(&self, of: &str) -> PathBuf {
-        Path::new("/dev/shm").join(&self.name).join(of)
+        let folder = Path::new("/dev/shm").join(&self.name);
+        fs::create_dir_all(&folder).unwrap();
+        fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        folder.join(of)
     }
 }
 
