@@ -1,0 +1,278 @@
+//! What several of the tests need.
+#![allow(dead_code, reason = "not every test needs all of it")]
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use offshoot_e2e::residue::Residue;
+use offshoot_e2e::{TestDaemon, wait_for};
+use serde_json::Value;
+
+/// Long enough for anything that is to come at all on a busy machine.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+/// Two layers that talk to each other without pause; `db` has a volume, and `web` waits for it.
+pub(crate) const PAIR: &str = r#"
+services:
+  web:
+    image: IMAGE
+    environment: {PEER: "db:9000"}
+    depends_on: {db: {condition: service_healthy}}
+    stop_grace_period: 1s
+    x-offshoot: {entry: 8080}
+  db:
+    image: IMAGE
+    stop_grace_period: 1s
+    environment: {PEER_PORT: "9000"}
+    volumes: ["data:/data"]
+    healthcheck: {test: ["CMD", "/bin/true"], interval: 1s}
+volumes: {data: {}}
+"#;
+
+/// One small layer.
+pub(crate) const ONE: &str = r#"
+services:
+  web:
+    image: IMAGE
+    stop_grace_period: 1s
+    volumes: ["data:/data"]
+    x-offshoot: {entry: 8080}
+volumes: {data: {}}
+"#;
+
+/// A program that was built with the tests.
+pub(crate) fn program(name: &str) -> PathBuf {
+    let mut dir = std::env::current_exe().expect("a test is a program");
+    dir.pop();
+    if dir.ends_with("deps") {
+        dir.pop();
+    }
+    dir.join(name)
+}
+
+/// A command of the command line, to be run in a way of one's own.
+pub(crate) fn command(daemon: &TestDaemon, args: &[&str]) -> Command {
+    let mut command = Command::new(program("offshoot"));
+    command
+        .arg("--config")
+        .arg(daemon.path("offshoot.toml"))
+        .args(args);
+    command
+}
+
+/// Runs a command of the command line with this on its standard input.
+pub(crate) fn run_with_input(daemon: &TestDaemon, args: &[&str], input: &[u8]) -> Output {
+    let mut command = command(daemon, args);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().expect("offshoot can be started");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(input).expect("it reads");
+    drop(stdin);
+    child.wait_with_output().expect("it ends")
+}
+
+/// What a shell script prints in a node.
+#[track_caller]
+pub(crate) fn sh(daemon: &TestDaemon, environment: &str, node: &str, script: &str) -> String {
+    daemon
+        .run(&["exec", environment, node, "--", "/bin/sh", "-c", script])
+        .trim()
+        .to_owned()
+}
+
+/// Puts the test tool at `/tmp/tool` of a node.
+#[track_caller]
+pub(crate) fn give_tool(daemon: &TestDaemon, environment: &str, node: &str) {
+    let tool = program("offshoot-testtool");
+    daemon.run(&[
+        "cp",
+        &tool.display().to_string(),
+        &format!("{environment}/{node}:/tmp/tool"),
+    ]);
+}
+
+/// What the test tool prints in a node.
+#[track_caller]
+pub(crate) fn tool(daemon: &TestDaemon, environment: &str, node: &str, args: &[&str]) -> String {
+    let mut all = vec!["exec", environment, node, "--", "/tmp/tool"];
+    all.extend(args);
+    daemon.run(&all).trim().to_owned()
+}
+
+/// What the test node behind the entry says, once it answers.
+#[track_caller]
+pub(crate) fn answers(daemon: &TestDaemon, environment: &str) -> Value {
+    wait_for(&format!("{environment} to answer"), SOON, || {
+        daemon.node(environment, "/").ok()
+    })
+}
+
+/// What a test node says over a plain TCP connection, which it keeps open.
+pub(crate) fn ask(daemon: &TestDaemon, address: &str) -> Option<Value> {
+    let address: SocketAddr = address.parse().expect("an address");
+    let asked = daemon.inside(|| -> std::io::Result<Value> {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: any\r\n\r\n")?;
+        let mut reader = BufReader::new(stream);
+        let mut line = String::new();
+        while reader.read_line(&mut line)? > 2 {
+            line.clear();
+        }
+        let document = serde_json::Deserializer::from_reader(reader)
+            .into_iter::<Value>()
+            .next();
+        document
+            .ok_or(std::io::ErrorKind::UnexpectedEof)?
+            .map_err(Into::into)
+    });
+    asked.ok()
+}
+
+/// The node of this name in what `show` says.
+#[track_caller]
+pub(crate) fn node(daemon: &TestDaemon, environment: &str, name: &str) -> Value {
+    let view = daemon.json(&["show", environment]);
+    let layers = view["layers"].as_array().expect("layers");
+    let nodes = layers
+        .iter()
+        .flat_map(|layer| layer["nodes"].as_array().expect("nodes"));
+    nodes
+        .into_iter()
+        .find(|node| node["name"] == name)
+        .unwrap_or_else(|| panic!("no {name} in {view:#}"))
+        .clone()
+}
+
+/// The numbers of the processes that a node's main processes have on this host, by node.
+#[track_caller]
+pub(crate) fn pids(daemon: &TestDaemon, environment: &str) -> Vec<(String, i64)> {
+    let view = daemon.json(&["show", environment]);
+    let layers = view["layers"].as_array().expect("layers");
+    let nodes = layers
+        .iter()
+        .flat_map(|layer| layer["nodes"].as_array().expect("nodes"));
+    nodes
+        .map(|node| {
+            let pid = node["status"]["pid"]
+                .as_i64()
+                .unwrap_or_else(|| panic!("{node} does not run"));
+            (node["name"].as_str().unwrap_or_default().to_owned(), pid)
+        })
+        .collect()
+}
+
+/// The id in what a command with `--detach -o json` printed.
+#[track_caller]
+pub(crate) fn id_of(operation: &Value) -> String {
+    operation["id"]
+        .as_str()
+        .unwrap_or_else(|| panic!("no id in {operation}"))
+        .to_owned()
+}
+
+/// Waits until an operation ended; gives it.
+#[track_caller]
+pub(crate) fn ended(daemon: &TestDaemon, id: &str) -> Value {
+    wait_for(
+        &format!("operation {id} to end"),
+        Duration::from_secs(60),
+        || {
+            let operation = daemon.json(&["op", "show", id]);
+            matches!(
+                operation["state"].as_str(),
+                Some("done" | "failed" | "cancelled")
+            )
+            .then_some(operation)
+        },
+    )
+}
+
+/// The rungs of the nodes of a clone, by node.
+pub(crate) fn rungs(operation: &Value) -> Vec<(String, String)> {
+    let nodes = operation["report"]["nodes"]
+        .as_array()
+        .unwrap_or_else(|| panic!("no nodes in {operation:#}"));
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    nodes
+        .iter()
+        .map(|node| (text(&node["node"]), text(&node["rung"])))
+        .collect()
+}
+
+/// Runs a command that must fail with status 1, this code, and a hint; nothing on the host may have changed.
+#[track_caller]
+pub(crate) fn refused_with(daemon: &TestDaemon, code: &str, args: &[&str]) -> Value {
+    let before = daemon.residue();
+    let output = daemon.try_run(args).expect("offshoot can be run");
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
+    let people = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        people.contains(&format!("error[{code}]:")),
+        "{args:?} printed {people}"
+    );
+    assert_eq!(
+        people.matches("error[").count(),
+        1,
+        "{args:?}: one error, not several: {people}"
+    );
+    assert!(
+        people.contains("next:"),
+        "{args:?} does not say what to do: {people}"
+    );
+    let problem = daemon.refused(args);
+    assert_eq!(problem["code"], code, "{args:?}: {problem:#}");
+    for key in ["what", "next", "fault"] {
+        assert!(
+            problem[key].as_str().is_some_and(|text| !text.is_empty()),
+            "{args:?} has no {key}: {problem:#}"
+        );
+    }
+    nothing_new(daemon, &before);
+    problem
+}
+
+/// Nothing is on the host that was not there before; health checks come and go.
+#[track_caller]
+pub(crate) fn nothing_new(daemon: &TestDaemon, before: &Residue) {
+    let deadline = std::time::Instant::now() + SOON;
+    loop {
+        let left = new_in(&daemon.residue(), before);
+        if left.is_empty() {
+            return;
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "left behind: {left:#?}"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn new_in(after: &Residue, before: &Residue) -> Residue {
+    let new = |after: &std::collections::BTreeSet<PathBuf>,
+               before: &std::collections::BTreeSet<PathBuf>| {
+        after.difference(before).cloned().collect()
+    };
+    Residue {
+        processes: after
+            .processes
+            .difference(&before.processes)
+            .cloned()
+            .collect(),
+        mounts: new(&after.mounts, &before.mounts),
+        cgroups: new(&after.cgroups, &before.cgroups),
+        interfaces: after
+            .interfaces
+            .difference(&before.interfaces)
+            .cloned()
+            .collect(),
+        directories: new(&after.directories, &before.directories),
+    }
+}
