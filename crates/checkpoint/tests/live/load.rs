@@ -1,5 +1,6 @@
 //! Cut while the node writes as fast as it can: memory and disk are of one instant.
 
+use crate::net::Net;
 use crate::support::*;
 
 /// Redis that writes every command to disk, and a client that never stops.

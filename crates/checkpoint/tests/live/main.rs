@@ -4,6 +4,7 @@ mod bench;
 mod failures;
 mod load;
 mod mariadb;
+mod net;
 mod obstacles;
 mod product;
 mod state;

@@ -1,5 +1,6 @@
 //! A database with its state in memory: settings changed at run time, an open transaction, several threads.
 
+use crate::net::Net;
 use crate::support::*;
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crate::net::Net;
 use crate::support::*;
 
 #[test]

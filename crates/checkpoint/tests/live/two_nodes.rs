@@ -1,5 +1,6 @@
 //! An environment of two nodes with one TCP connection between them.
 
+use crate::net::{Net, Ports, port_name};
 use crate::support::*;
 
 /// Counts in Redis over one connection for ever; ends when the connection does.
