@@ -272,7 +272,7 @@ fn every_link_between_pages_leads_somewhere() {
     assert!(broken.is_empty(), "broken links:\n{}", broken.join("\n"));
 }
 
-/// Names of the packages of others that a manifest of Cargo's lists.
+/// Names of the packages that a manifest of Cargo's lists.
 fn dependencies_in(manifest: &str) -> BTreeSet<String> {
     let mut inside = false;
     let mut found = BTreeSet::new();
@@ -283,9 +283,7 @@ fn dependencies_in(manifest: &str) -> BTreeSet<String> {
             found.insert(name.to_owned());
         }
     }
-    found.retain(|name| {
-        !name.is_empty() && !name.starts_with(['#', ' ']) && !name.starts_with("offshoot-")
-    });
+    found.retain(|name| !name.is_empty() && !name.starts_with(['#', ' ']));
     found
 }
 
@@ -302,6 +300,7 @@ fn every_dependency_is_explained() {
             &fs::read_to_string(manifest).unwrap_or_default(),
         ));
     }
+    used.retain(|name| !name.starts_with("offshoot-"));
     let page = fs::read_to_string(root().join("docs/dependencies.md")).expect("the page is there");
     let explained: BTreeSet<String> = page
         .lines()
@@ -314,4 +313,115 @@ fn every_dependency_is_explained() {
         missing.is_empty() && gone.is_empty(),
         "docs/dependencies.md lacks {missing:?} and has {gone:?}, which nobody uses"
     );
+}
+
+#[test]
+fn the_map_of_crates_is_true() {
+    let page = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("the page is there");
+    let map = page
+        .split("\n## ")
+        .find(|part| part.starts_with("Map of the code"))
+        .expect("the map");
+    let listed: Vec<String> = map
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned()))
+        .collect();
+    let mut there = BTreeMap::from([("xtask".to_owned(), root().join("xtask/Cargo.toml"))]);
+    for entry in fs::read_dir(root().join("crates")).expect("the crates") {
+        let entry = entry.expect("a crate");
+        let manifest = entry.path().join("Cargo.toml");
+        if manifest.exists() {
+            there.insert(entry.file_name().to_string_lossy().into_owned(), manifest);
+        }
+    }
+    let names: BTreeSet<_> = there.keys().cloned().collect();
+    assert_eq!(listed.iter().cloned().collect::<BTreeSet<_>>(), names);
+    for (at, name) in listed.iter().enumerate() {
+        let manifest = fs::read_to_string(&there[name]).expect("its manifest");
+        // Tests may use whatever they like.
+        let own = manifest
+            .split("[dev-dependencies]")
+            .next()
+            .unwrap_or_default();
+        for dependency in dependencies_in(own) {
+            if let Some(dependency) = dependency.strip_prefix("offshoot-") {
+                let place = listed.iter().position(|other| other == dependency);
+                assert!(
+                    place > Some(at),
+                    "{name} uses {dependency}, which stands above it"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_compose_files_that_are_shown_are_understood() {
+    let mut looked_at = 0;
+    for (page, text) in pages() {
+        for block in text.split("```yaml\n").skip(1) {
+            let block = block.split("```").next().unwrap_or_default();
+            if !block.contains("services:") {
+                continue;
+            }
+            looked_at += 1;
+            let folder = tempfile::tempdir().expect("a folder");
+            let file = folder.path().join("compose.yaml");
+            fs::write(&file, block).expect("write it");
+            let planned = Command::new(env!("CARGO_BIN_EXE_offshoot"))
+                .args([
+                    "--socket",
+                    "/nonexistent/offshoot.sock",
+                    "plan",
+                    "--name",
+                    "shown",
+                    "-f",
+                ])
+                .arg(&file)
+                .output()
+                .expect("the program starts");
+            let said = String::from_utf8_lossy(&planned.stderr);
+            assert!(planned.status.success(), "{page}: {said}");
+            assert_eq!(
+                said.matches("warning:").count(),
+                1, // that no daemon answers
+                "{page}: {said}"
+            );
+        }
+    }
+    assert!(
+        looked_at > 0,
+        "no Compose file was found: is the text still read?"
+    );
+}
+
+#[test]
+fn files_that_are_named_are_there() {
+    let mut gone = Vec::new();
+    for (page, text) in pages() {
+        for code in code_of(&text) {
+            let path = code.trim();
+            let folders = ["crates/", "docs/", "packaging/", "examples/", "xtask/"];
+            let plain = !path.contains(|c: char| c.is_whitespace() || "*<>{}[]()|,:…".contains(c));
+            if plain && folders.iter().any(|f| path.starts_with(f)) && !root().join(path).exists() {
+                gone.push(format!("{page}: {path}"));
+            }
+        }
+    }
+    assert!(gone.is_empty(), "not there:\n{}", gone.join("\n"));
+}
+
+#[test]
+fn the_index_of_pages_is_whole() {
+    let index = fs::read_to_string(root().join("docs/README.md")).expect("the index");
+    for entry in fs::read_dir(root().join("docs")).expect("the pages") {
+        let name = entry
+            .expect("a page")
+            .file_name()
+            .to_string_lossy()
+            .into_owned();
+        let listed =
+            name == "README.md" || name.ends_with(".svg") || index.contains(&format!("]({name})"));
+        assert!(listed, "docs/README.md does not lead to {name}");
+    }
 }
