@@ -40,7 +40,8 @@ pub(crate) fn ensure_room_for_memory(cuts: &Path, clone: &EnvId) -> Result<(), P
             "offshoot-cut",
             &dir,
             "tmpfs",
-            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+            // Not NOEXEC: CRIU runs a quick `tar` of ours from there.
+            MountFlags::NOSUID | MountFlags::NODEV,
             c"size=90%,mode=0700",
         )
         .map_err(std::io::Error::from)

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use offshoot_edge_api::{
     AccessLog, EdgeConfig, EdgeControl, PortRoute, PortState, Route, RoutesFile, ensure_edge,
 };
-use offshoot_engine::Exposure;
+use offshoot_engine::{Exposure, Reach};
 use offshoot_model::environment::PortBinding;
 use offshoot_model::manifest::Protocol;
 use offshoot_model::{Code, Environment, Fault, LayerName, Problem};
@@ -85,7 +85,10 @@ fn routes(exposure: &Exposure) -> Vec<Route> {
     let Some((layer, port)) = environment.manifest.entry() else {
         return Vec::new();
     };
-    let upstreams = upstreams(environment, &layer.name, port);
+    let upstreams = match exposure.reach {
+        Reach::Open => upstreams(environment, &layer.name, port),
+        Reach::Closed => Vec::new(),
+    };
     exposure
         .domains
         .iter()
@@ -98,6 +101,9 @@ fn routes(exposure: &Exposure) -> Vec<Route> {
 }
 
 fn ports(exposure: &Exposure) -> Vec<PortRoute> {
+    if exposure.reach == Reach::Closed {
+        return Vec::new();
+    }
     exposure
         .ports
         .iter()

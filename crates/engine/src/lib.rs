@@ -93,6 +93,15 @@ pub struct CutOutcome {
     pub report: CloneReport,
 }
 
+/// Whether anything answers at an environment's domains and ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Its nodes do.
+    Open,
+    /// Nothing does: people are told to come back later.
+    Closed,
+}
+
 /// Where people reach an environment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Exposure {
@@ -102,6 +111,8 @@ pub struct Exposure {
     pub domains: Vec<String>,
     /// Published ports.
     pub ports: Vec<PortBinding>,
+    /// Whether anything answers there.
+    pub reach: Reach,
 }
 
 /// Something that runs environments.
@@ -173,7 +184,7 @@ pub trait Engine: Send + Sync + 'static {
     /// keep the rest from being removed.
     async fn ensure_removed(&self, environment: &EnvId) -> Result<(), Problem>;
 
-    /// Makes exactly these environments reachable. Answers only when the edge uses them.
+    /// Makes exactly these environments known at the edge. Answers only when the edge uses them.
     async fn expose(&self, all: Vec<Exposure>) -> Result<(), Problem>;
 
     /// Free host ports for bindings without one; those given have all `host_port`s set.

@@ -17,7 +17,7 @@ use crate::create::{LEAST_ROOM, discard};
 use crate::health::Paused;
 use crate::power::{start_nodes, wait_ready};
 use crate::saga::{Cx, Saga, Settle};
-use crate::shared::store_problem;
+use crate::shared::{Change, store_problem};
 
 /// Its steps.
 pub(crate) const STEPS: &[&str] = &[
@@ -98,7 +98,7 @@ impl Saga for Clone {
                 measure(cx, |report| report.ready_us = u64::try_from(us).ok());
                 Ok(())
             }
-            "route" if self.runs => cx.shared.expose_also(&clone).await,
+            "route" if self.runs => cx.shared.expose(Change::Open(&clone.id)).await,
             _ => Ok(()),
         }
     }

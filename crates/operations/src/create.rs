@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::power::{start_nodes, wait_ready};
 use crate::saga::{Cx, Saga, Settle};
-use crate::shared::store_problem;
+use crate::shared::{Change, store_problem};
 
 /// Least free room in the pool for a new environment or clone, bytes.
 pub(crate) const LEAST_ROOM: u64 = 64 << 20;
@@ -48,7 +48,7 @@ impl Saga for Create {
             "network" => cx.engine().ensure_network(&environment, Gate::Open).await,
             "start" => start_nodes(cx, &environment, |_| true).await,
             "ready" => wait_ready(cx, &environment).await,
-            _ => cx.shared.expose_also(&environment).await,
+            _ => cx.shared.expose(Change::Open(&self.environment)).await,
         }
     }
 
@@ -71,7 +71,7 @@ impl Saga for Create {
 
 /// Takes away everything of an environment but its row.
 pub(crate) async fn discard(cx: &Cx, environment: &EnvId) -> Result<(), Problem> {
-    let routes = cx.shared.expose_all(Some(environment)).await;
+    let routes = cx.shared.expose(Change::Forget(environment)).await;
     cx.engine().ensure_cut_forgotten(environment).await?;
     cx.engine().ensure_removed(environment).await?;
     routes

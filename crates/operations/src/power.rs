@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::health::check_if_due;
 use crate::runner::cancelled;
 use crate::saga::{Cx, Saga, Settle};
-use crate::shared::Shared;
+use crate::shared::{Change, Shared};
 
 /// How often a wait looks again.
 const POLL: Duration = Duration::from_millis(50);
@@ -55,12 +55,12 @@ impl Saga for Start {
             "network" => cx.engine().ensure_network(&environment, Gate::Open).await,
             "start" => start_nodes(cx, &environment, |_| true).await,
             "ready" => wait_ready(cx, &environment).await,
-            _ => cx.shared.expose_also(&environment).await,
+            _ => cx.shared.expose(Change::Open(&self.environment)).await,
         }
     }
 
     async fn undo(&mut self, cx: &Cx) -> Result<(), Problem> {
-        cx.shared.expose_all(Some(&self.environment)).await?;
+        cx.shared.expose(Change::Close(&self.environment)).await?;
         cx.engine().ensure_halted(&self.environment).await
     }
 
@@ -90,7 +90,7 @@ impl Saga for Stop {
     async fn run(&mut self, step: &'static str, cx: &Cx) -> Result<(), Problem> {
         let environment = cx.shared.by_id(&self.environment)?;
         match step {
-            "unroute" => cx.shared.expose_all(Some(&self.environment)).await,
+            "unroute" => cx.shared.expose(Change::Close(&self.environment)).await,
             "stop" => stop_nodes(cx, &environment).await,
             _ => cx.engine().ensure_halted(&self.environment).await,
         }
@@ -109,7 +109,7 @@ impl Saga for Stop {
                 .ensure_started(&environment, node, Begin::Fresh)
                 .await?;
         }
-        cx.shared.expose_all(None).await
+        cx.shared.expose(Change::None).await
     }
 
     fn on_success(&self) -> Settle {

@@ -12,7 +12,7 @@ use offshoot_model::{
 
 use crate::runner::{Way, cancelled};
 use crate::saga::Plan;
-use crate::shared::{Shared, store_problem};
+use crate::shared::{Change, Shared, store_problem};
 
 /// Takes up what the last daemon left. Operations go on in the background; environments that ran are running
 /// again, or being started, when this returns.
@@ -56,7 +56,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Problem> {
             }
         });
     }
-    shared.expose_all(None).await
+    shared.expose(Change::None).await
 }
 
 fn take_up(shared: &Arc<Shared>, operation: Operation, mut plan: Plan, cancel: bool) {

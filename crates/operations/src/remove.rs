@@ -6,7 +6,7 @@ use offshoot_store::StoreError;
 use serde::{Deserialize, Serialize};
 
 use crate::saga::{Cx, Saga, Settle};
-use crate::shared::store_problem;
+use crate::shared::{Change, store_problem};
 
 /// Removes an environment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,7 +39,7 @@ impl Saga for Remove {
                 Ok(()) | Err(StoreError::EnvironmentUnknown { .. }) => Ok(()),
                 Err(error) => Err(store_problem(error)),
             },
-            "unroute" => cx.shared.expose_all(Some(&self.environment)).await,
+            "unroute" => cx.shared.expose(Change::Forget(&self.environment)).await,
             "halt" => cx.engine().ensure_halted(&self.environment).await,
             _ => {
                 cx.engine().ensure_cut_forgotten(&self.environment).await?;

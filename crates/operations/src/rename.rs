@@ -6,7 +6,7 @@ use offshoot_plan::rehost;
 use serde::{Deserialize, Serialize};
 
 use crate::saga::{Cx, Saga, Settle};
-use crate::shared::store_problem;
+use crate::shared::{Change, store_problem};
 
 /// Renames an environment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -34,7 +34,7 @@ impl Saga for Rename {
         match step {
             "record" => record(cx, &self.environment, &self.to),
             "names" => names(cx, &self.environment).await,
-            _ => cx.shared.expose_all(None).await,
+            _ => cx.shared.expose(Change::None).await,
         }
     }
 
@@ -48,7 +48,7 @@ impl Saga for Rename {
             record(cx, &self.environment, &self.from)?;
             names(cx, &self.environment).await?;
         }
-        cx.shared.expose_all(None).await
+        cx.shared.expose(Change::None).await
     }
 
     fn on_success(&self) -> Settle {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use offshoot_engine::{Engine, Exposure};
+use offshoot_engine::{Engine, Exposure, Reach};
 use offshoot_model::{Code, EnvId, Environment, EnvironmentState, Fault, OperationId, Problem};
 use offshoot_plan::{Host, Taken};
 use offshoot_store::{Store, StoreError};
@@ -23,6 +23,19 @@ pub struct Settings {
     pub max_freeze_ms: u64,
     /// How long to wait for a new environment's or clone's health checks.
     pub ready_timeout: Duration,
+}
+
+/// What is about to differ from what the store says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change<'a> {
+    /// Nothing.
+    None,
+    /// This environment can be reached.
+    Open(&'a EnvId),
+    /// It cannot, but it is there.
+    Close(&'a EnvId),
+    /// It is not there.
+    Forget(&'a EnvId),
 }
 
 /// Shared by all operations of a daemon.
@@ -107,37 +120,33 @@ impl Shared {
         })
     }
 
-    /// Tells the edge which environments can be reached now: those that should run, without those in `except`.
-    pub(crate) async fn expose_all(&self, except: Option<&EnvId>) -> Result<(), Problem> {
+    /// Tells the edge which environments there are and which of them can be reached: those that should run, with one
+    /// change that the store does not know yet.
+    pub(crate) async fn expose(&self, change: Change<'_>) -> Result<(), Problem> {
         let _one_at_a_time = self.exposing.lock().await;
         let mut all = Vec::new();
         for environment in self.store.environments().map_err(store_problem)? {
-            if environment.state == EnvironmentState::Running && Some(&environment.id) != except {
-                all.push(self.exposure(environment)?);
-            }
+            let reach = match (&change, environment.state) {
+                (Change::Open(id), _) if **id == environment.id => Reach::Open,
+                (Change::Close(id), _) if **id == environment.id => Reach::Closed,
+                (Change::Forget(id), _) if **id == environment.id => continue,
+                (_, EnvironmentState::Running) => Reach::Open,
+                (_, EnvironmentState::Stopped) => Reach::Closed,
+                (_, EnvironmentState::Creating | EnvironmentState::Removing | EnvironmentState::Broken) => continue,
+            };
+            all.push(self.exposure(environment, reach)?);
         }
         self.engine.expose(all).await
     }
 
-    /// As [`Self::expose_all`], with `environment` as it will be although the store does not say so yet.
-    pub(crate) async fn expose_also(&self, environment: &Environment) -> Result<(), Problem> {
-        let _one_at_a_time = self.exposing.lock().await;
-        let mut all = vec![self.exposure(environment.clone())?];
-        for other in self.store.environments().map_err(store_problem)? {
-            if other.state == EnvironmentState::Running && other.id != environment.id {
-                all.push(self.exposure(other)?);
-            }
-        }
-        self.engine.expose(all).await
-    }
-
-    fn exposure(&self, environment: Environment) -> Result<Exposure, Problem> {
+    fn exposure(&self, environment: Environment, reach: Reach) -> Result<Exposure, Problem> {
         let ports = self.store.ports(&environment.id).map_err(store_problem)?;
         let domains = vec![self.settings.host.domain(environment.name.as_str())];
         Ok(Exposure {
             environment,
             domains,
             ports,
+            reach,
         })
     }
 
