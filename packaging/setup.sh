@@ -123,8 +123,8 @@ PROBE
         rm -rf "$dir"
         return 0
     fi
-    # (it may always complain that it cannot raise its own limit of open files, and goes on)
-    why=$(cat "$dir"/images/*.log 2>/dev/null | grep 'Error (' | grep -v RLIMIT_NOFILE | head -n 1)
+    # (it may always complain that it cannot raise its own limit of open files or finds no tun device, and goes on)
+    why=$(cat "$dir"/images/*.log 2>/dev/null | grep 'Error (' | grep -v -e RLIMIT_NOFILE -e 'create tun' | head -n 1)
     [ -n "$why" ] || why=$(head -n 1 "$dir/out")
     say "CRIU: $criu ($("$criu" --version 2>/dev/null | sed -n 's/^Version: //p')) does not work here: ${why:-no message}"
     rm -rf "$dir"

@@ -10,7 +10,13 @@ const LOOK_AT: u64 = 256 * 1024;
 const KEEP: usize = 6;
 
 /// Complaints that CRIU makes and then goes on, and lines that only repeat that it failed.
-const NOT_DECISIVE: &[&str] = &["RLIMIT_NOFILE", "Dumping FAILED", "Restoring FAILED"];
+const NOT_DECISIVE: &[&str] = &[
+    "RLIMIT_NOFILE",
+    // Every first run on a kernel looks whether there are such devices.
+    "Unable to create tun",
+    "Dumping FAILED",
+    "Restoring FAILED",
+];
 
 /// The decisive `Error (` lines of the log at `path`, first things first; empty when there are none or no log.
 #[must_use]
@@ -64,6 +70,7 @@ mod tests {
     #[test]
     fn causes_first_without_noise() {
         let log = "(00.048026) Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n\
+                   (00.049348) Error (criu/tun.c:85): tun: Unable to create tun: No such file or directory\n\
                    (00.05) Warn  (compel/arch/x86/src/lib/infect.c:419): Will restore 1 with interrupted system call\n\
                    (00.055061) Error (criu/files-reg.c:1790): Can't lookup mount=24 for fd=10 path=/dev/null\n\
                    (00.055077) Error (criu/cr-dump.c:1545): Dump files (pid: 21843) failed with -1\n\

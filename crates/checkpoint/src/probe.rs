@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
@@ -17,6 +16,8 @@ use crate::swrk::{Swrk, Until};
 
 /// How long the trial may take as a whole.
 const TRIAL_TIME: Duration = Duration::from_secs(20);
+/// How long the process to be tried on may take to start.
+const START_TIME: Duration = Duration::from_secs(5);
 /// The CRIU that `packaging/setup.sh` brings, looked for after the one in PATH.
 const OWN: &str = "/opt/offshoot/criu/bin/criu";
 
@@ -173,21 +174,35 @@ impl Trial {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(start)?;
         let near = TcpStream::connect(listener.local_addr().map_err(start)?).map_err(start)?;
         let (far, _) = listener.accept().map_err(start)?;
-        let process = Command::new(&sleep)
+        // In a session of its own: ours may begin outside of our pid namespace (a shell in a container, a process that the init
+        // of a small system started), which CRIU refuses.
+        let process = Command::new("/usr/bin/setsid")
+            .arg(&sleep)
             .arg("1000")
             .env_clear()
             .current_dir("/")
-            .process_group(0)
             .stdin(Stdio::from(OwnedFd::from(near)))
             .stdout(Stdio::from(OwnedFd::from(far)))
             .stderr(Stdio::from(OwnedFd::from(listener)))
             .spawn()
             .map_err(start)?;
-        Ok(Self {
+        let trial = Self {
             process,
             folder,
             restored: None,
-        })
+        };
+        let name = format!("/proc/{}/comm", trial.process.id());
+        let deadline = Instant::now() + START_TIME;
+        while fs::read_to_string(&name).is_ok_and(|name| name.trim() != "sleep") {
+            if Instant::now() > deadline {
+                return Err(CriuError::Unexpected(format!(
+                    "{} did not start",
+                    sleep.display()
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(trial)
     }
 
     fn run(mut self, criu: &Criu, until: Until<'_>) -> Result<(), CriuError> {

@@ -11,7 +11,7 @@ use offshoot_sys::netns::Netns;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{http, image, residue, wait_for};
+use crate::{http, image, residue, stretch, wait_for};
 
 /// Where every test daemon's edge listens: namespaces keep them apart.
 const EDGE: &str = "127.0.0.1:8080";
@@ -57,7 +57,9 @@ impl TestDaemon {
         let root = dir.path().display();
         let config = format!(
             "instance = \"{instance}\"\nstate_dir = \"{root}/state\"\nrun_dir = \"{root}/run\"\n\
-             [edge]\nlisten = [\"{EDGE}\"]\n[pool]\nsize = \"4g\"\n[clone]\nready_timeout = \"30s\"\n"
+             [edge]\nlisten = [\"{EDGE}\"]\n[pool]\nsize = \"4g\"\n[clone]\nready_timeout = \"{}s\"\nmax_freeze = \"{}s\"\n",
+            30 * stretch(),
+            (5 * stretch()).min(60)
         );
         fs::write(dir.path().join("offshoot.toml"), config)?;
         image::write(&dir.path().join("image.tar"), &binary("offshoot-testnode"))?;
@@ -104,7 +106,7 @@ impl TestDaemon {
     /// # Panics
     /// When it does not, with the daemon's log.
     pub fn wait_up(&mut self) {
-        for _ in 0..3_000 {
+        for _ in 0..3_000 * stretch() {
             if self
                 .try_run(&["version"])
                 .is_ok_and(|output| output.status.success())

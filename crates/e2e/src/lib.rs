@@ -10,12 +10,21 @@ use std::time::{Duration, Instant};
 
 pub use daemon::TestDaemon;
 
-/// Waits for `condition`, at most `max`; panics with `what` when it does not come.
+/// How many times longer waits may take here, from `OFFSHOOT_TEST_STRETCH`: for emulated machines. 1 when it does not say.
+#[must_use]
+pub fn stretch() -> u32 {
+    let told = std::env::var("OFFSHOOT_TEST_STRETCH");
+    let told = told.ok().and_then(|text| text.parse().ok());
+    told.unwrap_or(1).clamp(1, 100)
+}
+
+/// Waits for `condition`, at most `max` (times [`stretch`]); panics with `what` when it does not come.
 ///
 /// # Panics
 /// When the time is over.
 #[track_caller]
 pub fn wait_for<T>(what: &str, max: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
+    let max = max * stretch();
     let deadline = Instant::now() + max;
     loop {
         if let Some(value) = condition() {
