@@ -118,6 +118,15 @@ impl Inner {
             )?;
             Ok(image)
         })();
+        // A command only says in its own words that there was no room.
+        let made = match made {
+            Err(failed @ ImageError::Build { .. }) => self
+                .pool
+                .ensure_room(ROOM_STEP)
+                .map_err(ImageError::from)
+                .and(Err(failed)),
+            made => made,
+        };
         if let Err(e) = self.pool.ensure_removed(&staging) {
             tracing::warn!(error = %e, %staging, "staging stays until the next start");
         }

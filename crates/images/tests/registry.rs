@@ -543,3 +543,95 @@ async fn a_pull_can_be_cancelled() {
     b.unwrap();
     store.assert_clean(1);
 }
+
+/// A registry that wants a token, as the public ones do, in front of the real one: `/token` gives it for a password.
+fn start_token_front(upstream: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let own = address.clone();
+    // Ends with the test's process.
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let (upstream, own) = (upstream.clone(), own.clone());
+            std::thread::spawn(move || {
+                let _ = serve_with_token(client, &upstream, &own);
+            });
+        }
+    });
+    address
+}
+
+fn serve_with_token(mut client: TcpStream, upstream: &str, own: &str) -> std::io::Result<()> {
+    let mut head = String::new();
+    let mut reader = BufReader::new(client.try_clone()?);
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head)? == 0 {
+            return Ok(());
+        }
+    }
+    let answer = |status: &str, header: &str, body: &str| {
+        let length = body.len();
+        format!(
+            "HTTP/1.1 {status}\r\n{header}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        )
+    };
+    let lower = head.to_lowercase();
+    if head.starts_with("GET /token?") {
+        // base64 of user:secret; the scope must be the wanted one and no more.
+        let fine =
+            head.contains("dXNlcjpzZWNyZXQ=") && head.contains("scope=repository%3Aprivate%3Apull");
+        let text = if fine {
+            answer(
+                "200 OK",
+                "Content-Type: application/json\r\n",
+                r#"{"token": "t0ken", "expires_in": 300}"#,
+            )
+        } else {
+            answer("401 Unauthorized", "", "{}")
+        };
+        client.write_all(text.as_bytes())?;
+    } else if lower.contains("authorization: bearer t0ken") {
+        let mut server = TcpStream::connect(upstream)?;
+        server.write_all(
+            head.replacen("\r\n", "\r\nConnection: close\r\n", 1)
+                .as_bytes(),
+        )?;
+        std::io::copy(&mut server, &mut client)?;
+    } else {
+        let header =
+            format!("WWW-Authenticate: Bearer realm=\"http://{own}/token\",service=\"test\"\r\n");
+        let body =
+            r#"{"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}"#;
+        client.write_all(answer("401 Unauthorized", &header, body).as_bytes())?;
+    }
+    client.shutdown(std::net::Shutdown::Both)
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for() {
+    let Some(registry) = Registry::start(RegistryAuth::Anonymous) else {
+        return;
+    };
+    let image = make_up(&[(archive(&[("a", b"with token")]), Packing::Gzip)]);
+    registry.push("private:1", &image).await;
+    let front = start_token_front(registry.address.clone());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("auth.json");
+    let Some(store) = Store::with(|config| config.auth_file = Some(file.clone())) else {
+        return;
+    };
+    let private = source(format!("{front}/private:1"));
+    let error = store
+        .images
+        .ensure(&private, &Unobserved)
+        .await
+        .unwrap_err();
+    assert_eq!(error.problem().code, Code::ImageAccessDenied, "{error}");
+    fs::write(
+        &file,
+        json!({"auths": {(front.as_str()): {"auth": "dXNlcjpzZWNyZXQ="}}}).to_string(),
+    )
+    .unwrap();
+    let made = store.images.ensure(&private, &Unobserved).await.unwrap();
+    assert_eq!(store.read(&made.subvolume, "a"), "with token");
+}

@@ -16,6 +16,9 @@ use crate::job::{Job, TICK};
 const TAIL_LINES: usize = 25;
 const LINE_MAX: u64 = 4096;
 
+/// Where programs of the host are looked for; not where an administrator puts his own.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// What becomes of a line of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnLine {
@@ -78,6 +81,18 @@ impl Command {
         on_line: &mut (dyn FnMut(&str) -> OnLine + Send),
     ) -> Result<(), ImageError> {
         job.check()?;
+        if !PATH
+            .split(':')
+            .any(|dir| Path::new(dir).join(&self.program).exists())
+        {
+            return Err(ImageError::Host {
+                what: format!("{} is not installed", self.program),
+                next: format!(
+                    "install the package {}, or use an image from a registry",
+                    self.package
+                ),
+            });
+        }
         let argv = format!("{} {}", self.program, self.args.join(" "));
         let failed = |status: String, tail: &VecDeque<String>| ImageError::Build {
             what: self.what.clone(),
@@ -120,7 +135,7 @@ impl Command {
             .arg(&self.program)
             .args(&self.args)
             .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("PATH", PATH)
             .env("HOME", "/root")
             .env("LC_ALL", "C.UTF-8")
             .envs(self.env.iter().map(|(name, value)| (*name, value.as_str())))
@@ -166,16 +181,7 @@ impl Command {
         });
         match ended {
             Ok(status) if status.success() => Ok(()),
-            Ok(status) => {
-                // The shell's own word for a program that is not there.
-                if status.code() == Some(127) {
-                    return Err(ImageError::Host {
-                        what: format!("{} cannot be started", self.program),
-                        next: format!("install the package {}", self.package),
-                    });
-                }
-                Err(failed(status.to_string(), &tail))
-            }
+            Ok(status) => Err(failed(status.to_string(), &tail)),
             Err(_) if job.check().is_err() => Err(ImageError::Cancelled),
             Err(why) => Err(failed(why, &tail)),
         }

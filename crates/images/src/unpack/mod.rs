@@ -24,6 +24,8 @@ use tarball::{Entry, Kind, Stream, TarError, Tarball};
 
 /// Most entries of one image; Debian with everything has some hundred thousand.
 const ENTRIES_MAX: u64 = 4_000_000;
+/// Most bytes of all paths of a layer's directories together; they are remembered until its end.
+const DIRS_BYTES_MAX: usize = 64 << 20;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
@@ -102,6 +104,7 @@ impl<'a> Unpacker<'a> {
             made: HashSet::new(),
             parent: None,
             dirs: Vec::new(),
+            dirs_bytes: 0,
         };
         while let Some(entry) = tarball.next_entry()? {
             layer.unpacker.entries += 1;
@@ -129,7 +132,9 @@ struct Layer<'a, 'b> {
     /// The last parent directory, which the next entry mostly shares.
     parent: Option<(PathBuf, OwnedFd)>,
     /// Directories get their times when everything is in them.
-    dirs: Vec<(PathBuf, Attributes)>,
+    dirs: Vec<(PathBuf, (i64, u32))>,
+    /// Bytes of their paths.
+    dirs_bytes: usize,
 }
 
 impl Layer<'_, '_> {
@@ -158,8 +163,13 @@ impl Layer<'_, '_> {
             if entry.kind != Kind::Dir {
                 return Err(UnpackError::Bad("its root is no directory".into()));
             }
-            self.dirs.push((PathBuf::from("."), attributes(&entry)));
-            return Ok(());
+            fsx::set_attributes(
+                self.unpacker.root.as_fd(),
+                OsStr::new("."),
+                &attributes(&entry),
+            )
+            .map_err(failed)?;
+            return self.time_later(PathBuf::from("."), entry.mtime);
         };
         self.open_parent(path.parent().unwrap_or(Path::new("")))
             .map_err(&failed)?;
@@ -189,8 +199,18 @@ impl Layer<'_, '_> {
                 Failure::Unpack(e) => e,
             })?;
         if entry.kind == Kind::Dir {
-            self.dirs.push((path, attributes(&entry)));
+            self.time_later(path, entry.mtime)?;
         }
+        Ok(())
+    }
+
+    /// Remembers a directory's time for the end of the layer.
+    fn time_later(&mut self, path: PathBuf, mtime: (i64, u32)) -> Result<(), UnpackError> {
+        self.dirs_bytes += path.as_os_str().len();
+        if self.dirs_bytes > DIRS_BYTES_MAX {
+            return Err(UnpackError::Bad("it has too many directories".into()));
+        }
+        self.dirs.push((path, mtime));
         Ok(())
     }
 
@@ -395,14 +415,13 @@ impl Layer<'_, '_> {
     }
 
     fn finish(self) -> Result<(), UnpackError> {
-        // The innermost first: setting a directory's attributes touches its parent's time no more than once.
-        for (path, attributes) in self.dirs.iter().rev() {
+        for (path, mtime) in &self.dirs {
             let failed = |source| UnpackError::Write {
                 path: path.display().to_string(),
                 source,
             };
             if path.as_os_str() == "." {
-                fsx::set_attributes(self.unpacker.root.as_fd(), OsStr::new("."), attributes)
+                fsx::set_time(self.unpacker.root.as_fd(), OsStr::new("."), *mtime)
                     .map_err(failed)?;
                 continue;
             }
@@ -410,10 +429,9 @@ impl Layer<'_, '_> {
             let Ok((parent, name)) = self.unpacker.root.parent(path) else {
                 continue;
             };
-            let is_dir = rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW)
-                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
-            if is_dir {
-                fsx::set_attributes(parent.as_fd(), &name, attributes).map_err(failed)?;
+            match fsx::set_time(parent.as_fd(), &name, *mtime) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+                _ => {}
             }
         }
         Ok(())

@@ -6,7 +6,7 @@
 use std::io::{self, Read};
 
 const BLOCK: usize = 512;
-/// Longest extension header (long name, pax records). Extended attributes travel in them: 64 KiB each.
+/// Longest extension headers of an entry (long name, pax records). Extended attributes travel in them: 64 KiB each.
 const EXTENSION_MAX: u64 = 1 << 20;
 /// Longest path or link target, as the kernel has it (PATH_MAX).
 const PATH_MAX: usize = 4096;
@@ -136,6 +136,7 @@ impl<R: Skip> Tarball<R> {
     /// The next entry; `None` at the end. Data of the one before that was not read is skipped.
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         let mut extensions = Extensions::default();
+        let mut extended = 0u64;
         loop {
             self.skip_rest()?;
             let Some(header) = self.header()? else {
@@ -145,8 +146,10 @@ impl<R: Skip> Tarball<R> {
             let kind = byte(&header, 156);
             match kind {
                 b'L' | b'K' | b'x' | b'X' | b'g' => {
-                    if size > EXTENSION_MAX {
-                        return malformed(format!("an extension header of {size} bytes"));
+                    // One entry may have several; together they are bounded, too.
+                    extended = extended.saturating_add(size).saturating_add(BLOCK as u64);
+                    if extended > EXTENSION_MAX {
+                        return malformed(format!("extension headers of {extended} bytes"));
                     }
                     self.set_data(size);
                     let mut data = Vec::new();

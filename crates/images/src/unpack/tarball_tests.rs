@@ -152,6 +152,12 @@ fn claims_of_the_archive_are_bounded() {
     // A long name of eight GiB is refused, not allocated.
     let huge = header("x", b'L', b"\x80\0\0\0\0\0\0\x02\0\0\0\0");
     assert!(matches!(entries(&huge), Err(TarError::Malformed(why)) if why.contains("extension")));
+    // Nor are many small ones, without an end.
+    let record = padded(b"31 SCHILY.xattr.user.a=bcdefgh\n");
+    let many = [header("x", b'x', &octal(31)).to_vec(), record]
+        .concat()
+        .repeat(2000);
+    assert!(matches!(entries(&many), Err(TarError::Malformed(why)) if why.contains("extension")));
     // A file that claims more than there is.
     let short = [header("x", b'0', &octal(5000)).as_slice(), &[1; 512]].concat();
     assert!(entries(&short).is_err());

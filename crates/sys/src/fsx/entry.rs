@@ -109,15 +109,23 @@ pub fn set_attributes(
             rustix::fs::lsetxattr(&path, key.as_c_str(), value, XattrFlags::empty())?;
         }
     }
+    set_time(parent, name, attributes.mtime)
+}
+
+/// Sets when an entry was changed and read last, without following it when it is a link.
+///
+/// # Errors
+/// As utimensat(2).
+pub fn set_time(parent: BorrowedFd<'_>, name: &OsStr, mtime: (i64, u32)) -> io::Result<()> {
     let time = Timespec {
-        tv_sec: attributes.mtime.0,
-        tv_nsec: attributes.mtime.1.into(),
+        tv_sec: mtime.0,
+        tv_nsec: mtime.1.into(),
     };
     let times = Timestamps {
         last_access: time,
         last_modification: time,
     };
-    rustix::fs::utimensat(parent, name, &times, keep_link)?;
+    rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(())
 }
 
