@@ -1,6 +1,8 @@
 //! Images made up for tests, and a store to fetch them into.
 #![allow(dead_code)]
 
+pub mod servers;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
