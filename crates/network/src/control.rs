@@ -18,8 +18,8 @@ use crate::spec::{Gate, Names, RouterSpec};
 
 /// Longest request or answer, bytes.
 pub(crate) const LINE_MAX: u64 = 1 << 20;
-/// Longest isolation that can be asked for.
-pub(crate) const ISOLATION_MAX: Duration = Duration::from_secs(60);
+/// Longest isolation that can be asked for: a freeze may take a minute, and a cut asks for some seconds more.
+pub(crate) const ISOLATION_MAX: Duration = Duration::from_secs(120);
 /// Connections served at once.
 const CONNECTIONS_MAX: usize = 32;
 /// A connection that holds nothing may think this long.
@@ -219,8 +219,9 @@ impl Connection {
         if max.is_zero() || max > ISOLATION_MAX {
             return Response::Refused {
                 why: format!(
-                    "isolation for {} ms: 1 to 60000 are allowed",
-                    max.as_millis()
+                    "isolation for {} ms: 1 to {} are allowed",
+                    max.as_millis(),
+                    ISOLATION_MAX.as_millis()
                 ),
             };
         }
