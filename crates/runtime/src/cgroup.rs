@@ -267,7 +267,10 @@ impl NodeCgroup {
                 continue;
             }
             let guests = self.guest_freezer();
-            fs::create_dir_all(&guests).map_err(|e| RuntimeError::io("make", &guests, e))?;
+            if !guests.exists() {
+                fs::create_dir_all(&guests).map_err(|e| RuntimeError::io("make", &guests, e))?;
+                self.limit_guests(&guests);
+            }
             match fs::write(guests.join("cgroup.procs"), pid.to_string()) {
                 Ok(()) => moved.push(pid),
                 Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
@@ -280,6 +283,20 @@ impl NodeCgroup {
             }
         }
         Ok(moved)
+    }
+
+    /// Gives the guests' group the limits of the node's. In version 2 a process leaves all controllers at once; in version 1 only the
+    /// freezer's.
+    fn limit_guests(&self, guests: &Path) {
+        if let Hierarchies::V1 { .. } = self.host {
+            return;
+        }
+        for file in ["memory.max", "pids.max", "cpu.max"] {
+            // A controller that the host does not have limits nobody.
+            if let Ok(limit) = fs::read(self.freezer().join(file)) {
+                let _ = fs::write(guests.join(file), limit);
+            }
+        }
     }
 
     /// Moves guests back among the node's processes and removes their freezer.
@@ -485,124 +502,5 @@ fn state(host: &Hierarchies, dir: &Path) -> Result<Freezer> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn node() -> NodeId {
-        "abcdefgh.web-1".parse().unwrap()
-    }
-
-    fn tree(files: &[&str]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        for file in files {
-            let path = dir.path().join(file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, "").unwrap();
-        }
-        dir
-    }
-
-    #[test]
-    fn hierarchies_are_recognised() {
-        let v2 = tree(&["cgroup.controllers", "cgroup.procs"]);
-        assert!(matches!(
-            Hierarchies::at(v2.path()).unwrap(),
-            Hierarchies::V2 { .. }
-        ));
-        let hybrid = tree(&[
-            "freezer/cgroup.procs",
-            "memory/cgroup.procs",
-            "unified/cgroup.procs",
-            "x/y",
-        ]);
-        std::os::unix::fs::symlink("memory", hybrid.path().join("alias")).unwrap();
-        let Hierarchies::V1 { roots, freezer } = Hierarchies::at(hybrid.path()).unwrap() else {
-            panic!("v1")
-        };
-        assert_eq!((roots.len(), freezer), (3, hybrid.path().join("freezer")));
-        let neither = tree(&["memory/cgroup.procs"]);
-        assert!(Hierarchies::at(neither.path()).is_err());
-    }
-
-    #[test]
-    fn freezers_of_both_versions_are_written_and_read() {
-        for (marker, file, frozen, thawed) in [
-            (
-                "freezer/cgroup.procs",
-                "freezer/offshoot-os/abcdefgh/web-1/freezer.state",
-                "FROZEN",
-                "THAWED",
-            ),
-            (
-                "cgroup.controllers",
-                "offshoot-os/abcdefgh/web-1/cgroup.freeze",
-                "1",
-                "0",
-            ),
-        ] {
-            let dir = tree(&[
-                marker,
-                file,
-                &file.replace("cgroup.freeze", "cgroup.events"),
-            ]);
-            let cgroup = NodeCgroup::new(Hierarchies::at(dir.path()).unwrap(), "os", &node());
-            fs::write(
-                cgroup.freezer().join("cgroup.events"),
-                "populated 1\nfrozen 1\n",
-            )
-            .unwrap();
-            cgroup
-                .freeze(&cgroup.freezer(), Duration::from_secs(1))
-                .unwrap();
-            assert_eq!(fs::read_to_string(dir.path().join(file)).unwrap(), frozen);
-            assert!(cgroup.is_frozen());
-            cgroup.thaw().unwrap();
-            assert_eq!(fs::read_to_string(dir.path().join(file)).unwrap(), thawed);
-        }
-    }
-
-    #[test]
-    fn a_freezer_that_never_stands_is_thawed_again() {
-        let dir = tree(&[
-            "cgroup.controllers",
-            "offshoot-os/abcdefgh/web-1/cgroup.freeze",
-        ]);
-        let cgroup = NodeCgroup::new(Hierarchies::at(dir.path()).unwrap(), "os", &node());
-        fs::write(
-            cgroup.freezer().join("cgroup.events"),
-            "populated 1\nfrozen 0\n",
-        )
-        .unwrap();
-        let error = cgroup
-            .freeze(&cgroup.freezer(), Duration::from_millis(5))
-            .unwrap_err();
-        assert!(matches!(error, RuntimeError::Timeout { .. }), "{error}");
-        assert_eq!(
-            fs::read_to_string(cgroup.freezer().join("cgroup.freeze")).unwrap(),
-            "0"
-        );
-    }
-
-    #[test]
-    fn oom_kills_are_read() {
-        let dir = tree(&[
-            "cgroup.controllers",
-            "offshoot-os/abcdefgh/web-1/memory.events",
-        ]);
-        let cgroup = NodeCgroup::new(Hierarchies::at(dir.path()).unwrap(), "os", &node());
-        assert_eq!(cgroup.oom_kills(), 0);
-        fs::write(
-            cgroup.freezer().join("memory.events"),
-            "low 0\noom 2\noom_kill 3\noom_group_kill 0\n",
-        )
-        .unwrap();
-        assert_eq!(cgroup.oom_kills(), 3);
-    }
-
-    #[test]
-    fn this_process_descends_from_its_parent_and_not_from_a_stranger() {
-        let me = std::process::id().cast_signed();
-        assert!(descends_from(me, process::identity(me).unwrap().parent));
-        assert!(!descends_from(me, i32::MAX));
-    }
-}
+#[path = "cgroup_tests.rs"]
+mod tests;

@@ -12,6 +12,13 @@ use offshoot_runtime::cgroup::{Hierarchies, NodeCgroup};
 use offshoot_runtime::*;
 
 pub(crate) const LONG: Duration = Duration::from_secs(30);
+/// [`LONG`], stretched on an emulated machine (`packaging/test-in-vm.sh` says how much).
+fn patience() -> Duration {
+    let told = std::env::var("OFFSHOOT_TEST_STRETCH");
+    let told = told.ok().and_then(|text| text.parse().ok());
+    LONG * told.unwrap_or(1u32).clamp(1, 100)
+}
+
 const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: &[&str] = &[
     "sh", "sleep", "cat", "ls", "id", "mount", "stat", "touch", "echo", "ps", "kill", "dd", "stty",
@@ -157,7 +164,11 @@ impl TestNode {
 
     /// Runs to the end and gives the exit record and what was printed.
     pub(crate) fn run(&self) -> (ExitRecord, String) {
-        let record = self.start().wait(LONG).unwrap().expect("the node ended");
+        let record = self
+            .start()
+            .wait(patience())
+            .unwrap()
+            .expect("the node ended");
         (record, self.log())
     }
 
@@ -168,7 +179,7 @@ impl TestNode {
         };
         exec(&self.spec, &what)
             .unwrap()
-            .finish(LONG, 1 << 20)
+            .finish(patience(), 1 << 20)
             .unwrap()
     }
 }
@@ -190,12 +201,16 @@ impl Drop for TestNode {
 }
 
 pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + LONG;
+    let deadline = Instant::now() + patience();
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "no {what} within {LONG:?}");
+        assert!(
+            Instant::now() < deadline,
+            "no {what} within {:?}",
+            patience()
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
 }
