@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,10 +12,11 @@ use std::time::{Duration, Instant};
 use offshoot_model::EnvId;
 use offshoot_model::environment::{Node, Placement};
 use offshoot_sys::netns::{Holder, readable_within};
+use offshoot_sys::process;
 
 use crate::control::{LINE_MAX, Request, Response, RouterStatus};
 use crate::error::NetworkError;
-use crate::files::{Owner, RunDir, START_TIMEOUT};
+use crate::files::{Owner, RunDir, SPEC, START_TIMEOUT};
 use crate::netlink::run_here;
 use crate::router::Readiness;
 use crate::spec::{Gate, Isolation, Names, NodeLink, RouterSpec, check_instance, host_link_name};
@@ -80,6 +82,7 @@ pub fn ensure_router(spec: &RouterSpec, shim: &Path) -> Result<Router> {
         }
         std::thread::sleep(Duration::from_millis(1));
     };
+    end_strays(&spec.run_dir)?;
     dir.write_spec(spec)?;
     start(&dir, lock, shim)?;
     let holder = dir.router()?;
@@ -181,6 +184,29 @@ fn end(holder: &Holder) -> Result<()> {
     }
 }
 
+/// Ends routers of this run directory that it knows nothing of any more: somebody removed it from under them.
+fn end_strays(run_dir: &Path) -> Result<()> {
+    let spec = run_dir.join(SPEC);
+    let listed = process::all().map_err(|e| NetworkError::io("listing processes", e))?;
+    for pid in listed {
+        // Opened before it is looked at: what is ended is what was seen.
+        let Ok(holder) = Holder::open(pid) else {
+            continue;
+        };
+        let words = process::arguments(pid).unwrap_or_default();
+        let is_router = matches!(
+            words.as_slice(),
+            [_, verb, option, file] if verb.as_slice() == b"router"
+                && option.as_slice() == b"--spec"
+                && file.as_slice() == spec.as_os_str().as_bytes()
+        );
+        if is_router {
+            end(&holder)?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes sure that there is no router, no link of it in the calling thread's network namespace and no run directory.
 ///
 /// # Errors
@@ -203,6 +229,7 @@ pub fn ensure_router_removed(run_dir: &Path, env: &EnvId, instance: &str) -> Res
                 }),
         );
     }
+    note(end_strays(run_dir));
     // The kernel removes it with the namespace, a little later; then nobody is left who could find it.
     let link = host_link_name(instance, env);
     note(run_here(|links| async move {

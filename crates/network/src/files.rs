@@ -20,7 +20,7 @@ use crate::spec::RouterSpec;
 
 type Result<T> = std::result::Result<T, NetworkError>;
 
-const SPEC: &str = "spec.json";
+pub(crate) const SPEC: &str = "spec.json";
 const PID: &str = "router.pid";
 const CONTROL: &str = "control.sock";
 const LOG: &str = "router.log";
