@@ -345,3 +345,55 @@ fn images_pool_doctor_and_completions() {
     }
     assert!(daemon.json(&["version"]).to_string().contains("0."));
 }
+
+#[test]
+fn several_files_make_one_environment() {
+    let daemon = TestDaemon::start();
+    let first = daemon.compose(
+        "first.yaml",
+        "include: [part.yaml]\nservices:\n  web:\n    image: IMAGE\n    environment: {A: first, B: first}\n    \
+         x-offshoot: {entry: 8080}\n  tools:\n    image: IMAGE\n    profiles: [debug]\n  \
+         more:\n    extends: {file: base.yaml, service: base}\n",
+    );
+    let second = daemon.compose(
+        "second.yaml",
+        "services:\n  web:\n    environment: {B: second}\n    deploy: {replicas: 2}\n",
+    );
+    let _ = daemon.compose("part.yaml", "services:\n  part:\n    image: IMAGE\n");
+    let _ = daemon.compose(
+        "base.yaml",
+        "services:\n  base:\n    image: IMAGE\n    environment: {BASE: \"yes\"}\n",
+    );
+    let nodes = |args: &[&str]| -> Vec<String> {
+        let mut all = vec!["plan", "--name", "shop", "-f", &first, "-f", &second];
+        all.extend(args);
+        let plan = daemon.json(&all);
+        let nodes = plan["nodes"].as_array().expect("nodes").iter();
+        let mut names: Vec<_> = nodes
+            .map(|node| node["name"].as_str().expect("a name").to_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(nodes(&[]), ["more-1", "part-1", "web-1", "web-2"]);
+    assert_eq!(
+        nodes(&["--profile", "debug"]),
+        ["more-1", "part-1", "tools-1", "web-1", "web-2"]
+    );
+    daemon.run(&["create", "--name", "shop", "-f", &first, "-f", &second]);
+    assert_eq!(sh(&daemon, "shop", "web-2", "echo $A $B"), "first second");
+    assert_eq!(sh(&daemon, "shop", "more", "echo $BASE"), "yes");
+
+    // Changes of one environment wait for each other.
+    let stop = id_of(&daemon.json(&["stop", "shop", "--detach"]));
+    let start = id_of(&daemon.json(&["start", "shop", "--detach"]));
+    let clone = id_of(&daemon.json(&["clone", "shop", "--detach"]));
+    for id in [stop, start, clone] {
+        let operation = ended(&daemon, &id);
+        assert_eq!(operation["state"], "done", "{operation:#}");
+    }
+    assert_eq!(daemon.json(&["show", "shop"])["state"], "running");
+    answers(&daemon, "shop-clone");
+    daemon.run(&["rm", "-f", "shop", "shop-clone"]);
+    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+}

@@ -452,6 +452,10 @@ impl Engine for Local {
             .await
     }
 
+    async fn ensure_entrance(&self) -> Result<(), Problem> {
+        self.run(|inner| edge::ensure(&inner.config)).await
+    }
+
     async fn choose_ports(&self, ports: Vec<PortBinding>) -> Result<Vec<PortBinding>, Problem> {
         self.run(move |_| edge::choose_ports(ports)).await
     }

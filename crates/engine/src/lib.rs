@@ -187,6 +187,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Makes exactly these environments known at the edge. Answers only when the edge uses them.
     async fn expose(&self, all: Vec<Exposure>) -> Result<(), Problem>;
 
+    /// Starts again what leads people in, if something ended it, with what was exposed last.
+    async fn ensure_entrance(&self) -> Result<(), Problem>;
+
     /// Free host ports for bindings without one; those given have all `host_port`s set.
     async fn choose_ports(&self, ports: Vec<PortBinding>) -> Result<Vec<PortBinding>, Problem>;
 

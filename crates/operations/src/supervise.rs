@@ -1,10 +1,10 @@
-//! Looks after running environments: health checks, and restart policies.
+//! Looks after running environments: health checks, restart policies, and what was killed beside the daemon.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use offshoot_engine::{Begin, NodeStatus};
+use offshoot_engine::{Begin, Gate, NodeStatus};
 use offshoot_model::manifest::RestartPolicy;
 use offshoot_model::{Environment, EnvironmentState, Layer, Node, NodeId, NodeState};
 use tokio::sync::Semaphore;
@@ -14,6 +14,10 @@ use crate::shared::Shared;
 
 /// Time between two looks at an environment.
 const EVERY: Duration = Duration::from_secs(1);
+/// Looks after which the router of every environment and the edge are looked at too.
+const REPAIR_EVERY: u64 = 5;
+/// Exit status of a process that SIGKILL ended.
+const KILLED: i32 = 128 + 9;
 /// First and longest wait before a restart; it doubles from one to the next, as in Docker.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 /// A node that ran this long begins again with the first wait.
@@ -35,8 +39,12 @@ pub(crate) async fn supervise(shared: Arc<Shared>) {
     let mut restarts: HashMap<NodeId, Restart> = HashMap::new();
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    for round in 0_u64.. {
         tick.tick().await;
+        let repair = round % REPAIR_EVERY == 0;
+        if repair && let Err(problem) = shared.engine.ensure_entrance().await {
+            tracing::warn!(%problem, details = ?problem.details, "the edge does not run");
+        }
         let environments = match shared.store.environments() {
             Ok(environments) => environments,
             Err(error) => {
@@ -51,6 +59,9 @@ pub(crate) async fn supervise(shared: Arc<Shared>) {
             let Some(_held) = shared.locks.try_hold(&environment.id) else {
                 continue;
             };
+            if repair && let Err(problem) = shared.engine.ensure_network(&environment, Gate::Open).await {
+                tracing::warn!(environment = %environment.name, %problem, "its network is not whole");
+            }
             match shared.engine.status(&environment).await {
                 Ok(status) => {
                     look_after(&shared, &environment, &status, &mut restarts, &checks).await
@@ -77,14 +88,19 @@ async fn look_after(
         let Some(seen) = status.iter().find(|status| status.node == node.name()) else {
             continue;
         };
-        match seen.state {
-            NodeState::Running { .. } => check(shared, environment, node, layer, checks),
-            NodeState::Exited { status: code, .. }
-                if wants_restart(layer.restart, code, restarts.get(&node.id)) =>
-            {
-                restart(shared, environment, node, code, restarts).await;
-            }
-            _ => {}
+        let ended = match seen.state {
+            NodeState::Exited { status, .. } => Some(status),
+            // Nobody saw it end: its shim was killed.
+            NodeState::Stopped => Some(KILLED),
+            _ => None,
+        };
+        if let NodeState::Running { .. } = seen.state {
+            check(shared, environment, node, layer, checks);
+        }
+        if let Some(code) = ended
+            && wants_restart(layer.restart, code, restarts.get(&node.id))
+        {
+            restart(shared, environment, node, code, restarts).await;
         }
     }
 }
