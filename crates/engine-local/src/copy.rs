@@ -103,9 +103,21 @@ fn normal(path: &str) -> Result<PathBuf, Problem> {
 fn failed(doing: &str, path: &str, error: &io::Error) -> Problem {
     use io::ErrorKind::{NotFound, QuotaExceeded, StorageFull};
     let (code, fault, next) = match error.kind() {
-        NotFound => (Code::NotFound, Fault::Request, "see what is there with `offshoot exec ENV NODE -- ls`"),
-        StorageFull | QuotaExceeded => (Code::PoolFull, Fault::Host, "make room, or `offshoot pool grow`"),
-        _ => (Code::BadRequest, Fault::Request, "check the path with `offshoot exec ENV NODE -- ls`"),
+        NotFound => (
+            Code::NotFound,
+            Fault::Request,
+            "see what is there with `offshoot exec ENV NODE -- ls`",
+        ),
+        StorageFull | QuotaExceeded => (
+            Code::PoolFull,
+            Fault::Host,
+            "make room, or `offshoot pool grow`",
+        ),
+        _ => (
+            Code::BadRequest,
+            Fault::Request,
+            "check the path with `offshoot exec ENV NODE -- ls`",
+        ),
     };
     Problem::new(code, fault, format!("{doing} {path}: {error}"), next)
 }
@@ -291,12 +303,8 @@ fn unpack(root: &Root, base: &Path, mut entry: tar::Entry<'_, impl Read>) -> io:
             if to != base {
                 // What `create_dirs` gives is a place only (O_PATH): owner and mode need an open directory.
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let dir = rustix::fs::openat(
-                    root.create_dirs(&to, 0o755)?,
-                    ".",
-                    flags,
-                    Mode::empty(),
-                )?;
+                let dir =
+                    rustix::fs::openat(root.create_dirs(&to, 0o755)?, ".", flags, Mode::empty())?;
                 rustix::fs::fchown(&dir, owner.0, owner.1)?;
                 rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode))?;
             }

@@ -121,7 +121,10 @@ pub const MAX_NODES: usize = 200;
 pub const DEFAULT_STOP_GRACE_MS: u64 = 10_000;
 
 /// Where a layer's root file system comes from.
-#[expect(clippy::large_enum_variant, reason = "a handful per environment; a box would only get in the way")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a handful per environment; a box would only get in the way"
+)]
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum ImageSource {

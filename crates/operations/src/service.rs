@@ -295,15 +295,20 @@ impl Platform for Operations {
 
     async fn environments(&self) -> Result<Vec<EnvironmentView>, Problem> {
         let environments = self.shared.store.environments().map_err(store_problem)?;
-        let mut views =
-            futures::future::try_join_all(environments.iter().map(|env| self.shared.view(env, Detail::List)))
-                .await?;
+        let mut views = futures::future::try_join_all(
+            environments
+                .iter()
+                .map(|env| self.shared.view(env, Detail::List)),
+        )
+        .await?;
         views.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(views)
     }
 
     async fn environment(&self, environment: &str) -> Result<EnvironmentView, Problem> {
-        self.shared.view(&self.shared.find(environment)?, Detail::Full).await
+        self.shared
+            .view(&self.shared.find(environment)?, Detail::Full)
+            .await
     }
 
     async fn manifest(&self, environment: &str) -> Result<Manifest, Problem> {

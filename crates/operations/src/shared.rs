@@ -132,7 +132,12 @@ impl Shared {
                 (Change::Forget(id), _) if **id == environment.id => continue,
                 (_, EnvironmentState::Running) => Reach::Open,
                 (_, EnvironmentState::Stopped) => Reach::Closed,
-                (_, EnvironmentState::Creating | EnvironmentState::Removing | EnvironmentState::Broken) => continue,
+                (
+                    _,
+                    EnvironmentState::Creating
+                    | EnvironmentState::Removing
+                    | EnvironmentState::Broken,
+                ) => continue,
             };
             all.push(self.exposure(environment, reach)?);
         }

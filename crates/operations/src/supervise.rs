@@ -59,7 +59,9 @@ pub(crate) async fn supervise(shared: Arc<Shared>) {
             let Some(_held) = shared.locks.try_hold(&environment.id) else {
                 continue;
             };
-            if repair && let Err(problem) = shared.engine.ensure_network(&environment, Gate::Open).await {
+            if repair
+                && let Err(problem) = shared.engine.ensure_network(&environment, Gate::Open).await
+            {
                 tracing::warn!(environment = %environment.name, %problem, "its network is not whole");
             }
             match shared.engine.status(&environment).await {

@@ -20,7 +20,11 @@ pub(crate) enum Detail {
 impl Shared {
     /// An environment as people see it. A host that does not answer makes its nodes look stopped, not the view
     /// fail.
-    pub(crate) async fn view(&self, environment: &Environment, detail: Detail) -> Result<EnvironmentView, Problem> {
+    pub(crate) async fn view(
+        &self,
+        environment: &Environment,
+        detail: Detail,
+    ) -> Result<EnvironmentView, Problem> {
         let status = match self.engine.status(environment).await {
             Ok(status) => status,
             Err(problem) => {
@@ -48,7 +52,11 @@ impl Shared {
                 shared_with: (volume.owner != environment.id).then(|| volume.owner.clone()),
                 exclusive_bytes: match detail {
                     Detail::List => None,
-                    Detail::Full => self.engine.volume_bytes(environment, volume.name.as_str()).await,
+                    Detail::Full => {
+                        self.engine
+                            .volume_bytes(environment, volume.name.as_str())
+                            .await
+                    }
                 },
             });
         }
