@@ -109,7 +109,7 @@ impl Saga for Stop {
                 .ensure_started(&environment, node, Begin::Fresh)
                 .await?;
         }
-        cx.shared.expose(Change::None).await
+        cx.shared.expose(Change::Open(&self.environment)).await
     }
 
     fn on_success(&self) -> Settle {

@@ -200,6 +200,9 @@ impl Shared {
             Settle::Gone(id) => self.store.finish_with_removal(&operation, &id),
         }
         .map_err(store_problem)?;
+        if let Some(environment) = &operation.environment {
+            self.settled_at(environment);
+        }
         let _ = self.news.send(event.seq);
         Ok(())
     }

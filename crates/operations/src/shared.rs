@@ -25,6 +25,14 @@ pub struct Settings {
     pub ready_timeout: Duration,
 }
 
+/// What an operation said about an environment before the store says it too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Announced {
+    Open,
+    Closed,
+    Gone,
+}
+
 /// What is about to differ from what the store says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change<'a> {
@@ -49,6 +57,9 @@ pub(crate) struct Shared {
     pub(crate) news: broadcast::Sender<u64>,
     /// Operations that are not final.
     pub(crate) live: Mutex<HashMap<OperationId, Arc<Live>>>,
+    /// Changes that operations made known and the store does not know yet: whoever else tells the edge meanwhile must
+    /// not take them back.
+    announced: Mutex<HashMap<EnvId, Announced>>,
     /// Only one task at a time tells the edge what to do.
     exposing: tokio::sync::Mutex<()>,
     /// Only one request at a time is planned and recorded, so that no two are given the same places.
@@ -67,6 +78,7 @@ impl Shared {
             health: HealthBook::default(),
             news: broadcast::channel(256).0,
             live: Mutex::default(),
+            announced: Mutex::default(),
             exposing: tokio::sync::Mutex::default(),
             submitting: tokio::sync::Mutex::default(),
             ended: Notify::new(),
@@ -120,20 +132,32 @@ impl Shared {
         })
     }
 
-    /// Tells the edge which environments there are and which of them can be reached: those that should run, with one
-    /// change that the store does not know yet.
+    /// Tells the edge which environments there are and which of them can be reached: those that should run, with
+    /// `change`, which holds until its operation has ended ([`Self::settled_at`]).
     pub(crate) async fn expose(&self, change: Change<'_>) -> Result<(), Problem> {
         let _one_at_a_time = self.exposing.lock().await;
+        let change = match change {
+            Change::None => None,
+            Change::Open(id) => Some((id, Announced::Open)),
+            Change::Close(id) => Some((id, Announced::Closed)),
+            Change::Forget(id) => Some((id, Announced::Gone)),
+        };
+        let announced = {
+            let mut announced = self
+                .announced
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            announced.extend(change.map(|(id, what)| (id.clone(), what)));
+            announced.clone()
+        };
         let mut all = Vec::new();
         for environment in self.store.environments().map_err(store_problem)? {
-            let reach = match (&change, environment.state) {
-                (Change::Open(id), _) if **id == environment.id => Reach::Open,
-                (Change::Close(id), _) if **id == environment.id => Reach::Closed,
-                (Change::Forget(id), _) if **id == environment.id => continue,
-                (_, EnvironmentState::Running) => Reach::Open,
-                (_, EnvironmentState::Stopped) => Reach::Closed,
-                (
-                    _,
+            let reach = match (announced.get(&environment.id), environment.state) {
+                (Some(Announced::Open), _) | (None, EnvironmentState::Running) => Reach::Open,
+                (Some(Announced::Closed), _) | (None, EnvironmentState::Stopped) => Reach::Closed,
+                (Some(Announced::Gone), _)
+                | (
+                    None,
                     EnvironmentState::Creating
                     | EnvironmentState::Removing
                     | EnvironmentState::Broken,
@@ -142,6 +166,15 @@ impl Shared {
             all.push(self.exposure(environment, reach)?);
         }
         self.engine.expose(all).await
+    }
+
+    /// The store knows now what the operation on this environment made of it.
+    pub(crate) fn settled_at(&self, environment: &EnvId) {
+        let mut announced = self
+            .announced
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        announced.remove(environment);
     }
 
     fn exposure(&self, environment: Environment, reach: Reach) -> Result<Exposure, Problem> {
