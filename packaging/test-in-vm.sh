@@ -9,7 +9,7 @@
 #   --init KIND     systemd: as on an ordinary host; tiny: a shell script, boots faster (default)
 #   --kernel NAME   kernel package (default: linux-image-cloud-amd64)
 #   --criu WHICH    host: the CRIU that setup.sh made here; suite: that of the suite (default: host when there is one)
-#   --memory SIZE, --cpus N, --max SECONDS      of the machine (default: 4G, 2, 3600)
+#   --memory SIZE, --cpus N, --max SECONDS      of the machine (default: 4G, 2, 3600; emulated kernels since 6.12 want --cpus 1)
 #   --kvm           use the processor's virtualisation. Without it all is emulated: 10 to 20 times slower, works anywhere.
 #   --first COMMAND run this in the machine before the tests (for looking into a failure; "none" as TEST: nothing else)
 #   --refresh       make the machine's root anew; it is kept in $OFFSHOOT_VM_DIR (default /var/tmp/offshoot-vm) otherwise
@@ -34,7 +34,8 @@ fail() {
 }
 # shellcheck disable=SC2317  # called by the trap
 clean_up() {
-    [ -z "$qemu" ] || kill -9 "$qemu" 2>/dev/null || true
+    # That is timeout(1), which hands on this signal, but could not hand on SIGKILL.
+    [ -z "$qemu" ] || { kill -TERM "$qemu" && wait "$qemu"; } 2>/dev/null || true
     [ -z "$run" ] || rm -rf --one-file-system "$run"
 }
 trap clean_up EXIT
@@ -165,7 +166,7 @@ while IFS=\$'\\t' read -r number test filter; do
     echo "vm: test \$test ended with \$status after \$SECONDS s"
 done <list
 echo "vm: left over: \$(find /sys/fs/cgroup -maxdepth 1 -name 'offshoot-*' | wc -l) cgroups, \$(grep -c offshoot /proc/self/mountinfo) mounts, \$(losetup -a | wc -l) loop devices, \$(pgrep -c offshoot) processes"
-dmesg | grep -E 'BUG|Oops|WARNING|hung task|Out of memory' | head -n 20
+dmesg | grep -E 'BUG|Oops|WARNING|hung task|segfault|traps:|general protection' | head -n 20
 echo "vm: over"
 sync
 echo o >/proc/sysrq-trigger
@@ -240,7 +241,8 @@ chmod 755 "$run/first/init"
 
 say "starting: kernel $release, $init as init, CRIU of the $criu, ${tests[*]}, waits stretched $stretch times"
 started=$SECONDS
-# Emulated: five-level page tables cost time, and QEMU 7.2 makes kernel 6.12 fault in the instruction cmpxchg16b.
+# Emulated: five-level page tables cost time, and QEMU 7.2 makes kernel 6.12 fault in the instruction cmpxchg16b. With several
+# processors that kernel also trips over its own code that it changes while it runs: QEMU 7.2 shows another processor half of it.
 processor=max,la57=off,cx16=off
 [ "$accel" != kvm ] || processor=host
 timeout -k 5 "$max" nice -n 10 qemu-system-x86_64 -accel "$accel" -cpu "$processor" -smp "$cpus" -m "$memory" \
