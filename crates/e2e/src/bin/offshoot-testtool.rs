@@ -8,7 +8,7 @@
 //! - `sparse FILE BYTES`: a file that is all hole.
 //! - `fork COUNT`: how many children could be had at once.
 //! - `allocate MIB`: touches that much memory.
-//! - `multipath`: listens with multipath TCP, which cannot be checkpointed, and stays.
+//! - `xdp`: holds a socket of a kind that cannot be checkpointed (AF_XDP), and stays.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -28,7 +28,7 @@ fn main() -> Outcome {
         ["sparse", file, bytes] => Ok(fs::File::create(file)?.set_len(bytes.parse()?)?),
         ["fork", count] => fork(count.parse()?),
         ["allocate", mib] => allocate(mib.parse()?),
-        ["multipath"] => multipath(),
+        ["xdp"] => xdp(),
         _ => Err(format!("{args:?}: see the source").into()),
     }
 }
@@ -126,20 +126,15 @@ fn allocate(mib: usize) -> Outcome {
     Ok(())
 }
 
-fn multipath() -> Outcome {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
-    let socket = socket_with(
-        AddressFamily::INET,
-        SocketType::STREAM,
+fn xdp() -> Outcome {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let _held = socket_with(
+        AddressFamily::from_raw(44),
+        SocketType::RAW,
         SocketFlags::CLOEXEC,
-        Some(ipproto::MPTCP),
+        None,
     )?;
-    rustix::net::bind(
-        &socket,
-        &std::net::SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 7000),
-    )?;
-    rustix::net::listen(&socket, 1)?;
-    println!("listening with multipath TCP");
+    println!("holding an XDP socket");
     loop {
         std::thread::park();
     }
