@@ -458,3 +458,17 @@ mod arbitrary {
         }
     }
 }
+
+#[test]
+fn a_layer_answers_to_its_aliases_and_to_its_name_as_written() {
+    let loaded = good(
+        "services:\n  my_db:\n    image: a\n    networks: {default: {aliases: [Store.Test, my-db, cache_1]}}\n",
+    );
+    let layer = &loaded.manifest.layers[0];
+    assert_eq!(layer.name.as_str(), "my-db");
+    assert_eq!(layer.aliases, ["cache_1", "my_db", "store.test"]);
+    let wrong =
+        "services:\n  db:\n    image: a\n    networks: {default: {aliases: [\"no such/name\"]}}\n";
+    let told = errors(&[("/p/c.yaml", wrong)]);
+    assert!(told[0].contains("is not a host name"), "{told:?}");
+}

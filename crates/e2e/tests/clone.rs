@@ -9,7 +9,7 @@ const TWO_NODES: &str = r#"
 services:
   web:
     image: IMAGE
-    environment: {PEER: "db:9000"}
+    environment: {PEER: "the_store.test:9000"}
     stop_grace_period: 200ms
     x-offshoot: {entry: 8080}
     healthcheck: {test: ["CMD", "/bin/true"], interval: 5s}
@@ -18,6 +18,7 @@ services:
     environment: {PEER_PORT: "9000"}
     stop_grace_period: 200ms
     volumes: ["data:/data"]
+    networks: {default: {aliases: [the_store.test]}}
 volumes: {data: {}}
 "#;
 

@@ -249,13 +249,16 @@ impl Inner {
             Fallback::Fail => Insist::OnLive,
             Fallback::Disk => Insist::No,
         };
-        let (nodes, report) = cutter.cut(
-            parent,
-            clone,
-            plans,
-            Duration::from_millis(max_freeze_ms),
-            insist,
-        )?;
+        let max_freeze = Duration::from_millis(max_freeze_ms);
+        let (nodes, report) = std::thread::scope(|scope| {
+            // While CRIU starts, once more: what a busy database wrote since `prepare_cut` need not wait for the freeze.
+            scope.spawn(|| {
+                if let Err(error) = self.pool.sync() {
+                    tracing::warn!(%error, "the pool could not be synced before a cut");
+                }
+            });
+            cutter.cut(parent, clone, plans, max_freeze, insist)
+        })?;
         Ok(CutOutcome { nodes, report })
     }
 

@@ -1,5 +1,6 @@
 //! Private networks: names, name servers, links.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -56,7 +57,7 @@ pub(crate) fn link(
     )
 }
 
-/// Names that resolve inside: layers, nodes, and host names.
+/// Names that resolve inside: nodes, host names, layers, and aliases, which several layers may share.
 pub(crate) fn names(environment: &Environment) -> Names {
     let mut names: Names = Vec::new();
     for node in &environment.nodes {
@@ -74,7 +75,19 @@ pub(crate) fn names(environment: &Environment) -> Names {
                 .collect(),
         ));
     }
-    let mut seen = std::collections::BTreeSet::new();
+    let mut aliases: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
+    for layer in &environment.manifest.layers {
+        for alias in &layer.aliases {
+            let hosts = environment.nodes_of(&layer.name).map(|node| node.host);
+            aliases.entry(alias).or_default().extend(hosts);
+        }
+    }
+    names.extend(
+        aliases
+            .into_iter()
+            .map(|(alias, hosts)| (alias.to_owned(), hosts)),
+    );
+    let mut seen = BTreeSet::new();
     names.retain(|(name, _)| seen.insert(name.clone()));
     names
 }

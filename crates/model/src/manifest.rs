@@ -27,6 +27,9 @@ pub struct Manifest {
 pub struct Layer {
     /// The layer's name; resolves inside to the addresses of all its nodes.
     pub name: LayerName,
+    /// Further names that resolve inside to the addresses of all its nodes; the same in every clone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
     /// Where the root file system comes from.
     pub image: ImageSource,
     /// What the layer is for.

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use offshoot_model::manifest::{Protocol, PublishedPort};
 
+use offshoot_model::name::{LABEL_MAX, is_label};
+
 use crate::diagnostic::Report;
 use crate::field::{At, Fields};
 
@@ -12,6 +14,8 @@ use crate::field::{At, Fields};
 const MAX_RANGE: u16 = 200;
 /// Most ports of one layer.
 const MAX_PORTS: usize = 1000;
+/// Longest name that DNS carries (RFC 1035, 2.3.4).
+const HOST_NAME_MAX: usize = 253;
 /// Compose's default: every address of the host.
 const EVERY_ADDRESS: &str = "0.0.0.0";
 
@@ -282,8 +286,9 @@ pub(super) fn top_level(name: &str, at: &At<'_>, report: &mut Report) {
     fields.finish(report);
 }
 
-/// `networks` of a service. Returns nothing: all layers are on the environment's network.
-pub(super) fn joined(at: &At<'_>, service: &str, declared: &[&str], report: &mut Report) {
+/// `networks` of a service. All layers are on the environment's network; what counts is the names they have there.
+pub(super) fn joined(at: &At<'_>, declared: &[&str], report: &mut Report) -> Vec<String> {
+    let mut names = Vec::new();
     for (name, at) in at.entries(report) {
         if !declared.contains(&name) {
             at.invalid(
@@ -294,12 +299,7 @@ pub(super) fn joined(at: &At<'_>, service: &str, declared: &[&str], report: &mut
         let mut fields = at.fields(report);
         if let Some(aliases) = fields.get("aliases") {
             for alias in aliases.list(report) {
-                if alias.word(report).is_some_and(|alias| alias != service) {
-                    alias.unsupported(
-                        report,
-                        "a layer is reached by the service's name only; name the service so",
-                    );
-                }
+                names.extend(alias.parse(report, host_name));
             }
         }
         for name in [
@@ -314,6 +314,18 @@ pub(super) fn joined(at: &At<'_>, service: &str, declared: &[&str], report: &mut
             fields.ignore(report, name, "is ignored; there is one network");
         }
         fields.finish(report);
+    }
+    names
+}
+
+/// A name that can be asked for by DNS; underscores are allowed, as Compose allows them in names of services.
+fn host_name(text: &str) -> Result<String, String> {
+    let name = text.trim().to_ascii_lowercase();
+    let is_label = |label: &str| is_label(&label.replace('_', "-"), LABEL_MAX);
+    if name.len() <= HOST_NAME_MAX && name.split('.').all(is_label) {
+        Ok(name)
+    } else {
+        Err(format!("{text:?} is not a host name"))
     }
 }
 

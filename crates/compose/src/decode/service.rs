@@ -163,13 +163,19 @@ pub(super) fn decode<'a>(
     };
     let mounts = mounts::decode(&mut fields, &owner, context, volumes, report);
     let (depends_on, depends) = dependencies(&mut fields, name, names, report);
-    if let Some(at) = fields.get("networks") {
-        let written = names
-            .iter()
-            .find(|(_, layer)| *layer == name)
-            .map_or(name.as_str(), |(written, _)| written);
-        network::joined(&at, written, &context.networks, report);
-    }
+    let written = names
+        .iter()
+        .find(|(_, layer)| *layer == name)
+        .map_or(name.as_str(), |(written, _)| written);
+    let mut aliases = fields
+        .get("networks")
+        .map(|at| network::joined(&at, &context.networks, report))
+        .unwrap_or_default();
+    // `my_db` is layer `my-db`; applications know it by the name in the file.
+    aliases.push(written.to_ascii_lowercase());
+    aliases.sort();
+    aliases.dedup();
+    aliases.retain(|alias| alias != name.as_str());
     network::others(&mut fields, report);
     let restart = fields
         .get("restart")
@@ -185,6 +191,7 @@ pub(super) fn decode<'a>(
     let (labels, sysctls) = (map("labels", labels), map("sysctls", limits::sysctls));
     let extra_hosts = map("extra_hosts", network::extra_hosts);
     let layer = Layer {
+        aliases,
         name: name.clone(),
         role: extension
             .role
