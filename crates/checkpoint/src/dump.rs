@@ -98,6 +98,9 @@ fn options(container: &Container, images: &File) -> Result<Options, CriuError> {
         leave_running: Some(true),
         ext_unix_sk: Some(true),
         tcp_established: Some(true),
+        // A connection that the kernel has made and nobody has accepted yet: busy servers always have some. The parent
+        // accepts it after the thaw; in the clone its client would not be there.
+        tcp_skip_in_flight: Some(true),
         evasive_devices: Some(true),
         shell_job: None,
         file_locks: Some(true),
