@@ -504,6 +504,26 @@ pub struct Limits {
 /// Process limit of a node that names none.
 pub const DEFAULT_PIDS: u32 = 4096;
 
+/// Names that [`Layer::ulimits`] may have: those of setrlimit(2) without `RLIMIT_`, lower case.
+pub const ULIMITS: [&str; 16] = [
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
+
 /// Soft and hard value of a resource limit (setrlimit(2)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

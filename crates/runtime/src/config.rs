@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use offshoot_model::manifest::DEFAULT_PIDS;
+use offshoot_model::manifest::{DEFAULT_PIDS, ULIMITS};
 use serde_json::{Value, json};
 
 use crate::error::{Result, RuntimeError};
@@ -265,25 +265,6 @@ fn sysctls(spec: &NodeSpec) -> Result<&BTreeMap<String, String>> {
     Ok(&spec.sysctls)
 }
 
-const RLIMITS: &[&str] = &[
-    "as",
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "rttime",
-    "sigpending",
-    "stack",
-];
-
 /// Limits, lowered to what the host allows: raising a hard limit needs `CAP_SYS_RESOURCE` over the host, and a clone's restore could
 /// not raise it either.
 fn rlimits(spec: &NodeSpec, host: &HardLimits) -> Result<(Vec<Value>, Vec<String>)> {
@@ -298,10 +279,10 @@ fn rlimits(spec: &NodeSpec, host: &HardLimits) -> Result<(Vec<Value>, Vec<String
         );
     }
     for (name, limit) in &spec.ulimits {
-        if !RLIMITS.contains(&name.as_str()) {
+        if !ULIMITS.contains(&name.as_str()) {
             return Err(RuntimeError::spec(format!(
                 "ulimit {name:?} is not known; known are {}",
-                RLIMITS.join(", ")
+                ULIMITS.join(", ")
             )));
         }
         let most = most(name);

@@ -2,31 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use offshoot_model::manifest::{Limits, MAX_REPLICAS, RestartPolicy, Ulimit};
+use offshoot_model::manifest::{Limits, MAX_REPLICAS, RestartPolicy, ULIMITS, Ulimit};
 
 use super::process;
 use crate::diagnostic::Report;
 use crate::field::{At, Fields, closest};
-
-/// Names of setrlimit(2) without `RLIMIT_`.
-const ULIMITS: [&str; 16] = [
-    "as",
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "rttime",
-    "sigpending",
-    "stack",
-];
 
 /// capabilities(7), Linux 6.18.
 const CAPABILITIES: [&str; 41] = [
