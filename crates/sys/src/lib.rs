@@ -5,8 +5,12 @@
 
 pub mod btrfs;
 pub mod fsx;
+pub mod inject;
 pub mod loopdev;
+pub mod memory;
 pub mod mount;
 pub mod netns;
+pub mod pagemap;
 pub mod process;
 pub mod sock_diag;
+pub mod uffd;

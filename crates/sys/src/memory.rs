@@ -1,0 +1,47 @@
+//! Another process's memory (process_vm_readv(2)).
+
+use std::io;
+
+use nix::libc;
+
+/// Reads at `address` of process `pid`. Fewer bytes than asked for: what follows is not mapped or not readable.
+///
+/// # Errors
+/// `EFAULT` when nothing can be read there, `ESRCH` when there is no such process.
+pub fn read(pid: i32, address: u64, into: &mut [u8]) -> io::Result<usize> {
+    let local = libc::iovec {
+        iov_base: into.as_mut_ptr().cast(),
+        iov_len: into.len(),
+    };
+    let remote = libc::iovec {
+        iov_base: address as *mut libc::c_void,
+        iov_len: into.len(),
+    };
+    // SAFETY: `local` is the exclusively borrowed `into`; `remote` is only ever looked at in the other process.
+    let count =
+        unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Writes at `address` of process `pid`, all of `bytes`.
+///
+/// # Errors
+/// `EFAULT` when it cannot be written there, `ESRCH` when there is no such process.
+pub fn write(pid: i32, address: u64, bytes: &[u8]) -> io::Result<()> {
+    let local = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    let remote = libc::iovec {
+        iov_base: address as *mut libc::c_void,
+        iov_len: bytes.len(),
+    };
+    // SAFETY: `local` is the borrowed `bytes`, which this call only reads; `remote` is in the other process.
+    let count =
+        unsafe { libc::process_vm_writev(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    match usize::try_from(count) {
+        Ok(count) if count == bytes.len() => Ok(()),
+        Ok(_) => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}

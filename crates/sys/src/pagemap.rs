@@ -1,0 +1,155 @@
+//! Which pages of a process hold something, and which were written since they were last protected: the `PAGEMAP_SCAN`
+//! ioctl of `/proc/<pid>/pagemap` (Linux 6.7, Documentation/admin-guide/mm/pagemap.rst).
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+
+use nix::libc;
+
+/// Kinds of pages (`PAGE_IS_*` of `linux/fs.h`), a set of bits.
+pub mod page {
+    /// In a range whose writes are tracked by an asynchronous userfaultfd.
+    pub const WP_ALLOWED: u64 = 1 << 0;
+    /// Written since it was last write-protected; always set where writes are not tracked.
+    pub const WRITTEN: u64 = 1 << 1;
+    /// Backed by a file, or shared anonymous memory.
+    pub const FILE: u64 = 1 << 2;
+    /// In memory.
+    pub const PRESENT: u64 = 1 << 3;
+    /// Swapped out.
+    pub const SWAPPED: u64 = 1 << 4;
+    /// The kernel's page of zeros.
+    pub const PFN_ZERO: u64 = 1 << 5;
+    /// A guard page (`MADV_GUARD_INSTALL`, Linux 6.13; reported since 6.16).
+    pub const GUARD: u64 = 1 << 8;
+}
+
+/// What a scan looks for; `mask`, `inverted` and `any_of` as in the kernel's `struct pm_scan_arg`.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// All of these, after inversion.
+    pub mask: u64,
+    /// Bits that are flipped before they are compared.
+    pub inverted: u64,
+    /// At least one of these; 0: whatever.
+    pub any_of: u64,
+    /// Which bits come back with the pages; neighbours that agree in them come as one.
+    pub told: u64,
+}
+
+/// Whether a scan protects what it finds, so that the next finds only what was written in between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protect {
+    /// It only looks.
+    No,
+    /// Found pages are write-protected in the same step; where writes are not tracked, nothing is found.
+    Found,
+}
+
+/// Pages of one kind, side by side.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Region {
+    /// First address.
+    pub start: u64,
+    /// First address after it.
+    pub end: u64,
+    /// The kinds that were asked for.
+    pub kinds: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
+const PM_SCAN_WP_MATCHING: u64 = 1;
+/// Regions that one call may give back.
+const BATCH: usize = 1024;
+
+/// The pagemap of a process. It stays that of the program that ran when it was opened.
+#[derive(Debug)]
+pub struct Pagemap(File);
+
+impl Pagemap {
+    /// Of process `pid`.
+    ///
+    /// # Errors
+    /// `ENOENT` when there is no such process.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        File::open(format!("/proc/{pid}/pagemap")).map(Self)
+    }
+
+    /// Whether this kernel knows the ioctl.
+    #[must_use]
+    pub fn is_supported() -> bool {
+        let Ok(own) = File::open("/proc/self/pagemap") else {
+            return false;
+        };
+        let wanted = Wanted {
+            mask: 0,
+            inverted: 0,
+            any_of: page::PRESENT,
+            told: page::PRESENT,
+        };
+        Self(own).scan(0..0, wanted, Protect::No, |_| ()).is_ok()
+    }
+
+    /// Calls `found` for the pages in `range` that are `wanted`, in rising order.
+    ///
+    /// # Errors
+    /// `ENOTTY` from kernels before 6.7, `EINVAL` for a range that is not of whole pages.
+    pub fn scan(
+        &self,
+        range: Range<u64>,
+        wanted: Wanted,
+        protect: Protect,
+        mut found: impl FnMut(Region),
+    ) -> io::Result<()> {
+        let mut regions = [Region::default(); BATCH];
+        let mut at = range.start;
+        loop {
+            let mut arg = ScanArg {
+                size: size_of::<ScanArg>() as u64,
+                flags: match protect {
+                    Protect::No => 0,
+                    Protect::Found => PM_SCAN_WP_MATCHING,
+                },
+                start: at,
+                end: range.end,
+                vec: regions.as_mut_ptr() as u64,
+                vec_len: BATCH as u64,
+                category_inverted: wanted.inverted,
+                category_mask: wanted.mask,
+                category_anyof_mask: wanted.any_of,
+                return_mask: wanted.told,
+                ..ScanArg::default()
+            };
+            // SAFETY: `arg` is the structure that this ioctl takes, says its own size, and names a buffer of `vec_len` regions
+            // that lives until the call returns.
+            let count = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+            let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+            regions.iter().take(count).copied().for_each(&mut found);
+            if arg.walk_end >= range.end || arg.walk_end <= at {
+                return Ok(());
+            }
+            at = arg.walk_end;
+        }
+    }
+}
