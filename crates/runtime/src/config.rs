@@ -20,10 +20,10 @@ use crate::{capabilities, seccomp};
 pub const INIT_PATH: &str = "/.offshoot-init";
 /// Name of the file in a node's directory that CRIU reads when runc starts it.
 pub const CRIU_CONFIG: &str = "criu.conf";
-/// Its content. The node's traffic is held elsewhere; CRIU's own way needs iptables and costs 70 ms. The cgroups are runc's: the images
-/// name the parent's, and CRIU would put the clone's processes there. runc 1.1 cannot be told so by its own option; with `=` because
-/// CRIU takes the value for optional arguments in no other form.
-pub const CRIU_CONFIG_TEXT: &str = "network-lock skip\nmanage-cgroups=ignore\n";
+/// Its content. The cgroups are runc's: the images name the parent's, and CRIU would put the clone's processes there. runc 1.1 cannot
+/// be told so by its own option; with `=` because CRIU takes the value for optional arguments in no other form. How connections
+/// are locked is not said here: the images record it, and CRIU before 4.2.1 crashes at `network-lock` in such a file.
+pub const CRIU_CONFIG_TEXT: &str = "manage-cgroups=ignore\n";
 /// Length of a processor quota's period in microseconds (the kernel's default).
 const CPU_PERIOD_US: u64 = 100_000;
 /// Size of /dev/shm in bytes. Docker's 64 MiB is too small for PostgreSQL's parallel queries; memory limits count it anyway.
