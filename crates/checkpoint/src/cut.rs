@@ -1,7 +1,8 @@
 //! The cut: all nodes of an environment stand still together, their memory and disks are taken, and they go on.
 //!
 //! ```text
-//! before   CRIU is started for every live node, probes the kernel, and waits at its stage `pre-dump`
+//! before   CRIU is started for every live node, probes the kernel, and waits at its stage `pre-dump`;
+//!          memory is copied ahead, in rounds (see `memory`)
 //! frozen   freeze all -> isolate them from each other -> dump all -> snapshot the disks -> CRIU lets go -> thaw
 //! after    the images are completed
 //! ```
@@ -19,6 +20,7 @@ use offshoot_model::clone::{Rung, Timing};
 use crate::container::Container;
 use crate::dump::{self, Dump};
 use crate::error::{CriuError, CutError, Foreign, chain};
+use crate::memory::{Late, NodeMemory, Plant, Taken};
 use crate::probe::Criu;
 use crate::swrk::Until;
 
@@ -91,6 +93,12 @@ pub struct CutRequest<'a> {
     pub max_freeze: Duration,
     /// What happens to a node whose memory cannot be taken.
     pub insist: Insist,
+    /// Gets at the memory of processes that run.
+    pub plant: &'a dyn Plant,
+    /// Which memory the clone may get while it already runs.
+    pub late: Late,
+    /// Done while everything still runs, as the last thing: what need not be done in the freeze.
+    pub settle: &'a (dyn Fn() + Sync),
     /// Whether the one who asked for it still wants it. Asked often.
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
 }
@@ -104,7 +112,7 @@ pub struct CutReport {
     pub freeze: Duration,
     /// From the first node that stood still to the last.
     pub skew: Duration,
-    /// Named spans, in order: `start CRIU`, `freeze`, `isolate`, `dump`, `snapshot`, `thaw`, `complete images`.
+    /// Named spans, in order: `copy ahead`, `settle`, `freeze`, `isolate`, `dump`, `snapshot`, `thaw`, `complete images`.
     pub parts: Vec<Timing>,
     /// The nodes, in the order of the request.
     pub nodes: Vec<CutNodeReport>,
@@ -125,6 +133,8 @@ pub struct CutNodeReport {
     pub dump: Duration,
     /// Memory in the images, bytes.
     pub memory_bytes: u64,
+    /// Of that, what was copied while the node stood still, bytes.
+    pub frozen_bytes: u64,
     /// Processes in the images.
     pub processes: u32,
 }
@@ -132,6 +142,8 @@ pub struct CutNodeReport {
 struct Working {
     node: CutNode,
     dump: Option<Dump>,
+    memory: Option<NodeMemory>,
+    taken: Taken,
     why: Option<CriuError>,
     lease: Option<Box<dyn Lease>>,
     told: Option<Instant>,
@@ -200,7 +212,7 @@ pub fn cut(
     let thawed: Vec<_> = parallel(&mut nodes, Working::thaw);
     for node in &mut nodes {
         if let Some(dump) = node.dump.take() {
-            dump.finish();
+            node.memory = dump.finish();
         }
     }
     let run = result?;
@@ -219,6 +231,8 @@ impl Working {
         Self {
             node,
             dump: None,
+            memory: None,
+            taken: Taken::default(),
             why: None,
             lease: None,
             told: None,
@@ -243,7 +257,7 @@ fn run(
     watched(request, &stop, || {
         parallel(nodes, |node| {
             if node.node.rung == Rung::Live {
-                match Dump::prepare(request.criu, &node.node, until) {
+                match Dump::prepare(request.criu, &node.node, request.plant, until) {
                     Ok(dump) => node.dump = Some(dump),
                     Err(why) => node.why = Some(why),
                 }
@@ -251,7 +265,21 @@ fn run(
         });
     });
     check(request, nodes)?;
-    marks.push(("start CRIU", Instant::now()));
+    marks.push(("copy ahead", Instant::now()));
+    watched(request, &stop, || {
+        std::thread::scope(|scope| {
+            scope.spawn(request.settle);
+            parallel(nodes, |node| {
+                if let Some(dump) = node.dump.as_mut()
+                    && let Err(why) = dump.copy_ahead(&node.node.container, request.plant, until)
+                {
+                    node.give_up(why);
+                }
+            });
+        });
+    });
+    check(request, nodes)?;
+    marks.push(("settle", Instant::now()));
 
     let begun = Instant::now();
     let max = request.max_freeze + MARGIN;
@@ -286,12 +314,13 @@ fn run(
 
     watched(request, &stop, || {
         parallel(nodes, |node| {
-            let Some(dump) = node.dump.as_ref() else {
+            let Some(dump) = node.dump.as_mut().filter(|_| node.why.is_none()) else {
                 return;
             };
             let started = Instant::now();
-            if let Err(why) = dump.take(until) {
-                node.give_up(why);
+            match dump.take(&node.node.container, until) {
+                Ok(taken) => node.taken = taken,
+                Err(why) => node.give_up(why),
             }
             node.dump_time = started.elapsed();
         });
@@ -383,15 +412,19 @@ fn finish(request: &CutRequest<'_>, nodes: Vec<Working>, run: Run) -> Result<Cut
         })
         .collect();
     let completed = parallel(&mut nodes, |(working, report)| {
+        let memory = working.memory.take();
         if report.rung != Rung::Live {
             let _ = fs::remove_dir_all(&working.node.images);
             return Ok(());
         }
-        let summary = dump::complete(&working.node).map_err(|source| CutError::Prepare {
-            node: report.node.clone(),
-            source,
+        let summary = dump::complete(&working.node, memory, request.late).map_err(|source| {
+            CutError::Prepare {
+                node: report.node.clone(),
+                source,
+            }
         })?;
-        report.memory_bytes = summary.memory_bytes;
+        report.memory_bytes = summary.memory_bytes.saturating_add(working.taken.all);
+        report.frozen_bytes = summary.memory_bytes.saturating_add(working.taken.frozen);
         report.processes = summary.processes;
         Ok(())
     });
@@ -449,6 +482,7 @@ impl Working {
                 }),
             dump: self.dump_time,
             memory_bytes: 0,
+            frozen_bytes: 0,
             processes: 0,
         }
     }

@@ -4,12 +4,13 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use crate::container::Container;
 use crate::cut::CutNode;
 use crate::error::CriuError;
 use crate::images::{self, Summary};
-use crate::memory;
+use crate::memory::{self, Late, NodeMemory, Plant, Taken};
 use crate::probe::Criu;
 use crate::rpc::{CgroupMode, Kind, NetworkLock, Options, Request};
 use crate::swrk::{Swrk, Until};
@@ -25,15 +26,18 @@ const SEIZE_TIME: u32 = 2;
 #[derive(Debug)]
 pub(crate) struct Dump {
     swrk: Swrk,
+    /// Copies the private pages; `None`: CRIU does.
+    memory: Option<NodeMemory>,
     /// CRIU opens the folder through this descriptor of ours.
     _images: File,
 }
 
 impl Dump {
-    /// Starts CRIU and waits until it is about to touch the node for the first time.
+    /// Starts CRIU and waits until it is about to touch the node for the first time; copies memory ahead.
     pub(crate) fn prepare(
         criu: &Criu,
         node: &CutNode,
+        plant: &dyn Plant,
         until: Until<'_>,
     ) -> Result<Self, CriuError> {
         let io = |what: &str, source| CriuError::Image {
@@ -45,32 +49,61 @@ impl Dump {
         let folder = File::open(&node.images).map_err(|e| io("cannot be opened", e))?;
         lay_tar(&node.images).map_err(|e| io("cannot be written to", e))?;
         let container = &node.container;
+        let mut memory =
+            NodeMemory::new(&node.images).map_err(|e| io("cannot be written to", e))?;
+        let preload = memory.as_ref().map(NodeMemory::preload);
         let swrk = Swrk::start(
             criu.path(),
             &node.images,
             &container.freezer,
             LOG,
             Some(container.pid),
+            preload.as_deref(),
         )?;
         swrk.send(&Request {
             kind: Kind::Dump as i32,
             opts: Some(options(container, &folder)?),
             notify_success: None,
         })?;
-        if let Err(error) = memory::warm(&node.images, &container.processes()) {
+        swrk.wait_stage("pre-dump", until)?;
+        if let Some(memory) = memory.as_mut() {
+            memory.copy_ahead(container, plant, &|| !until.stop.load(Ordering::Relaxed))?;
+        } else if let Err(error) = memory::warm(&node.images, &container.processes()) {
             tracing::debug!(%error, "no memory was made ready"); // then it costs time in the freeze
         }
-        swrk.wait_stage("pre-dump", until)?;
         Ok(Self {
             swrk,
+            memory,
             _images: folder,
         })
     }
 
+    /// Copies once more what changed, while the node runs: the less is left for the freeze.
+    pub(crate) fn copy_ahead(
+        &mut self,
+        container: &Container,
+        plant: &dyn Plant,
+        until: Until<'_>,
+    ) -> Result<(), CriuError> {
+        let wanted = || !until.stop.load(Ordering::Relaxed);
+        if let Some(memory) = self.memory.as_mut() {
+            memory.round(container, plant, &wanted)?;
+        }
+        Ok(())
+    }
+
     /// Takes the memory of the frozen node and holds it by ptrace.
-    pub(crate) fn take(&self, until: Until<'_>) -> Result<(), CriuError> {
+    pub(crate) fn take(
+        &mut self,
+        container: &Container,
+        until: Until<'_>,
+    ) -> Result<Taken, CriuError> {
         self.swrk.go_on()?;
-        self.swrk.wait_stage("post-dump", until)
+        self.swrk.wait_stage("post-dump", until)?;
+        match self.memory.as_mut() {
+            Some(memory) => memory.take(container),
+            None => Ok(Taken::default()),
+        }
     }
 
     /// Lets the node's processes go; its cgroup is frozen again.
@@ -84,9 +117,14 @@ impl Dump {
         self.swrk.abort();
     }
 
-    /// Ends what is left of CRIU, after the node was thawed.
-    pub(crate) fn finish(self) {
+    /// Ends what is left of CRIU and of the tracking, after the node was thawed. What was copied is handed on.
+    pub(crate) fn finish(self) -> Option<NodeMemory> {
         self.swrk.finish();
+        let mut memory = self.memory;
+        if let Some(memory) = memory.as_mut() {
+            memory.let_go();
+        }
+        memory
     }
 }
 
@@ -115,6 +153,7 @@ fn options(container: &Container, images: &File) -> Result<Options, CriuError> {
         freeze_cgroup: Some(container.freezer.to_string_lossy().into_owned()),
         timeout: Some(SEIZE_TIME),
         orphan_pts_master: Some(true),
+        config_file: None,
         // The nodes are isolated from each other at the bridge: CRIU's iptables rules cost 70 ms.
         network_lock: Some(NetworkLock::Skip as i32),
     };
@@ -134,9 +173,16 @@ fn lay_tar(images: &Path) -> std::io::Result<()> {
 }
 
 /// Completes the images of a finished dump.
-pub(crate) fn complete(node: &CutNode) -> Result<Summary, CriuError> {
+pub(crate) fn complete(
+    node: &CutNode,
+    memory: Option<NodeMemory>,
+    late: Late,
+) -> Result<Summary, CriuError> {
     for leftover in ["tar", "criu.stderr"] {
         let _ = fs::remove_file(node.images.join(leftover));
+    }
+    if let Some(memory) = memory {
+        memory.complete(late)?;
     }
     images::compress_tmpfs(&node.images)?;
     images::complete(&node.images, &node.container)

@@ -17,7 +17,7 @@ use crate::rpc::{Cgroups, IdExtent, Inventory, PsTree, Stats, UserNs};
 use crate::wire::set_number;
 
 /// First word of most images, followed by a second one that names the kind.
-const COMMON_MAGIC: u32 = 0x5456_4319;
+pub(crate) const COMMON_MAGIC: u32 = 0x5456_4319;
 /// First word of service files such as the statistics.
 const SERVICE_MAGIC: u32 = 0x5510_5940;
 /// Second word of `userns-<n>.img`.
@@ -26,6 +26,10 @@ const USERNS_MAGIC: u32 = 0x5547_4906;
 const STATS_MAGIC: u32 = 0x5709_3306;
 /// Second word of `pstree.img`.
 const PSTREE_MAGIC: u32 = 0x5027_3030;
+/// Second word of `mm-<pid>.img`.
+pub(crate) const MM_MAGIC: u32 = 0x5749_2820;
+/// Second word of `pagemap-<pid>.img`.
+pub(crate) const PAGEMAP_MAGIC: u32 = 0x5608_4025;
 /// The only word of `inventory.img`.
 const INVENTORY_MAGIC: u32 = 0x5831_3116;
 /// Second word of `cgroup.img`.
@@ -100,7 +104,11 @@ pub fn rewrite_ids(images: &Path, id_base: u32, id_count: u32) -> Result<(), Cri
 }
 
 /// Replaces an image as a whole.
-fn write_records(path: &Path, magic: &[u32], records: &[Vec<u8>]) -> Result<(), CriuError> {
+pub(crate) fn write_records(
+    path: &Path,
+    magic: &[u32],
+    records: &[Vec<u8>],
+) -> Result<(), CriuError> {
     let mut bytes: Vec<u8> = magic.iter().flat_map(|word| word.to_le_bytes()).collect();
     for record in records {
         let length =
@@ -222,12 +230,12 @@ fn summary(images: &Path) -> Result<Summary, CriuError> {
     })
 }
 
-fn decode<M: Message + Default>(path: &Path, record: &[u8]) -> Result<M, CriuError> {
+pub(crate) fn decode<M: Message + Default>(path: &Path, record: &[u8]) -> Result<M, CriuError> {
     M::decode(record).map_err(|e| broken(path, &format!("holds something else: {e}"), None))
 }
 
 /// The records of an image that begins with the words `magic`.
-fn read_records(path: &Path, magic: &[u32]) -> Result<Vec<Vec<u8>>, CriuError> {
+pub(crate) fn read_records(path: &Path, magic: &[u32]) -> Result<Vec<Vec<u8>>, CriuError> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(SMALL).read_to_end(&mut bytes))

@@ -20,6 +20,10 @@ const TRIAL_TIME: Duration = Duration::from_secs(20);
 const START_TIME: Duration = Duration::from_secs(5);
 /// The CRIU that `packaging/setup.sh` brings, looked for after the one in PATH.
 const OWN: &str = "/opt/offshoot/criu/bin/criu";
+/// What runc is told to hand to CRIU (`offshoot-runtime`, `CRIU_CONFIG_TEXT`): a CRIU that crashes at it is none for us.
+const CONFIG: &str = "manage-cgroups=ignore\n";
+/// Without what our own caller may have left open: CRIU would have to dump it.
+const SLEEP: &str = "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec sleep 1000";
 
 /// A CRIU executable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,7 +111,7 @@ pub fn probe(criu: &Criu) -> CriuInfo {
 
 fn version(criu: &Criu, until: Until<'_>) -> Result<String, CriuError> {
     let folder = Folder::create()?;
-    let mut swrk = Swrk::start(&criu.path, &folder.0, &folder.0, "version.log", None)?;
+    let mut swrk = Swrk::start(&criu.path, &folder.0, &folder.0, "version.log", None, None)?;
     swrk.send(&Request {
         kind: Kind::Version as i32,
         opts: None,
@@ -166,9 +170,9 @@ struct Trial {
 impl Trial {
     fn start() -> Result<Self, CriuError> {
         let folder = Folder::create()?;
-        let sleep = PathBuf::from("/bin/sleep");
+        let program = PathBuf::from("/usr/bin/setsid");
         let start = |source| CriuError::Start {
-            path: sleep.clone(),
+            path: program.clone(),
             source,
         };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(start)?;
@@ -176,10 +180,10 @@ impl Trial {
         let (far, _) = listener.accept().map_err(start)?;
         // In a session of its own: ours may begin outside of our pid namespace (a shell in a container, a process that the init
         // of a small system started), which CRIU refuses.
-        let process = Command::new("/usr/bin/setsid")
-            .arg(&sleep)
-            .arg("1000")
+        let process = Command::new(&program)
+            .args(["/bin/sh", "-c", SLEEP])
             .env_clear()
+            .env("PATH", "/usr/bin:/bin")
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(near)))
             .stdout(Stdio::from(OwnedFd::from(far)))
@@ -195,10 +199,7 @@ impl Trial {
         let deadline = Instant::now() + START_TIME;
         while fs::read_to_string(&name).is_ok_and(|name| name.trim() != "sleep") {
             if Instant::now() > deadline {
-                return Err(CriuError::Unexpected(format!(
-                    "{} did not start",
-                    sleep.display()
-                )));
+                return Err(CriuError::Unexpected("sleep(1) did not start".to_owned()));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -229,13 +230,17 @@ impl Trial {
         self.ask(criu, Kind::Dump, dump, "dump.log", until)?;
         // CRIU ended it, and its sockets vanished without a word to each other.
         let _ = self.process.wait();
-        let answer = self.ask(
-            criu,
-            Kind::Restore,
-            options("restore.log"),
-            "restore.log",
-            until,
-        )?;
+        let config = self.folder.0.join("criu.conf");
+        fs::write(&config, CONFIG).map_err(|source| CriuError::Image {
+            path: config.clone(),
+            what: "cannot be written".to_owned(),
+            source: Some(source),
+        })?;
+        let restore = Options {
+            config_file: Some(config.to_string_lossy().into_owned()),
+            ..options("restore.log")
+        };
+        let answer = self.ask(criu, Kind::Restore, restore, "restore.log", until)?;
         self.restored = answer.restore.and_then(|r| Pid::from_raw(r.pid));
         let sockets = (0..3).filter(|fd| {
             fs::read_link(format!("/proc/{pid}/fd/{fd}"))
@@ -257,7 +262,7 @@ impl Trial {
         log: &str,
         until: Until<'_>,
     ) -> Result<crate::rpc::Answer, CriuError> {
-        let mut swrk = Swrk::start(&criu.path, &self.folder.0, &self.folder.0, log, None)?;
+        let mut swrk = Swrk::start(&criu.path, &self.folder.0, &self.folder.0, log, None, None)?;
         swrk.send(&Request {
             kind: kind as i32,
             opts: Some(options),
@@ -301,5 +306,12 @@ mod tests {
             return;
         }
         assert!(info.works && info.version.is_some(), "{info:?}");
+        // Also when the one who started us left something open for us that cannot be dumped.
+        let open = File::open("/dev/ptmx").unwrap();
+        if open.as_raw_fd() < 10 {
+            rustix::io::fcntl_setfd(&open, rustix::io::FdFlags::empty()).unwrap();
+            let info = probe(&criu.unwrap());
+            assert!(info.works, "{info:?}");
+        }
     }
 }

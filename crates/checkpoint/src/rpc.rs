@@ -83,6 +83,8 @@ pub(crate) struct Options {
     pub(crate) tcp_skip_in_flight: Option<bool>,
     #[prost(bool, optional, tag = "50")]
     pub(crate) orphan_pts_master: Option<bool>,
+    #[prost(string, optional, tag = "51")]
+    pub(crate) config_file: Option<String>,
     #[prost(enumeration = "NetworkLock", optional, tag = "64")]
     pub(crate) network_lock: Option<i32>,
 }
@@ -213,4 +215,46 @@ pub(crate) struct Cgroups {
 pub(crate) struct CgroupSet {
     #[prost(uint32, required, tag = "1")]
     pub(crate) id: u32,
+}
+
+/// `vma_entry`: an area of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct Vma {
+    #[prost(uint64, required, tag = "1")]
+    pub(crate) start: u64,
+    #[prost(uint64, required, tag = "2")]
+    pub(crate) end: u64,
+    #[prost(uint32, required, tag = "6")]
+    pub(crate) flags: u32,
+    #[prost(uint32, required, tag = "7")]
+    pub(crate) status: u32,
+}
+
+/// `mm_entry`, the only record of `mm-<pid>.img`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct Mm {
+    #[prost(message, repeated, tag = "14")]
+    pub(crate) vmas: Vec<Vma>,
+}
+
+/// `pagemap_head`, the first record of `pagemap-<pid>.img`.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct PagemapHead {
+    #[prost(uint32, required, tag = "1")]
+    pub(crate) pages_id: u32,
+}
+
+/// `pagemap_entry`, the other records of `pagemap-<pid>.img`.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct PagemapEntry {
+    #[prost(uint64, required, tag = "1")]
+    pub(crate) vaddr: u64,
+    #[prost(uint32, required, tag = "2")]
+    pub(crate) compat_nr_pages: u32,
+    #[prost(bool, optional, tag = "3")]
+    pub(crate) in_parent: Option<bool>,
+    #[prost(uint32, optional, tag = "4")]
+    pub(crate) flags: Option<u32>,
+    #[prost(uint64, optional, tag = "5")]
+    pub(crate) nr_pages: Option<u64>,
 }

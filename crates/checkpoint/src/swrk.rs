@@ -24,14 +24,17 @@ use crate::error::CriuError;
 use crate::log::errors_in;
 use crate::rpc::{Answer, Kind, Request};
 
-/// Arguments: CRIU, the freezer's folder, a process in whose network namespace CRIU runs, or nothing. Descriptors: 0 the request
+/// Arguments: CRIU, the freezer's folder, a process in whose network namespace CRIU runs, or nothing, a shared object that CRIU
+/// is started with, or nothing. Descriptors: 0 the request
 /// socket, 1 the line to the daemon. SIGXFSZ is ignored, so that a file size limit is an ordinary
 /// write error for CRIU (see [`Swrk::abort`]). The kernel shall not choose CRIU when memory runs out, where it lets itself be told.
 const KEEPER: &str = r#"
 trap '' XFSZ HUP INT TERM PIPE
 echo -1000 2>/dev/null >/proc/self/oom_score_adj
 exec 3<&0 4<&1 0</dev/null 1>/dev/null
+[ -n "$4" ] && export LD_PRELOAD="$4"
 if [ -n "$3" ]; then nsenter --net="/proc/$3/ns/net" "$1" swrk 3 4<&- & else "$1" swrk 3 4<&- & fi
+unset LD_PRELOAD
 echo $! >&4
 exec 3<&-
 wait $!
@@ -81,14 +84,15 @@ pub(crate) struct Swrk {
 }
 
 impl Swrk {
-    /// Starts CRIU, in the network namespace of process `network` when given. `work` gets its log; `freezer` is the cgroup
-    /// that is thawed if the daemon dies.
+    /// Starts CRIU, in the network namespace of process `network` and with the shared object `preload` when given. `work` gets its
+    /// log; `freezer` is the cgroup that is thawed if the daemon dies.
     pub(crate) fn start(
         criu: &Path,
         work: &Path,
         freezer: &Path,
         log: &str,
         network: Option<i32>,
+        preload: Option<&Path>,
     ) -> Result<Self, CriuError> {
         let start = |source| CriuError::Start {
             path: criu.to_owned(),
@@ -113,7 +117,8 @@ impl Swrk {
             .args(["-c", KEEPER, "offshoot-criu"])
             .arg(criu)
             .arg(freezer)
-            .args(network.map(|pid| pid.to_string()));
+            .arg(network.map(|pid| pid.to_string()).unwrap_or_default())
+            .arg(preload.unwrap_or(Path::new("")));
         let path =
             std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
         // CRIU changes to `work`: see `dump::lay_tar`.

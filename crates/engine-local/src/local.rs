@@ -57,6 +57,9 @@ impl Local {
             ensure_passable(&dir)?;
         }
         let (criu, criu_info) = Criu::find(config.criu_dir.as_deref());
+        if let Some(why) = &criu_info.why {
+            tracing::warn!(why, "no CRIU works: clones take disks only");
+        }
         config.criu_dir = criu
             .as_ref()
             .and_then(|criu| criu.path().parent())

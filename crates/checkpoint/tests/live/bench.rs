@@ -52,6 +52,9 @@ fn where_the_time_goes() {
             isolate: None,
             max_freeze: std::time::Duration::from_secs(5),
             insist: offshoot_checkpoint::Insist::OnLive,
+            plant: &InProcess,
+            late: Late::Never,
+            settle: &|| (),
             cancelled: &|| false,
         };
         let report = offshoot_checkpoint::cut(request, || Ok(())).unwrap();

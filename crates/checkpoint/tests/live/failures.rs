@@ -75,6 +75,9 @@ fn attempt(
         isolate: None,
         max_freeze,
         insist,
+        plant: &InProcess,
+        late: Late::Never,
+        settle: &|| (),
         cancelled,
     };
     offshoot_checkpoint::cut(request, snapshot)
@@ -352,6 +355,9 @@ fn helper_that_hangs_in_the_snapshot() {
         isolate: None,
         max_freeze: Duration::from_secs(60),
         insist: Insist::No,
+        plant: &InProcess,
+        late: Late::Never,
+        settle: &|| (),
         cancelled: &|| false,
     };
     let _ = offshoot_checkpoint::cut(request, || {

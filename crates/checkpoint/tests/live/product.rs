@@ -308,6 +308,9 @@ fn clone_into(
         isolate: Some(parent),
         max_freeze: Duration::from_secs(5),
         insist: Insist::OnLive,
+        plant: &InProcess,
+        late: Late::Never,
+        settle: &|| (),
         cancelled: &|| false,
     };
     let report = offshoot_checkpoint::cut(request, || {

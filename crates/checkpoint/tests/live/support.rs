@@ -3,17 +3,20 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+pub(crate) use offshoot_checkpoint::Late;
 use offshoot_checkpoint::{
     Container, Criu, CutNode, CutReport, CutRequest, Foreign, Freezer, Insist, Isolate, Lease,
+    Plant,
 };
 use offshoot_model::clone::Rung;
+use offshoot_sys::inject::Stopped;
 use offshoot_sys::mount;
 use serde_json::json;
 
@@ -126,6 +129,15 @@ impl Drop for Place {
             }
             let _ = fs::remove_dir(ours);
         }
+    }
+}
+
+/// Gets at a process's memory from here; nobody kills a test in that moment.
+pub(crate) struct InProcess;
+
+impl Plant for InProcess {
+    fn plant(&self, pid: i32) -> Result<OwnedFd, Foreign> {
+        Ok(Stopped::stop(pid, PATIENCE)?.take_userfaultfd()?)
     }
 }
 
@@ -491,6 +503,9 @@ pub(crate) fn cut(
         isolate,
         max_freeze: Duration::from_secs(5),
         insist: Insist::OnLive,
+        plant: &InProcess,
+        late: Late::Never,
+        settle: &|| (),
         cancelled: &|| false,
     };
     let report = offshoot_checkpoint::cut(request, || snapshot(place, nodes))

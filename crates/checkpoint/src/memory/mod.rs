@@ -1,0 +1,243 @@
+//! A node's memory, taken while the node runs; in the freeze only what changed since.
+//!
+//! ```text
+//! runs     every process is tracked, its pages are copied, in rounds, until little changes between two
+//! frozen   CRIU dumps everything but private pages: it is told that there are none (`offshoot_sys::preload`);
+//!          then one pass over the page tables, and the pages that changed are copied once more
+//! runs     what was copied is completed to the images that a restore expects
+//! ```
+//!
+//! A page that is not certainly unchanged since it was copied counts as changed: pages of processes that were not
+//! tracked, of memory mapped since, of programs executed since. Where the kernel cannot tell (before Linux 6.7), CRIU copies every
+//! page in the freeze.
+
+mod areas;
+mod image;
+mod process;
+mod warm;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use offshoot_sys::pagemap::Pagemap;
+use offshoot_sys::preload;
+use rustix::process::Pid;
+
+use self::process::Tracked;
+pub(crate) use self::warm::warm;
+use crate::container::Container;
+use crate::error::{CriuError, Foreign};
+use crate::rpc::{DumpStats, Options};
+
+/// How big the pages are.
+pub(crate) const PAGE: u64 = 4096;
+
+/// Largest unlinked but open file that is copied into the images, in bytes. Bigger ones would make the freeze long; a node with
+/// one is not checkpointed and CRIU's message says so.
+const GHOST_LIMIT: u32 = 64 * 1024 * 1024;
+/// The shared object that CRIU is started with, in the folder of images.
+const PRELOAD: &str = "no-pages.so";
+
+/// A round that copied no more pages than this is the last.
+const FEW_PAGES: u64 = 1024;
+/// At most so many rounds.
+const ROUNDS: u32 = 8;
+/// No further round is begun after this time.
+const ROUNDS_TIME: Duration = Duration::from_secs(20);
+/// A round that copied more than this share of the one before (percent) shows that there is nothing to win.
+const SHRINKS: u64 = 80;
+
+/// Makes a process hand over a userfaultfd of its own memory, without a trace in it.
+pub trait Plant: Sync {
+    /// The descriptor, fresh: `UFFDIO_API` has not been called.
+    ///
+    /// # Errors
+    /// When the process cannot be stopped or the kernel refuses; then its pages are copied in the freeze.
+    fn plant(&self, pid: i32) -> Result<OwnedFd, Foreign>;
+}
+
+/// Which pages a clone may get while it already runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Late {
+    /// None: all are in CRIU's images.
+    Never,
+    /// Large areas of processes with at least so many bytes in them: in files of their own beside CRIU's images (see
+    /// `docs/live.md`).
+    From(u64),
+}
+
+/// What was taken of a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// Bytes of private memory.
+    pub(crate) all: u64,
+    /// Of these, copied while the node stood still.
+    pub(crate) frozen: u64,
+}
+
+/// The memory of one node on its way into the images.
+#[derive(Debug)]
+pub(crate) struct NodeMemory {
+    images: PathBuf,
+    processes: Vec<Tracked>,
+}
+
+impl NodeMemory {
+    /// For a node whose images go to `images`; `None` where the kernel cannot tell which pages were written.
+    pub(crate) fn new(images: &Path) -> io::Result<Option<Self>> {
+        if preload::NO_PAGES.is_empty() || !Pagemap::is_supported() {
+            return Ok(None);
+        }
+        fs::write(images.join(PRELOAD), preload::NO_PAGES)?;
+        Ok(Some(Self {
+            images: images.to_owned(),
+            processes: Vec::new(),
+        }))
+    }
+
+    /// What CRIU has to be started with.
+    pub(crate) fn preload(&self) -> PathBuf {
+        self.images.join(PRELOAD)
+    }
+
+    /// Copies while the node runs, until the rest is small or does not get smaller. `wanted` is asked between two steps.
+    pub(crate) fn copy_ahead(
+        &mut self,
+        container: &Container,
+        plant: &dyn Plant,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<(), CriuError> {
+        let begun = Instant::now();
+        let mut before = u64::MAX;
+        for round in 0..ROUNDS {
+            let pages = self.round(container, plant, wanted)?;
+            tracing::debug!(round, pages, "copied ahead");
+            let shrinks = pages <= before.saturating_mul(SHRINKS) / 100;
+            if !wanted() || pages <= FEW_PAGES || !shrinks || begun.elapsed() > ROUNDS_TIME {
+                break;
+            }
+            before = pages;
+        }
+        Ok(())
+    }
+
+    /// One round over all processes; the pages that were copied.
+    pub(crate) fn round(
+        &mut self,
+        container: &Container,
+        plant: &dyn Plant,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<u64, CriuError> {
+        let mut pages = 0_u64;
+        for pid in container.processes() {
+            if !wanted() {
+                break;
+            }
+            self.processes
+                .retain(|known| known.pid() != pid || known.is_alive());
+            if !self.processes.iter().any(|known| known.pid() == pid) {
+                match Tracked::new(pid, &self.images, plant) {
+                    Ok(process) => self.processes.push(process),
+                    Err(error) if is_over(&error) => continue,
+                    Err(error) => return Err(self.failed(pid, error)),
+                }
+            }
+            if let Some(process) = self.processes.iter_mut().find(|known| known.pid() == pid) {
+                match process.round(wanted) {
+                    Ok(copied) => pages = pages.saturating_add(copied),
+                    Err(error) if is_over(&error) => {}
+                    Err(error) => return Err(self.failed(pid, error)),
+                }
+            }
+        }
+        Ok(pages)
+    }
+
+    /// Copies what changed. The node stands still, and CRIU, which is through with it, has written what areas there are.
+    pub(crate) fn take(&mut self, container: &Container) -> Result<Taken, CriuError> {
+        let inner: HashMap<u32, i32> = container
+            .processes()
+            .into_iter()
+            .filter_map(|pid| Some((inner_pid(pid)?, pid)))
+            .collect();
+        let mut taken = Taken::default();
+        let mut rest = std::mem::take(&mut self.processes);
+        for (number, areas) in areas::dumped(&self.images)? {
+            let Some(pid) = inner.get(&number).copied() else {
+                return Err(CriuError::Unexpected(format!(
+                    "it dumped process {number}, which is not in the node's cgroup"
+                )));
+            };
+            let known = rest.iter().position(|p| p.pid() == pid && p.is_alive());
+            let mut process = match known {
+                Some(at) => rest.swap_remove(at),
+                None => Tracked::untracked(pid, &self.images).map_err(|e| self.failed(pid, e))?,
+            };
+            let of_this = process
+                .take(number, &areas)
+                .map_err(|e| self.failed(pid, e))?;
+            taken.all = taken.all.saturating_add(of_this.all);
+            taken.frozen = taken.frozen.saturating_add(of_this.frozen);
+            self.processes.push(process);
+        }
+        Ok(taken)
+    }
+
+    /// Lets the processes go: nothing of the tracking is left in them. May take a while; they run meanwhile.
+    pub(crate) fn let_go(&mut self) {
+        for process in &mut self.processes {
+            process.let_go();
+        }
+    }
+
+    /// Completes CRIU's images.
+    pub(crate) fn complete(self, late: Late) -> Result<(), CriuError> {
+        for process in self.processes {
+            process.complete(&self.images, late)?;
+        }
+        let _ = fs::remove_file(self.images.join(PRELOAD));
+        Ok(())
+    }
+
+    fn failed(&self, pid: i32, source: io::Error) -> CriuError {
+        CriuError::Image {
+            path: self.images.clone(),
+            what: format!("cannot hold the memory of process {pid}"),
+            source: Some(source),
+        }
+    }
+}
+
+/// Sets the options that decide which memory is dumped.
+pub(crate) fn set_options(options: &mut Options) {
+    options.ghost_limit = Some(GHOST_LIMIT);
+}
+
+/// Bytes of memory that CRIU wrote in one dump.
+pub(crate) fn written(stats: &DumpStats) -> u64 {
+    let pages = stats
+        .pages_written
+        .saturating_add(stats.shared_pages_written.unwrap_or(0));
+    pages.saturating_mul(PAGE)
+}
+
+/// The process ended while it was looked at.
+fn is_over(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
+}
+
+/// The number of a process in its own PID namespace (`NSpid` of proc_pid_status(5)).
+fn inner_pid(pid: i32) -> Option<u32> {
+    let pid = Pid::from_raw(pid)?.as_raw_nonzero();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("NSpid:"))?;
+    line.split_whitespace().last()?.parse().ok()
+}
