@@ -33,6 +33,7 @@ fail() {
 
 # shellcheck disable=SC2317  # called by the trap
 clean_up() {
+    trap '' HUP INT TERM # a second signal must not end it halfway
     [ -z "$our_policy" ] || rm -f "$our_policy"
     [ -z "$scratch" ] || rm -rf "$scratch"
 }

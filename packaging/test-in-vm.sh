@@ -34,6 +34,7 @@ fail() {
 }
 # shellcheck disable=SC2317  # called by the trap
 clean_up() {
+    trap '' HUP INT TERM # a second signal must not end it halfway
     # That is timeout(1), which hands on this signal, but could not hand on SIGKILL.
     [ -z "$qemu" ] || { kill -TERM "$qemu" && wait "$qemu"; } 2>/dev/null || true
     [ -z "$run" ] || rm -rf --one-file-system "$run"
