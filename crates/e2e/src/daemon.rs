@@ -1,7 +1,7 @@
 //! A daemon in a network namespace and directories of its own.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::{http, image, residue, stretch, wait_for};
 
 /// Where every test daemon's edge listens: namespaces keep them apart.
-const EDGE: &str = "127.0.0.1:8080";
+pub const EDGE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 
 /// A daemon for one test. Dropping it ends everything that it started, also when the test fails.
 pub struct TestDaemon {
@@ -254,14 +254,37 @@ impl TestDaemon {
         path.display().to_string()
     }
 
+    /// Creates an environment from a Compose file with this text; gives the file.
+    ///
+    /// # Panics
+    /// When it cannot be created.
+    #[track_caller]
+    pub fn create(&self, name: &str, text: &str) -> String {
+        let file = self.compose(&format!("{name}.yaml"), text);
+        self.run(&["create", "-f", &file, "--name", name]);
+        file
+    }
+
+    /// Removes these environments, the last there are: nothing may be left on the host.
+    ///
+    /// # Panics
+    /// When something is.
+    #[track_caller]
+    pub fn finish(&self, environments: &[&str]) {
+        let mut all = vec!["rm", "--force"];
+        all.extend(environments);
+        self.run(&all);
+        let left = self.residue();
+        assert!(left.is_empty(), "left behind: {left:#?}");
+    }
+
     /// `GET path` of an environment through the edge.
     ///
     /// # Errors
     /// When the edge does not answer.
     pub fn get(&self, environment: &str, path: &str) -> Result<http::Answer> {
-        let edge: SocketAddr = EDGE.parse()?;
         let host = format!("{environment}.localhost");
-        self.netns.run(|| http::get(edge, &host, path))?
+        self.netns.run(|| http::get(EDGE, &host, path))?
     }
 
     /// What the test node behind an environment's entry says.

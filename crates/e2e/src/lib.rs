@@ -5,10 +5,11 @@ pub mod daemon;
 pub mod http;
 pub mod image;
 pub mod residue;
+pub mod support;
 
 use std::time::{Duration, Instant};
 
-pub use daemon::TestDaemon;
+pub use daemon::{EDGE, TestDaemon};
 
 /// How many times longer waits may take here, from `OFFSHOOT_TEST_STRETCH`: for emulated machines. 1 when it does not say.
 #[must_use]

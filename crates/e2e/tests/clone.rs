@@ -31,8 +31,7 @@ fn number(value: &Value, key: &str) -> u64 {
 #[test]
 fn a_clone_goes_on_with_memory_disk_and_connections() {
     let daemon = TestDaemon::start();
-    let file = daemon.compose("compose.yaml", TWO_NODES);
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
+    daemon.create("shop", TWO_NODES);
     daemon
         .node("shop", "/set?v=before")
         .expect("the environment answers");
@@ -92,8 +91,5 @@ fn a_clone_goes_on_with_memory_disk_and_connections() {
     daemon.run(&["clone", "shop"]);
     assert_eq!(daemon.node("shop-clone2", "/").unwrap()["value"], "before");
 
-    for name in ["shop", "shop-clone", "shop-clone2", "third"] {
-        daemon.run(&["rm", "--yes", name]);
-    }
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop", "shop-clone", "shop-clone2", "third"]);
 }

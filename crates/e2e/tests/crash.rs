@@ -33,8 +33,7 @@ struct Victim {
 impl Victim {
     fn new() -> Self {
         let daemon = TestDaemon::start();
-        let file = daemon.compose("compose.yaml", PAIR);
-        daemon.run(&["create", "-f", &file, "--name", "shop"]);
+        let file = daemon.create("shop", PAIR);
         daemon
             .node("shop", "/set?v=kept")
             .expect("the environment answers");

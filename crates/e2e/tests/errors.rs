@@ -1,18 +1,15 @@
 //! Bad input gives one clear error with a stable code, says what to do, and leaves nothing behind.
 
-mod support;
-
 use std::fs;
 use std::process::Command;
 
 use offshoot_e2e::TestDaemon;
-use support::{ONE, answers, refused_with};
+use offshoot_e2e::support::{ONE, answers, refused_with};
 
 #[test]
 fn bad_names_and_unknown_things_are_refused() {
     let daemon = TestDaemon::start();
-    let file = daemon.compose("compose.yaml", ONE);
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
+    let file = daemon.create("shop", ONE);
     let long = "x".repeat(64);
     for bad in ["Shop", "a_b", "-a", "a-", "a.b", "ä", &long] {
         let named = format!("--name={bad}");
@@ -85,8 +82,7 @@ fn bad_names_and_unknown_things_are_refused() {
     refused_with(&daemon, "bad-request", &["pool", "grow", "1MiB"]);
     assert_eq!(daemon.json(&["ls"]).as_array().map(Vec::len), Some(1));
     answers(&daemon, "shop");
-    daemon.run(&["rm", "-f", "shop"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop"]);
 }
 
 #[test]
@@ -193,8 +189,7 @@ fn bad_manifests_and_images_are_refused() {
 #[test]
 fn a_full_pool_is_told_and_nothing_is_left() {
     let daemon = TestDaemon::start();
-    let file = daemon.compose("compose.yaml", ONE);
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
+    let file = daemon.create("shop", ONE);
     daemon.node("shop", "/set?v=kept").expect("it answers");
     let status = daemon.json(&["pool", "status"]);
     let free = status["free"].as_u64().expect("free bytes");
@@ -229,8 +224,7 @@ fn a_full_pool_is_told_and_nothing_is_left() {
     refused_with(&daemon, "pool-full", &["clone", "shop", "--name", "late"]);
     daemon.run(&["pool", "grow", "6GiB"]);
     daemon.run(&["clone", "shop", "--name", "late"]);
-    daemon.run(&["rm", "-f", "shop", "shop-clone", "late"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop", "shop-clone", "late"]);
 }
 
 #[test]
@@ -277,15 +271,13 @@ fn ports_in_use_are_told() {
 
     daemon.run(&["rm", "-f", "first"]);
     daemon.run(&["create", "-f", &first, "--name", "second"]);
-    daemon.run(&["rm", "-f", "second"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["second"]);
 }
 
 #[test]
 fn what_the_state_does_not_allow_is_refused() {
     let daemon = TestDaemon::start();
-    let file = daemon.compose("compose.yaml", ONE);
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
+    daemon.create("shop", ONE);
     let done = daemon.json(&["op", "ls"])[0]["id"]
         .as_str()
         .expect("an operation")

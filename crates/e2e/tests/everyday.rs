@@ -1,11 +1,9 @@
 //! Everyday commands, as a person would use them, on whole daemons.
 
-mod support;
-
-use offshoot_e2e::{TestDaemon, wait_for};
-use support::{
+use offshoot_e2e::support::{
     ONE, PAIR, SOON, answers, ended, give_tool, id_of, node, nothing_new, pids, sh, tool,
 };
+use offshoot_e2e::{TestDaemon, wait_for};
 
 #[test]
 fn an_environment_lives_from_create_to_rm() {
@@ -106,8 +104,7 @@ fn an_environment_lives_from_create_to_rm() {
 #[test]
 fn rename_changes_the_address_and_disturbs_nothing() {
     let daemon = TestDaemon::start();
-    let file = daemon.compose("compose.yaml", PAIR);
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
+    daemon.create("shop", PAIR);
     daemon.node("shop", "/set?v=kept").expect("it answers");
     give_tool(&daemon, "shop", "web");
     let before = answers(&daemon, "shop");
@@ -196,8 +193,7 @@ fn rename_changes_the_address_and_disturbs_nothing() {
     daemon.run(&["start", "depot"]);
     assert_eq!(answers(&daemon, "depot")["hostname"], "web-1.depot");
     assert_eq!(answers(&daemon, "shop")["value"], "kept");
-    daemon.run(&["rm", "-f", "shop", "depot"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop", "depot"]);
 }
 
 #[test]
@@ -263,15 +259,7 @@ fn operations_are_listed_shown_and_cancelled() {
         let waited = daemon.json(&["op", "show", "--follow", &id]);
         assert_eq!(waited["state"], "done", "{waited:#}");
     }
-    daemon.run(&[
-        "rm",
-        "-f",
-        "shop",
-        "shop-clone",
-        "shop-clone2",
-        "shop-clone3",
-    ]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop", "shop-clone", "shop-clone2", "shop-clone3"]);
 }
 
 #[test]
@@ -394,6 +382,5 @@ fn several_files_make_one_environment() {
     }
     assert_eq!(daemon.json(&["show", "shop"])["state"], "running");
     answers(&daemon, "shop-clone");
-    daemon.run(&["rm", "-f", "shop", "shop-clone"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop", "shop-clone"]);
 }

@@ -1,14 +1,12 @@
 //! Parts of what runs are ended or taken away from under the daemon: it puts them back, or removes the rest.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use offshoot_e2e::support::{self, ONE, PAIR, SOON, answers, pids};
 use offshoot_e2e::{TestDaemon, wait_for};
 use offshoot_sys::process;
 use serde_json::Value;
-use support::{ONE, PAIR, SOON, answers, pids};
 
 /// Processes of this daemon whose arguments have this in them.
 fn find(daemon: &TestDaemon, wanted: &[&str]) -> Vec<i32> {
@@ -54,8 +52,7 @@ fn shovel(dir: &Path) {
 #[test]
 fn rm_of_anything_half_broken_works() {
     let mut daemon = TestDaemon::start();
-    let file = daemon.compose("compose.yaml", PAIR);
-    daemon.run(&["create", "-f", &file, "--name", "good"]);
+    let file = daemon.create("good", PAIR);
     let before = answers(&daemon, "good");
     let residue = daemon.residue();
     let env_dirs = |daemon: &TestDaemon, id: &str| -> Vec<PathBuf> {
@@ -108,15 +105,13 @@ fn rm_of_anything_half_broken_works() {
     let after = answers(&daemon, "good");
     assert_eq!(after["boot"], before["boot"]);
     assert_eq!((&after["connects"], &after["gaps"]), (&1.into(), &0.into()));
-    daemon.run(&["rm", "-f", "good"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["good"]);
 }
 
 #[test]
 fn what_ends_is_put_back() {
     let mut daemon = TestDaemon::start();
-    let file = daemon.compose("compose.yaml", PAIR);
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
+    daemon.create("shop", PAIR);
     let before = answers(&daemon, "shop");
     let processes = pids(&daemon, "shop");
 
@@ -176,6 +171,5 @@ fn what_ends_is_put_back() {
     daemon.run(&["stop", "second"]);
     daemon.run(&["start", "second"]);
     answers(&daemon, "second");
-    daemon.run(&["rm", "-f", "shop", "shop-clone", "second"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop", "shop-clone", "second"]);
 }

@@ -1,24 +1,20 @@
 //! Everyday commands that go into nodes: exec, logs, cp.
 
-mod support;
-
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Stdio;
 
+use offshoot_e2e::support::{self, PAIR, SOON, command, run_with_input, sh};
 use offshoot_e2e::{TestDaemon, wait_for};
-use support::{PAIR, SOON, command, run_with_input, sh};
 
 #[test]
 fn exec_and_logs_and_cp() {
     let daemon = TestDaemon::start();
-    let file = daemon.compose("compose.yaml", PAIR);
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
+    daemon.create("shop", PAIR);
     exec(&daemon);
     logs(&daemon);
     copy(&daemon);
-    daemon.run(&["rm", "-f", "shop"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop"]);
 }
 
 fn exec(daemon: &TestDaemon) {

@@ -1,13 +1,11 @@
 //! The daemon goes and comes back: restarted, killed, or with the whole host.
 
-mod support;
-
 use std::fs;
 use std::process::Command;
 
+use offshoot_e2e::support::{self, PAIR, SOON, answers, pids, sh};
 use offshoot_e2e::{TestDaemon, residue, wait_for};
 use serde_json::Value;
-use support::{PAIR, SOON, answers, pids, sh};
 
 /// Asks the daemon to end, as a service manager does, and waits.
 fn terminate(daemon: &mut TestDaemon) {
@@ -43,8 +41,7 @@ fn talks(daemon: &TestDaemon, name: &str, before: &Value) -> Value {
 #[test]
 fn nothing_stops_while_the_daemon_is_gone() {
     let mut daemon = TestDaemon::start();
-    let file = daemon.compose("compose.yaml", PAIR);
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
+    daemon.create("shop", PAIR);
     daemon.run(&["clone", "shop"]);
     daemon.node("shop", "/set?v=parent").expect("it answers");
     daemon
@@ -96,15 +93,13 @@ fn nothing_stops_while_the_daemon_is_gone() {
         assert_eq!(answers(&daemon, &name)["value"], "child");
         daemon.run(&["rm", "-f", &name]);
     }
-    daemon.run(&["rm", "-f", "shop", "shop-clone"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop", "shop-clone"]);
 }
 
 #[test]
 fn a_reboot_brings_back_what_ran() {
     let mut daemon = TestDaemon::start();
-    let file = daemon.compose("compose.yaml", PAIR);
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
+    daemon.create("shop", PAIR);
     daemon.node("shop", "/set?v=kept").expect("it answers");
     daemon.run(&["clone", "shop"]);
     daemon.run(&["clone", "shop", "--name", "idle"]);
@@ -148,6 +143,5 @@ fn a_reboot_brings_back_what_ran() {
     assert_eq!(answers(&daemon, "idle")["disk"], "kept");
     daemon.run(&["clone", "shop", "--name", "fresh"]);
     assert_eq!(answers(&daemon, "fresh")["disk"], "kept");
-    daemon.run(&["rm", "-f", "shop", "shop-clone", "idle", "fresh"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop", "shop-clone", "idle", "fresh"]);
 }

@@ -1,11 +1,9 @@
 //! What a manifest can ask for, seen from inside the nodes and from outside.
 
-mod support;
-
 use std::fs;
 
+use offshoot_e2e::support::{self, SOON, answers, give_tool, node, sh, tool};
 use offshoot_e2e::{TestDaemon, wait_for};
-use support::{SOON, answers, give_tool, node, sh, tool};
 
 #[test]
 fn a_node_is_as_the_manifest_says() {
@@ -14,8 +12,8 @@ fn a_node_is_as_the_manifest_says() {
     fs::write(daemon.path("secret.txt"), "S3CRET-of-the-test").expect("a file");
     fs::write(daemon.path("vars.env"), "FROM_FILE=file\nBOTH=file\n").expect("a file");
     fs::write(daemon.path(".env"), "TAG=interpolated\n").expect("a file");
-    let file = daemon.compose(
-        "compose.yaml",
+    let file = daemon.create(
+        "shop",
         r#"
 x-common: &common
   image: IMAGE
@@ -50,7 +48,6 @@ secrets: {password: {file: secret.txt}}
 volumes: {data: {}}
 "#,
     );
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
     inside(&daemon, "shop");
     daemon.run(&["clone", "shop"]);
     inside(&daemon, "shop-clone");
@@ -85,8 +82,7 @@ volumes: {data: {}}
         sh(&daemon, name, "web", "true");
         answers(&daemon, name);
     }
-    daemon.run(&["rm", "-f", "shop", "shop-clone"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop", "shop-clone"]);
 }
 
 fn inside(daemon: &TestDaemon, name: &str) {
@@ -161,9 +157,7 @@ fn inside(daemon: &TestDaemon, name: &str) {
 #[test]
 fn dependencies_health_and_restarts() {
     let daemon = TestDaemon::start();
-    let file = daemon.compose(
-        "compose.yaml",
-        r#"
+    daemon.create("shop", r#"
 services:
   job:
     image: IMAGE
@@ -188,9 +182,7 @@ services:
     image: IMAGE
     stop_grace_period: 1s
 volumes: {data: {}}
-"#,
-    );
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
+"#);
     assert!(
         daemon.run(&["logs", "shop", "web"]).contains("done"),
         "the job ended first"
@@ -266,15 +258,14 @@ volumes: {data: {}}
         "exited",
         "it is not started again"
     );
-    daemon.run(&["rm", "-f", "shop", "shop-clone"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop", "shop-clone"]);
 }
 
 #[test]
 fn published_ports_and_replicas() {
     let daemon = TestDaemon::start();
-    let file = daemon.compose(
-        "compose.yaml",
+    daemon.create(
+        "shop",
         r#"
 services:
   web:
@@ -287,7 +278,6 @@ services:
 volumes: {data: {}}
 "#,
     );
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
     let ports = |name: &str| -> Vec<u16> {
         let view = daemon.json(&["show", name]);
         let ports = view["ports"].as_array().expect("ports");

@@ -1,26 +1,20 @@
 //! How clones come about: modes of layers and volumes, rungs, and parents in every condition.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use offshoot_e2e::{TestDaemon, wait_for};
-use serde_json::Value;
-use support::{
-    ONE, PAIR, SOON, answers, command, give_tool, id_of, node, nothing_new, pids, program, sh, tool,
+use offshoot_e2e::support::{
+    self, ONE, PAIR, SOON, answers, command, give_tool, id_of, node, nothing_new, pids, program,
+    rungs, sh, tool,
 };
-
-fn rungs(operation: &Value) -> BTreeMap<String, String> {
-    support::rungs(operation).into_iter().collect()
-}
+use offshoot_e2e::{TestDaemon, wait_for};
 
 #[test]
 fn layers_and_volumes_are_cloned_as_their_modes_say() {
     let daemon = TestDaemon::start();
-    let file = daemon.compose(
-        "compose.yaml",
+    daemon.create(
+        "shop",
         r#"
 x-node: &node {image: IMAGE, stop_grace_period: 1s}
 services:
@@ -38,7 +32,6 @@ volumes:
   both: {x-offshoot: {clone: shared}}
 "#,
     );
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
     let nodes = [
         "each-1", "each-2", "lead-1", "lead-2", "fresh-1", "light-1", "web-1",
     ];
@@ -152,16 +145,13 @@ volumes:
     support::refused_with(&daemon, "wrong-state", &["rm", "-f", "shop"]);
     daemon.run(&["rm", "-f", "shop-clone"]);
     assert_eq!(sh(&daemon, "shop", "web", "cat /both/file"), "three");
-    daemon.run(&["rm", "-f", "shop"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop"]);
 }
 
 #[test]
 fn rungs_can_be_forced_and_what_cannot_be_cloned_alive_is_told() {
     let daemon = TestDaemon::start();
-    let file = daemon.compose(
-        "compose.yaml",
-        r#"
+    daemon.create("shop", r#"
 services:
   web:
     image: IMAGE
@@ -173,9 +163,7 @@ services:
     stop_grace_period: 1s
     entrypoint: ["/bin/sh", "-c", "until test -e /tmp/go; do /bin/sleep 0.05; done; exec /tmp/tool xdp"]
 volumes: {data: {}}
-"#,
-    );
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
+"#);
     daemon.node("shop", "/set?v=kept").expect("it answers");
     sh(&daemon, "shop", "web", "echo root > /tmp/mark");
     let before = answers(&daemon, "shop");
@@ -262,15 +250,13 @@ volumes: {data: {}}
     assert_eq!(sh(&daemon, "shop-clone", "odd", "cat /tmp/mark"), "odd");
     assert_eq!(answers(&daemon, "shop-clone")["boot"], before["boot"]);
     assert_eq!(pids(&daemon, "shop"), processes);
-    daemon.run(&["rm", "-f", "shop", "shop-clone"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop", "shop-clone"]);
 }
 
 #[test]
 fn stopped_parents_short_freezes_and_two_at_once() {
     let daemon = TestDaemon::start();
-    let file = daemon.compose("compose.yaml", PAIR);
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
+    daemon.create("shop", PAIR);
     daemon.node("shop", "/set?v=kept").expect("it answers");
     let before = answers(&daemon, "shop");
 
@@ -321,11 +307,7 @@ fn stopped_parents_short_freezes_and_two_at_once() {
     daemon.run(&["rm", "-f", "idle", "shop"]);
 
     // A bound on the freeze that cannot be kept: nothing of the clone, and the parent goes on.
-    let large = daemon.compose(
-        "large.yaml",
-        "services:\n  web:\n    image: IMAGE\n    stop_grace_period: 1s\n    environment: {BALLAST_MIB: \"700\"}\n    x-offshoot: {entry: 8080}\n",
-    );
-    daemon.run(&["create", "-f", &large, "--name", "large"]);
+    daemon.create("large", "services:\n  web:\n    image: IMAGE\n    stop_grace_period: 1s\n    environment: {BALLAST_MIB: \"700\"}\n    x-offshoot: {entry: 8080}\n");
     answers(&daemon, "large");
     daemon.node("large", "/set?v=kept").expect("it answers");
     let before = answers(&daemon, "large");
@@ -370,16 +352,13 @@ fn stopped_parents_short_freezes_and_two_at_once() {
     if operation["state"] == "done" {
         daemon.run(&["rm", "-f", "late"]);
     }
-    daemon.run(&["rm", "-f", "large", "large-clone"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["large", "large-clone"]);
 }
 
 #[test]
 fn disk_and_memory_are_of_one_instant_under_hard_writing() {
     let daemon = TestDaemon::start();
-    let file = daemon.compose(
-        "compose.yaml",
-        r#"
+    daemon.create("shop", r#"
 services:
   web:
     image: IMAGE
@@ -388,9 +367,7 @@ services:
     entrypoint: ["/bin/sh", "-c", "until test -e /tmp/go; do /bin/sleep 0.05; done; /tmp/tool write /data/log & exec /bin/testnode"]
     volumes: ["data:/data"]
 volumes: {data: {}}
-"#,
-    );
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
+"#);
     give_tool(&daemon, "shop", "web");
     sh(&daemon, "shop", "web", "touch /tmp/go");
     let count = |name: &str| -> u64 {
@@ -419,8 +396,7 @@ volumes: {data: {}}
         );
         daemon.run(&["rm", "-f", &name]);
     }
-    daemon.run(&["rm", "-f", "shop"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop"]);
 }
 
 #[test]
@@ -468,8 +444,7 @@ fn what_a_volume_holds_does_not_make_a_clone_slower() {
         full.0 < empty.0 * 3 + Duration::from_secs(1),
         "the content costs time: {times:?}"
     );
-    daemon.run(&["rm", "-f", "empty", "full"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["empty", "full"]);
 }
 
 #[test]
@@ -524,9 +499,8 @@ fn thirty_environments_on_one_host() {
         operation["report"]["freeze_us"].as_u64().unwrap_or(0) / 1000
     );
     let begun = Instant::now();
-    let mut all = vec!["rm", "-f", "one-more", "e0"];
+    let mut all = vec!["one-more", "e0"];
     all.extend(names.iter().map(String::as_str));
-    daemon.run(&all);
+    daemon.finish(&all);
     println!("removed after {} s", begun.elapsed().as_secs());
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
 }

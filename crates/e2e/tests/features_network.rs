@@ -1,16 +1,14 @@
 //! What reaches an environment from outside and what it reaches, before and after a clone; daemons side by side.
 
-mod support;
-
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use offshoot_e2e::support::{self, PAIR, SOON, answers, give_tool, node, program, sh, tool};
 use offshoot_e2e::{TestDaemon, http, residue, wait_for};
 use serde_json::Value;
-use support::{PAIR, SOON, answers, give_tool, node, program, sh, tool};
 
 /// How many connections to or from this port are open in a node, by its own kernel tables.
 fn open(daemon: &TestDaemon, name: &str, node: &str, port: u16) -> usize {
@@ -35,9 +33,7 @@ fn open(daemon: &TestDaemon, name: &str, node: &str, port: u16) -> usize {
 #[test]
 fn connections_that_leave_an_environment_end_in_its_clone_only() {
     let daemon = TestDaemon::start();
-    let file = daemon.compose(
-        "compose.yaml",
-        r#"
+    daemon.create("shop", r#"
 services:
   web:
     image: IMAGE
@@ -52,9 +48,7 @@ services:
     stop_grace_period: 1s
     environment: {PEER_PORT: "9000"}
 volumes: {data: {}}
-"#,
-    );
-    daemon.run(&["create", "-f", &file, "--name", "shop"]);
+"#);
     answers(&daemon, "shop");
 
     // In: a client on the host that keeps its connection to the node's outer address.
@@ -176,8 +170,7 @@ volumes: {data: {}}
             }
         }
     }
-    daemon.run(&["rm", "-f", "shop", "shop-clone"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["shop", "shop-clone"]);
 }
 
 /// A second daemon in the namespace of the first.

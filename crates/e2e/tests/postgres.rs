@@ -1,16 +1,14 @@
 //! The example with PostgreSQL and a Python application: made from packages, cloned alive, whole in both.
 
-mod support;
-
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
+use offshoot_e2e::support::{self, SOON};
 use offshoot_e2e::{TestDaemon, wait_for};
 use serde_json::Value;
-use support::SOON;
 
 /// Where packages are asked for inside the daemon's namespace, which has no way out of its own.
 const PROXY: &str = "127.0.0.1:3142";
@@ -114,8 +112,7 @@ fn the_example_is_cloned_alive_with_its_database_session() {
         let told = daemon.get("cold", "/").ok()?;
         (told.status == 200 && told.body == "before the clone\nonly in the parent\n").then_some(())
     });
-    daemon.run(&["rm", "-f", "notes", "notes-clone", "cold"]);
-    assert!(daemon.residue().is_empty(), "{:#?}", daemon.residue());
+    daemon.finish(&["notes", "notes-clone", "cold"]);
 }
 
 fn notes(daemon: &TestDaemon, name: &str) -> String {

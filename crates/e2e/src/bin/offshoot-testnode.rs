@@ -1,7 +1,7 @@
 //! A small server for tests: keeps a value in memory and on disk, and talks without pause to a peer.
 //!
 //! - `HTTP_PORT` (8080): `GET /` answers what it knows as JSON; `GET /set?v=TEXT` changes the value in memory and
-//!   in `/data/value`.
+//!   in `/data/value`. A request for a WebSocket gets one that echoes text behind the host name.
 //! - `PEER` (`host:port`): keeps one TCP connection and exchanges growing numbers over it.
 //! - `PEER_PORT`: answers such a peer.
 
@@ -10,6 +10,10 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::{Message, WebSocket};
 
 #[derive(Default)]
 struct Known {
@@ -55,11 +59,28 @@ fn serve(stream: TcpStream, known: &Known, boot: &str) -> std::io::Result<()> {
         if reader.read_line(&mut request)? == 0 {
             return Ok(());
         }
+        let mut close = false;
+        let mut websocket = None;
         loop {
             let mut line = String::new();
             if reader.read_line(&mut line)? == 0 || line == "\r\n" {
                 break;
             }
+            let (name, value) = line.split_once(':').unwrap_or_default();
+            match name.to_ascii_lowercase().as_str() {
+                "connection" => close = value.trim().eq_ignore_ascii_case("close"),
+                "sec-websocket-key" => websocket = Some(derive_accept_key(value.trim().as_bytes())),
+                _ => {}
+            }
+        }
+        if let Some(accept) = websocket {
+            write!(
+                writer,
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Accept: {accept}\r\n\r\n"
+            )?;
+            echo(writer);
+            return Ok(());
         }
         let path = request.split_whitespace().nth(1).unwrap_or("/");
         if let Some(value) = path.strip_prefix("/set?v=") {
@@ -73,7 +94,7 @@ fn serve(stream: TcpStream, known: &Known, boot: &str) -> std::io::Result<()> {
         let number = |n: &AtomicU64| n.load(Ordering::SeqCst);
         let body = serde_json::json!({
             "boot": boot,
-            "hostname": std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim(),
+            "hostname": hostname(),
             "value": *known.value.lock().unwrap(),
             "disk": std::fs::read_to_string("/data/value").unwrap_or_default(),
             "sent": number(&known.sent),
@@ -87,6 +108,27 @@ fn serve(stream: TcpStream, known: &Known, boot: &str) -> std::io::Result<()> {
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         )?;
+        if close {
+            return Ok(());
+        }
+    }
+}
+
+fn hostname() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+fn echo(stream: TcpStream) {
+    let mut socket = WebSocket::from_raw_socket(stream, Role::Server, None);
+    while let Ok(message) = socket.read() {
+        let answer = match message {
+            Message::Text(text) => Message::text(format!("{} {text}", hostname())),
+            _ => continue,
+        };
+        if socket.send(answer).is_err() {
+            return;
+        }
     }
 }
 

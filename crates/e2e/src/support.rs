@@ -1,21 +1,21 @@
-//! What several of the tests need.
-#![allow(dead_code, reason = "not every test needs all of it")]
+//! What several of the tests need: manifests, questions to nodes, and what a refusal must look like.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use offshoot_e2e::residue::Residue;
-use offshoot_e2e::{TestDaemon, wait_for};
+use crate::residue::Residue;
+use crate::{TestDaemon, wait_for};
 use serde_json::Value;
 
 /// Long enough for anything that is to come at all on a busy machine.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// Two layers that talk to each other without pause; `db` has a volume, and `web` waits for it.
-pub(crate) const PAIR: &str = r#"
+pub const PAIR: &str = r#"
 services:
   web:
     image: IMAGE
@@ -33,7 +33,7 @@ volumes: {data: {}}
 "#;
 
 /// One small layer.
-pub(crate) const ONE: &str = r#"
+pub const ONE: &str = r#"
 services:
   web:
     image: IMAGE
@@ -44,7 +44,7 @@ volumes: {data: {}}
 "#;
 
 /// A program that was built with the tests.
-pub(crate) fn program(name: &str) -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     let mut dir = std::env::current_exe().expect("a test is a program");
     dir.pop();
     if dir.ends_with("deps") {
@@ -54,7 +54,7 @@ pub(crate) fn program(name: &str) -> PathBuf {
 }
 
 /// A command of the command line, to be run in a way of one's own.
-pub(crate) fn command(daemon: &TestDaemon, args: &[&str]) -> Command {
+pub fn command(daemon: &TestDaemon, args: &[&str]) -> Command {
     let mut command = Command::new(program("offshoot"));
     command
         .arg("--config")
@@ -64,7 +64,7 @@ pub(crate) fn command(daemon: &TestDaemon, args: &[&str]) -> Command {
 }
 
 /// Runs a command of the command line with this on its standard input.
-pub(crate) fn run_with_input(daemon: &TestDaemon, args: &[&str], input: &[u8]) -> Output {
+pub fn run_with_input(daemon: &TestDaemon, args: &[&str], input: &[u8]) -> Output {
     let mut command = command(daemon, args);
     command
         .stdin(Stdio::piped())
@@ -79,7 +79,7 @@ pub(crate) fn run_with_input(daemon: &TestDaemon, args: &[&str], input: &[u8]) -
 
 /// What a shell script prints in a node.
 #[track_caller]
-pub(crate) fn sh(daemon: &TestDaemon, environment: &str, node: &str, script: &str) -> String {
+pub fn sh(daemon: &TestDaemon, environment: &str, node: &str, script: &str) -> String {
     daemon
         .run(&["exec", environment, node, "--", "/bin/sh", "-c", script])
         .trim()
@@ -88,7 +88,7 @@ pub(crate) fn sh(daemon: &TestDaemon, environment: &str, node: &str, script: &st
 
 /// Puts the test tool at `/tmp/tool` of a node.
 #[track_caller]
-pub(crate) fn give_tool(daemon: &TestDaemon, environment: &str, node: &str) {
+pub fn give_tool(daemon: &TestDaemon, environment: &str, node: &str) {
     let tool = program("offshoot-testtool");
     daemon.run(&[
         "cp",
@@ -99,7 +99,7 @@ pub(crate) fn give_tool(daemon: &TestDaemon, environment: &str, node: &str) {
 
 /// What the test tool prints in a node.
 #[track_caller]
-pub(crate) fn tool(daemon: &TestDaemon, environment: &str, node: &str, args: &[&str]) -> String {
+pub fn tool(daemon: &TestDaemon, environment: &str, node: &str, args: &[&str]) -> String {
     let mut all = vec!["exec", environment, node, "--", "/tmp/tool"];
     all.extend(args);
     daemon.run(&all).trim().to_owned()
@@ -107,14 +107,14 @@ pub(crate) fn tool(daemon: &TestDaemon, environment: &str, node: &str, args: &[&
 
 /// What the test node behind the entry says, once it answers.
 #[track_caller]
-pub(crate) fn answers(daemon: &TestDaemon, environment: &str) -> Value {
+pub fn answers(daemon: &TestDaemon, environment: &str) -> Value {
     wait_for(&format!("{environment} to answer"), SOON, || {
         daemon.node(environment, "/").ok()
     })
 }
 
 /// What a test node says over a plain TCP connection, which it keeps open.
-pub(crate) fn ask(daemon: &TestDaemon, address: &str) -> Option<Value> {
+pub fn ask(daemon: &TestDaemon, address: &str) -> Option<Value> {
     let address: SocketAddr = address.parse().expect("an address");
     let asked = daemon.inside(|| -> std::io::Result<Value> {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
@@ -135,16 +135,19 @@ pub(crate) fn ask(daemon: &TestDaemon, address: &str) -> Option<Value> {
     asked.ok()
 }
 
+/// All nodes in what `show` says.
+fn nodes(view: &Value) -> impl Iterator<Item = &Value> {
+    let layers = view["layers"].as_array().expect("layers");
+    layers
+        .iter()
+        .flat_map(|layer| layer["nodes"].as_array().expect("nodes"))
+}
+
 /// The node of this name in what `show` says.
 #[track_caller]
-pub(crate) fn node(daemon: &TestDaemon, environment: &str, name: &str) -> Value {
+pub fn node(daemon: &TestDaemon, environment: &str, name: &str) -> Value {
     let view = daemon.json(&["show", environment]);
-    let layers = view["layers"].as_array().expect("layers");
-    let nodes = layers
-        .iter()
-        .flat_map(|layer| layer["nodes"].as_array().expect("nodes"));
-    nodes
-        .into_iter()
+    nodes(&view)
         .find(|node| node["name"] == name)
         .unwrap_or_else(|| panic!("no {name} in {view:#}"))
         .clone()
@@ -152,13 +155,9 @@ pub(crate) fn node(daemon: &TestDaemon, environment: &str, name: &str) -> Value 
 
 /// The numbers of the processes that a node's main processes have on this host, by node.
 #[track_caller]
-pub(crate) fn pids(daemon: &TestDaemon, environment: &str) -> Vec<(String, i64)> {
+pub fn pids(daemon: &TestDaemon, environment: &str) -> Vec<(String, i64)> {
     let view = daemon.json(&["show", environment]);
-    let layers = view["layers"].as_array().expect("layers");
-    let nodes = layers
-        .iter()
-        .flat_map(|layer| layer["nodes"].as_array().expect("nodes"));
-    nodes
+    nodes(&view)
         .map(|node| {
             let pid = node["status"]["pid"]
                 .as_i64()
@@ -170,7 +169,7 @@ pub(crate) fn pids(daemon: &TestDaemon, environment: &str) -> Vec<(String, i64)>
 
 /// The id in what a command with `--detach -o json` printed.
 #[track_caller]
-pub(crate) fn id_of(operation: &Value) -> String {
+pub fn id_of(operation: &Value) -> String {
     operation["id"]
         .as_str()
         .unwrap_or_else(|| panic!("no id in {operation}"))
@@ -179,7 +178,7 @@ pub(crate) fn id_of(operation: &Value) -> String {
 
 /// Waits until an operation ended; gives it.
 #[track_caller]
-pub(crate) fn ended(daemon: &TestDaemon, id: &str) -> Value {
+pub fn ended(daemon: &TestDaemon, id: &str) -> Value {
     wait_for(
         &format!("operation {id} to end"),
         Duration::from_secs(60),
@@ -195,7 +194,7 @@ pub(crate) fn ended(daemon: &TestDaemon, id: &str) -> Value {
 }
 
 /// The rungs of the nodes of a clone, by node.
-pub(crate) fn rungs(operation: &Value) -> Vec<(String, String)> {
+pub fn rungs(operation: &Value) -> BTreeMap<String, String> {
     let nodes = operation["report"]["nodes"]
         .as_array()
         .unwrap_or_else(|| panic!("no nodes in {operation:#}"));
@@ -208,7 +207,7 @@ pub(crate) fn rungs(operation: &Value) -> Vec<(String, String)> {
 
 /// Runs a command that must fail with status 1, this code, and a hint; nothing on the host may have changed.
 #[track_caller]
-pub(crate) fn refused_with(daemon: &TestDaemon, code: &str, args: &[&str]) -> Value {
+pub fn refused_with(daemon: &TestDaemon, code: &str, args: &[&str]) -> Value {
     let before = daemon.residue();
     let output = daemon.try_run(args).expect("offshoot can be run");
     assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
@@ -240,7 +239,7 @@ pub(crate) fn refused_with(daemon: &TestDaemon, code: &str, args: &[&str]) -> Va
 
 /// Nothing is on the host that was not there before; health checks come and go.
 #[track_caller]
-pub(crate) fn nothing_new(daemon: &TestDaemon, before: &Residue) {
+pub fn nothing_new(daemon: &TestDaemon, before: &Residue) {
     let deadline = std::time::Instant::now() + SOON;
     loop {
         let left = new_in(&daemon.residue(), before);
