@@ -9,7 +9,7 @@ use offshoot_engine::{
     Begin, ByteStream, CutOrder, CutOutcome, Engine, ExecSession, Exposure, Fallback, Gate,
     LogQuery, NodeStatus, ReadyImage,
 };
-use offshoot_images::{Image, Images};
+use offshoot_images::{Image, ImageError, Images};
 use offshoot_model::environment::PortBinding;
 use offshoot_model::view::{DoctorReport, ExecRequest, ImageView, LogLine, PoolView};
 use offshoot_model::{
@@ -292,6 +292,14 @@ impl Inner {
     }
 }
 
+fn ready(image: Result<Image, ImageError>) -> Result<ReadyImage, Problem> {
+    let image = image.map_err(|e| e.problem())?;
+    Ok(ReadyImage {
+        id: image.id,
+        config: image.config,
+    })
+}
+
 #[async_trait]
 impl Engine for Local {
     async fn ensure_image(
@@ -299,16 +307,15 @@ impl Engine for Local {
         source: &ImageSource,
         progress: &dyn ProgressSink,
     ) -> Result<ReadyImage, Problem> {
-        let image = self
-            .inner
-            .images
-            .ensure(source, progress)
-            .await
-            .map_err(|e| e.problem())?;
-        Ok(ReadyImage {
-            id: image.id,
-            config: image.config,
-        })
+        ready(self.inner.images.ensure(source, progress).await)
+    }
+
+    async fn refresh_image(
+        &self,
+        source: &ImageSource,
+        progress: &dyn ProgressSink,
+    ) -> Result<ReadyImage, Problem> {
+        ready(self.inner.images.refresh(source, progress).await)
     }
 
     async fn images(&self) -> Result<Vec<ImageView>, Problem> {

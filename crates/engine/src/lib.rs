@@ -118,8 +118,15 @@ pub struct Exposure {
 /// Something that runs environments.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
-    /// Fetches or makes an image.
+    /// Fetches or makes an image, unless it is there.
     async fn ensure_image(
+        &self,
+        source: &ImageSource,
+        progress: &dyn ProgressSink,
+    ) -> Result<ReadyImage, Problem>;
+
+    /// As [`Self::ensure_image`], but asks the registry also when the reference is known: its tag may have moved.
+    async fn refresh_image(
         &self,
         source: &ImageSource,
         progress: &dyn ProgressSink,
