@@ -1,6 +1,8 @@
-//! Another process's memory (process_vm_readv(2)).
+//! Another process's memory (process_vm_readv(2), proc_pid_maps(5)).
 
+use std::fs;
 use std::io;
+use std::ops::Range;
 
 use nix::libc;
 
@@ -44,4 +46,43 @@ pub fn write(pid: i32, address: u64, bytes: &[u8]) -> io::Result<()> {
         Ok(_) => Err(io::Error::from_raw_os_error(libc::EFAULT)),
         Err(_) => Err(io::Error::last_os_error()),
     }
+}
+
+/// One line of `/proc/<pid>/maps`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Area {
+    /// Its addresses, whole pages.
+    pub range: Range<u64>,
+    /// Whether the process may read it.
+    pub readable: bool,
+    /// Whether the process may write to it.
+    pub writable: bool,
+    /// Whether what is written there is seen by this process only.
+    pub private: bool,
+    /// Whether no file is behind it.
+    pub anonymous: bool,
+}
+
+/// What a process has mapped, in rising order.
+///
+/// # Errors
+/// `ENOENT` or `ESRCH` when there is no such process.
+pub fn areas(pid: i32) -> io::Result<Vec<Area>> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    Ok(maps.lines().filter_map(area).collect())
+}
+
+/// Understands one line of that file.
+pub(crate) fn area(line: &str) -> Option<Area> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let access = fields.next()?.as_bytes();
+    let address = |text| u64::from_str_radix(text, 16).ok();
+    Some(Area {
+        range: address(start)?..address(end)?,
+        readable: access.first() == Some(&b'r'),
+        writable: access.get(1) == Some(&b'w'),
+        private: access.get(3) == Some(&b'p'),
+        anonymous: fields.nth(2) == Some("0"),
+    })
 }

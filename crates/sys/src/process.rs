@@ -39,6 +39,26 @@ pub fn fork_to_background() -> io::Result<Side> {
     }
 }
 
+/// Forks a child that has the caller's table of descriptors, not a copy of it (clone(2), `CLONE_FILES`): what either opens both have, and what
+/// is open stays so until both ended or one closed it. `None` in the child, which must not close what it was given, and must end with
+/// exit(3): nothing may be dropped there.
+///
+/// # Errors
+/// Of clone(2); `EINVAL` when the process has more than one thread.
+pub fn fork_with_descriptors() -> io::Result<Option<Process>> {
+    if fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let flags = libc::CLONE_FILES | libc::SIGCHLD;
+    // SAFETY: as fork(2), since no memory is shared and no stack is given; the process has one thread (checked above), so the child
+    // may do whatever the parent could.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
+        0 => Ok(None),
+        pid if pid > 0 => Process::open(i32::try_from(pid).map_err(io::Error::other)?).map(Some),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Makes the calling process the leader of a new session (setsid(2)), out of reach of its starter's terminal. One that leads a
 /// group already is left as it is.
 pub fn leave_session() {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::libc;
 
@@ -28,6 +28,42 @@ pub mod feature {
 pub const SYS_USERFAULTFD: u64 = 323;
 /// Faults of the kernel itself are not handled: what everybody may have.
 pub const USER_MODE_ONLY: u64 = 1;
+/// The device whose holder may have faults of the kernel handled too (Linux 6.1).
+pub const DEVICE: &str = "/dev/userfaultfd";
+/// `USERFAULTFD_IOC_NEW`: what makes a userfaultfd of it.
+pub const IOC_NEW: u64 = 0xaa00;
+
+/// What a userfaultfd tells.
+#[derive(Debug)]
+pub enum Event {
+    /// A thread waits for the page at this address.
+    Fault(u64),
+    /// The process forked; its child's memory is served through this one.
+    Forked(Userfaultfd),
+    /// Memory went to another place.
+    Moved {
+        /// Where it was.
+        from: u64,
+        /// Where it is.
+        to: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Pages were given up; they are zeros from now on.
+    Removed(Range<u64>),
+    /// Memory is not there any more.
+    Unmapped(Range<u64>),
+}
+
+/// How filling pages went.
+#[derive(Debug)]
+pub struct Filled {
+    /// Bytes that are there now, from the first address on.
+    pub bytes: u64,
+    /// Why not all. `EAGAIN`: the process is just changing its memory, events tell how; `EEXIST`: the next page is there already;
+    /// `ENOENT`: it is not mapped, or not watched; `ESRCH`: the process ended or executes another program.
+    pub error: Option<io::Error>,
+}
 
 /// What is noticed in a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,10 +94,33 @@ struct Register {
     ioctls: u64,
 }
 
+#[repr(C)]
+struct Copy {
+    to: u64,
+    from: u64,
+    len: u64,
+    mode: u64,
+    done: i64,
+}
+
+#[repr(C)]
+struct Zero {
+    range: Span,
+    mode: u64,
+    done: i64,
+}
+
+const UFFDIO_WAKE: libc::Ioctl = 0x8010_aa02_u32 as libc::Ioctl;
+const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03_u32 as libc::Ioctl;
+const UFFDIO_ZEROPAGE: libc::Ioctl = 0xc020_aa04_u32 as libc::Ioctl;
 const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
 const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
 const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01_u32 as libc::Ioctl;
 const API: u64 = 0xaa;
+/// Bytes of a `struct uffd_msg`.
+const MESSAGE: usize = 32;
+/// Messages read at a time.
+const MESSAGES: usize = 32;
 
 /// A userfaultfd of some process: it acts on the memory of the one that made it, whoever holds it.
 ///
@@ -112,6 +171,91 @@ impl Userfaultfd {
         // SAFETY: `span` is the structure that this ioctl reads.
         check(unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_UNREGISTER, &raw mut span) })
     }
+
+    /// Reads what happened, without waiting; at most a few dozen events at a time, in their order. Empty: nothing.
+    ///
+    /// # Errors
+    /// Of read(2).
+    pub fn events(&self) -> io::Result<Vec<Event>> {
+        let mut buffer = [0; MESSAGE * MESSAGES];
+        let read = match rustix::io::read(&self.0, &mut buffer) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(Vec::new()),
+            other => other?,
+        };
+        let messages = buffer.get(..read).unwrap_or_default();
+        messages.chunks_exact(MESSAGE).map(understand).collect()
+    }
+
+    /// Fills missing pages at `address` with `bytes`, whole pages, and wakes those that wait for them.
+    pub fn copy(&self, address: u64, bytes: &[u8]) -> Filled {
+        let mut copy = Copy {
+            to: address,
+            from: bytes.as_ptr() as u64,
+            len: bytes.len() as u64,
+            mode: 0,
+            done: 0,
+        };
+        // SAFETY: `copy` is the structure that this ioctl reads and writes; the memory it reads from is `bytes`.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_COPY, &raw mut copy) };
+        filled(result, copy.done)
+    }
+
+    /// Fills missing pages with zeros and wakes those that wait for them.
+    pub fn zero(&self, range: Range<u64>) -> Filled {
+        let mut zero = Zero {
+            range: span(&range),
+            mode: 0,
+            done: 0,
+        };
+        // SAFETY: `zero` is the structure that this ioctl reads and writes.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_ZEROPAGE, &raw mut zero) };
+        filled(result, zero.done)
+    }
+
+    /// Wakes those that wait for a page of a range; they look again.
+    ///
+    /// # Errors
+    /// `EINVAL` for a range that cannot be.
+    pub fn wake(&self, range: Range<u64>) -> io::Result<()> {
+        let mut span = span(&range);
+        // SAFETY: `span` is the structure that this ioctl reads.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_WAKE, &raw mut span) })
+    }
+}
+
+fn filled(result: libc::c_int, done: i64) -> Filled {
+    let error = (result < 0).then(io::Error::last_os_error);
+    Filled {
+        bytes: u64::try_from(done).unwrap_or(0),
+        error,
+    }
+}
+
+/// A `struct uffd_msg`.
+fn understand(message: &[u8]) -> io::Result<Event> {
+    let word = |index: usize| {
+        let bytes = message.get(index * 8..index * 8 + 8)?;
+        Some(u64::from_le_bytes(bytes.try_into().ok()?))
+    };
+    let strange = || io::Error::from(io::ErrorKind::InvalidData);
+    let kind = *message.first().ok_or_else(strange)?;
+    let [one, two, three] = [1, 2, 3].map(|index| word(index).unwrap_or_default());
+    Ok(match kind {
+        0x12 => Event::Fault(two),
+        0x13 => {
+            let number = (one & u64::from(u32::MAX)) as libc::c_int;
+            // SAFETY: the kernel has just made this descriptor for the reader of the message, and nobody else knows of it.
+            Event::Forked(Userfaultfd(unsafe { OwnedFd::from_raw_fd(number) }))
+        }
+        0x14 => Event::Moved {
+            from: one,
+            to: two,
+            len: three,
+        },
+        0x15 => Event::Removed(one..two),
+        0x16 => Event::Unmapped(one..two),
+        _ => return Err(strange()),
+    })
 }
 
 impl AsFd for Userfaultfd {
