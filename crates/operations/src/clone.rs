@@ -98,7 +98,7 @@ impl Saga for Clone {
                 measure(cx, |report| report.ready_us = u64::try_from(us).ok());
                 Ok(())
             }
-            "route" if self.runs => cx.shared.expose(Change::Open(&clone.id)).await,
+            "route" if self.runs => cx.expose(Change::Open(&clone.id)).await,
             _ => Ok(()),
         }
     }

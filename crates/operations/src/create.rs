@@ -29,10 +29,6 @@ impl Saga for Create {
         STEPS
     }
 
-    fn forward_from(&self) -> usize {
-        0
-    }
-
     fn environments(&self) -> Vec<EnvId> {
         vec![self.environment.clone()]
     }
@@ -48,7 +44,7 @@ impl Saga for Create {
             "network" => cx.engine().ensure_network(&environment, Gate::Open).await,
             "start" => start_nodes(cx, &environment, |_| true).await,
             "ready" => wait_ready(cx, &environment).await,
-            _ => cx.shared.expose(Change::Open(&self.environment)).await,
+            _ => cx.expose(Change::Open(&self.environment)).await,
         }
     }
 
@@ -71,7 +67,7 @@ impl Saga for Create {
 
 /// Takes away everything of an environment but its row.
 pub(crate) async fn discard(cx: &Cx, environment: &EnvId) -> Result<(), Problem> {
-    let routes = cx.shared.expose(Change::Forget(environment)).await;
+    let routes = cx.expose(Change::Forget(environment)).await;
     cx.engine().ensure_cut_forgotten(environment).await?;
     cx.engine().ensure_removed(environment).await?;
     routes

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use offshoot_engine::{ExecOutput, ExecSession};
 use offshoot_model::environment::Health;
@@ -13,6 +13,7 @@ use offshoot_model::manifest::HealthCheck;
 use offshoot_model::view::ExecRequest;
 use offshoot_model::{EnvId, Environment, Node, NodeId};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+use tokio::time::Instant;
 
 use crate::shared::Shared;
 

@@ -21,6 +21,8 @@ mod service;
 mod shared;
 mod submit;
 mod supervise;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub use offshoot_engine::{ByteStream, ExecInput, ExecOutput, ExecSession, LogQuery};

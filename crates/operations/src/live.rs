@@ -1,11 +1,11 @@
 //! An operation while it runs: its record, its cancel flag, its progress.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use offshoot_model::operation::{Progress, StepState};
-use offshoot_model::{EnvId, Operation, ProgressSink};
+use offshoot_model::operation::{Progress, StepRecord, StepState};
+use offshoot_model::{EnvId, Operation, OperationId, ProgressSink};
+use tokio::sync::watch;
 
 use crate::shared::Shared;
 
@@ -15,8 +15,9 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// An operation that is not final.
 #[derive(Debug)]
 pub(crate) struct Live {
+    id: OperationId,
     operation: Mutex<Operation>,
-    cancel: AtomicBool,
+    cancel: watch::Sender<bool>,
     /// Environments that it changes or reads under lock.
     environments: Vec<EnvId>,
     reported: Mutex<Option<Instant>>,
@@ -25,11 +26,16 @@ pub(crate) struct Live {
 impl Live {
     pub(crate) fn new(operation: Operation, environments: Vec<EnvId>) -> Self {
         Self {
+            id: operation.id,
             operation: Mutex::new(operation),
-            cancel: AtomicBool::new(false),
+            cancel: watch::Sender::new(false),
             environments,
             reported: Mutex::default(),
         }
+    }
+
+    pub(crate) fn id(&self) -> OperationId {
+        self.id
     }
 
     pub(crate) fn snapshot(&self) -> Operation {
@@ -48,20 +54,32 @@ impl Live {
         operation.clone()
     }
 
-    pub(crate) fn environments(&self) -> &[EnvId] {
-        &self.environments
-    }
-
     pub(crate) fn touches(&self, environment: &EnvId) -> bool {
         self.environments.contains(environment)
     }
 
     pub(crate) fn cancel(&self) {
-        self.cancel.store(true, Ordering::Release);
+        self.cancel.send_replace(true);
     }
 
     pub(crate) fn cancelled(&self) -> bool {
-        self.cancel.load(Ordering::Acquire)
+        *self.cancel.borrow()
+    }
+
+    /// Returns when somebody cancels it.
+    pub(crate) async fn until_cancelled(&self) {
+        // The sender is here: it does not go while it is waited for.
+        let _ = self.cancel.subscribe().wait_for(|cancel| *cancel).await;
+    }
+
+    /// Whether a step of it ever began.
+    pub(crate) fn begun(&self) -> bool {
+        let operation = self
+            .operation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let begun = |step: &StepRecord| step.state != StepState::Pending;
+        operation.steps.iter().any(begun)
     }
 
     fn may_report(&self) -> bool {

@@ -1,10 +1,10 @@
-//! Grow the pool.
+//! Grow the pool. One that grew part of the way is as good as before.
 
 use async_trait::async_trait;
-use offshoot_model::{EnvId, Problem};
+use offshoot_model::Problem;
 use serde::{Deserialize, Serialize};
 
-use crate::saga::{Cx, Saga, Settle};
+use crate::saga::{Cx, Saga};
 
 /// Grows the pool to `size` bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -18,28 +18,7 @@ impl Saga for Grow {
         &["grow"]
     }
 
-    fn forward_from(&self) -> usize {
-        0
-    }
-
-    fn environments(&self) -> Vec<EnvId> {
-        Vec::new()
-    }
-
     async fn run(&mut self, _step: &'static str, cx: &Cx) -> Result<(), Problem> {
         cx.engine().ensure_pool_size(self.size).await
-    }
-
-    /// A pool that grew part of the way is as good as before.
-    async fn undo(&mut self, _cx: &Cx) -> Result<(), Problem> {
-        Ok(())
-    }
-
-    fn on_success(&self) -> Settle {
-        Settle::Nothing
-    }
-
-    fn on_undone(&self) -> Settle {
-        Settle::Nothing
     }
 }

@@ -1,6 +1,6 @@
 //! Start and stop: the nodes of an environment, in the order of `depends_on`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::try_join_all;
@@ -12,6 +12,7 @@ use offshoot_model::{
 };
 use offshoot_plan::start_waves;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::health::check_if_due;
 use crate::runner::cancelled;
@@ -41,10 +42,6 @@ impl Saga for Start {
         &["network", "start", "ready", "route"]
     }
 
-    fn forward_from(&self) -> usize {
-        0
-    }
-
     fn environments(&self) -> Vec<EnvId> {
         vec![self.environment.clone()]
     }
@@ -55,21 +52,21 @@ impl Saga for Start {
             "network" => cx.engine().ensure_network(&environment, Gate::Open).await,
             "start" => start_nodes(cx, &environment, |_| true).await,
             "ready" => wait_ready(cx, &environment).await,
-            _ => cx.shared.expose(Change::Open(&self.environment)).await,
+            _ => cx.expose(Change::Open(&self.environment)).await,
         }
     }
 
+    /// What ran before goes on running: a person may start what runs, to bring back single nodes.
     async fn undo(&mut self, cx: &Cx) -> Result<(), Problem> {
-        cx.shared.expose(Change::Close(&self.environment)).await?;
+        if cx.shared.by_id(&self.environment)?.state == EnvironmentState::Running {
+            return Ok(());
+        }
+        cx.expose(Change::Close(&self.environment)).await?;
         cx.engine().ensure_halted(&self.environment).await
     }
 
     fn on_success(&self) -> Settle {
         Settle::State(self.environment.clone(), EnvironmentState::Running)
-    }
-
-    fn on_undone(&self) -> Settle {
-        Settle::State(self.environment.clone(), EnvironmentState::Stopped)
     }
 }
 
@@ -79,10 +76,6 @@ impl Saga for Stop {
         &["unroute", "stop", "halt"]
     }
 
-    fn forward_from(&self) -> usize {
-        0
-    }
-
     fn environments(&self) -> Vec<EnvId> {
         vec![self.environment.clone()]
     }
@@ -90,7 +83,7 @@ impl Saga for Stop {
     async fn run(&mut self, step: &'static str, cx: &Cx) -> Result<(), Problem> {
         let environment = cx.shared.by_id(&self.environment)?;
         match step {
-            "unroute" => cx.shared.expose(Change::Close(&self.environment)).await,
+            "unroute" => cx.expose(Change::Close(&self.environment)).await,
             "stop" => stop_nodes(cx, &environment).await,
             _ => cx.engine().ensure_halted(&self.environment).await,
         }
@@ -109,15 +102,11 @@ impl Saga for Stop {
                 .ensure_started(&environment, node, Begin::Fresh)
                 .await?;
         }
-        cx.shared.expose(Change::Open(&self.environment)).await
+        cx.expose(Change::Open(&self.environment)).await
     }
 
     fn on_success(&self) -> Settle {
         Settle::State(self.environment.clone(), EnvironmentState::Stopped)
-    }
-
-    fn on_undone(&self) -> Settle {
-        Settle::Nothing
     }
 }
 
@@ -146,7 +135,7 @@ pub(crate) async fn start_nodes(
             return Err(cancelled());
         }
         for node in &nodes {
-            cx.shared.health.reset(&node.id);
+            cx.shared.begin_afresh(&node.id);
         }
         try_join_all(nodes.iter().map(|node| start_node(cx, environment, node))).await?;
         done += nodes.len() as u64;
@@ -227,14 +216,15 @@ async fn wait_condition(
     condition: Condition,
     deadline: Instant,
 ) -> Result<(), Problem> {
-    let failed = |what: String| {
+    let failed = |code, what: String| {
         Problem::new(
-            Code::StartFailed,
+            code,
             Fault::Environment,
             what,
             "look at its output above, and at its health check",
         )
     };
+    let name = node.name();
     loop {
         if cx.live.cancelled() {
             return Err(cancelled());
@@ -247,33 +237,26 @@ async fn wait_condition(
             }
             (Condition::Started, NodeState::Exited { .. }) => return Ok(()),
             (_, NodeState::Exited { status, .. }) => {
-                return Err(failed(format!(
-                    "node {} ended with status {status}",
-                    node.name()
-                )));
+                let what = format!("node {name} ended with status {status}");
+                return Err(failed(Code::StartFailed, what));
             }
             (Condition::Healthy, NodeState::Running { .. }) => {
                 let check = environment
                     .manifest
                     .layer(&node.layer)
                     .and_then(|layer| layer.healthcheck.as_ref());
-                let Some(check) = check else {
-                    return Err(failed(format!(
-                        "node {} has no health check to wait for",
-                        node.name()
-                    )));
-                };
-                check_if_due(&cx.shared, environment, node, check).await;
-                match cx.shared.health.verdict(&node.id, Some(check)) {
+                if let Some(check) = check {
+                    check_if_due(&cx.shared, environment, node, check).await;
+                }
+                match cx.shared.health.verdict(&node.id, check) {
                     Health::Healthy => return Ok(()),
                     Health::None => {
-                        return Err(failed(format!(
-                            "node {} has no health check to wait for",
-                            node.name()
-                        )));
+                        let what = format!("node {name} has no health check to wait for");
+                        return Err(failed(Code::StartFailed, what));
                     }
                     Health::Unhealthy => {
-                        return Err(failed(format!("node {} is unhealthy", node.name())));
+                        let what = format!("node {name} is unhealthy, and others wait for it");
+                        return Err(failed(Code::Unhealthy, what));
                     }
                     Health::Starting => {}
                 }
@@ -281,11 +264,14 @@ async fn wait_condition(
             _ => {}
         }
         if Instant::now() > deadline {
-            return Err(failed(format!(
-                "node {} did not reach what others wait for in {} s",
-                node.name(),
-                DEPENDENCY_TIMEOUT.as_secs()
-            )));
+            let (code, what) = match condition {
+                Condition::Started => (Code::StartFailed, "start"),
+                Condition::Healthy => (Code::Unhealthy, "become healthy"),
+                Condition::CompletedSuccessfully => (Code::StartFailed, "end"),
+            };
+            let within = DEPENDENCY_TIMEOUT.as_secs();
+            let what = format!("node {name} did not {what} in {within} s, and others wait for it");
+            return Err(failed(code, what));
         }
         tokio::time::sleep(POLL).await;
     }
@@ -381,7 +367,7 @@ async fn stop_nodes(cx: &Cx, environment: &Environment) -> Result<(), Problem> {
         try_join_all(nodes.map(|node| cx.engine().ensure_stopped(environment, node))).await?;
     }
     for node in &environment.nodes {
-        cx.shared.health.reset(&node.id);
+        cx.shared.begin_afresh(&node.id);
     }
     Ok(())
 }

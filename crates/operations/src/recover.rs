@@ -56,7 +56,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Problem> {
             }
         });
     }
-    shared.expose(Change::None).await
+    shared.expose(None, Change::None).await
 }
 
 fn take_up(shared: &Arc<Shared>, operation: Operation, mut plan: Plan, cancel: bool) {

@@ -20,10 +20,6 @@ impl Saga for Remove {
         &["mark", "unroute", "halt", "disks"]
     }
 
-    fn forward_from(&self) -> usize {
-        0
-    }
-
     fn environments(&self) -> Vec<EnvId> {
         vec![self.environment.clone()]
     }
@@ -39,7 +35,7 @@ impl Saga for Remove {
                 Ok(()) | Err(StoreError::EnvironmentUnknown { .. }) => Ok(()),
                 Err(error) => Err(store_problem(error)),
             },
-            "unroute" => cx.shared.expose(Change::Forget(&self.environment)).await,
+            "unroute" => cx.expose(Change::Forget(&self.environment)).await,
             "halt" => cx.engine().ensure_halted(&self.environment).await,
             _ => {
                 cx.engine().ensure_cut_forgotten(&self.environment).await?;
@@ -48,15 +44,11 @@ impl Saga for Remove {
         }
     }
 
-    /// What is removed cannot come back: the environment stays marked, and can be removed again.
-    async fn undo(&mut self, _cx: &Cx) -> Result<(), Problem> {
-        Ok(())
-    }
-
     fn on_success(&self) -> Settle {
         Settle::Gone(self.environment.clone())
     }
 
+    /// What is removed cannot come back: the environment stays, marked, and can be removed again.
     fn on_undone(&self) -> Settle {
         Settle::State(self.environment.clone(), EnvironmentState::Broken)
     }

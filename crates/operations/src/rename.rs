@@ -5,7 +5,7 @@ use offshoot_model::{EnvId, EnvName, EnvironmentState, Problem};
 use offshoot_plan::rehost;
 use serde::{Deserialize, Serialize};
 
-use crate::saga::{Cx, Saga, Settle};
+use crate::saga::{Cx, Saga};
 use crate::shared::{Change, store_problem};
 
 /// Renames an environment.
@@ -22,10 +22,6 @@ impl Saga for Rename {
         &["record", "names", "route"]
     }
 
-    fn forward_from(&self) -> usize {
-        0
-    }
-
     fn environments(&self) -> Vec<EnvId> {
         vec![self.environment.clone()]
     }
@@ -34,7 +30,7 @@ impl Saga for Rename {
         match step {
             "record" => record(cx, &self.environment, &self.to),
             "names" => names(cx, &self.environment).await,
-            _ => cx.shared.expose(Change::None).await,
+            _ => cx.expose(Change::None).await,
         }
     }
 
@@ -48,15 +44,7 @@ impl Saga for Rename {
             record(cx, &self.environment, &self.from)?;
             names(cx, &self.environment).await?;
         }
-        cx.shared.expose(Change::None).await
-    }
-
-    fn on_success(&self) -> Settle {
-        Settle::Nothing
-    }
-
-    fn on_undone(&self) -> Settle {
-        Settle::Nothing
+        cx.expose(Change::None).await
     }
 }
 

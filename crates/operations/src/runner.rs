@@ -1,16 +1,18 @@
 //! Runs operations: journals every step before and after it, and goes back when one fails.
 
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use jiff::Timestamp;
 use offshoot_engine::failpoint;
 use offshoot_model::operation::StepState;
-use offshoot_model::{Code, Fault, Operation, OperationState, Problem};
+use offshoot_model::{Code, EnvId, Fault, Operation, OperationState, Problem};
 
 use crate::live::Live;
+use crate::locks::Held;
 use crate::saga::{Cx, Plan, Settle};
-use crate::shared::{Shared, store_problem};
+use crate::shared::{Change, Shared, store_problem};
 
 /// Which way an operation goes when it begins or is taken up again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,16 +31,19 @@ impl Shared {
         mut plan: Plan,
         way: Way,
     ) -> Arc<Live> {
-        let live = Arc::new(Live::new(operation, plan.saga().environments()));
-        let id = live.snapshot().id;
+        let environments = plan.saga().environments();
+        let live = Arc::new(Live::new(operation, environments.clone()));
+        let id = live.id();
         self.live
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(id, Arc::clone(&live));
         let shared = Arc::clone(self);
         let task = Arc::clone(&live);
+        // Queued here and not by the task: operations run in the order in which they were recorded.
+        let turn = self.locks.queue(environments);
         tokio::spawn(async move {
-            shared.drive(&task, plan, way).await;
+            shared.drive(&task, plan, way, turn).await;
             shared
                 .live
                 .lock()
@@ -49,9 +54,21 @@ impl Shared {
         live
     }
 
-    async fn drive(self: &Arc<Self>, live: &Arc<Live>, mut plan: Plan, way: Way) {
+    async fn drive(
+        self: &Arc<Self>,
+        live: &Arc<Live>,
+        mut plan: Plan,
+        way: Way,
+        turn: impl Future<Output = HashMap<EnvId, Held>>,
+    ) {
         let cx = Cx::new(Arc::clone(self), Arc::clone(live));
-        cx.hold(live.environments().to_vec()).await;
+        let taken_up = live.begun();
+        tokio::select! {
+            biased;
+            held = turn => cx.keep(held),
+            // It waits and has done nothing: there is nothing to wait for any longer.
+            () = live.until_cancelled(), if !taken_up => {}
+        }
         let outcome = match way {
             Way::Forward => self.go_forward(&cx, &mut plan).await,
             Way::Back(problem) => Err(problem),
@@ -60,10 +77,20 @@ impl Shared {
             Ok(()) => self.settle(live, OperationState::Done, None, plan.saga().on_success()),
             Err(problem) => self.go_back(&cx, &mut plan, problem).await,
         };
-        if let Err(problem) = settled {
-            // The journal still says that the operation runs: the next start of the daemon takes it up again.
-            tracing::error!(operation = %live.snapshot().id, problem = %problem, details = ?problem.details,
-                "the end of an operation could not be recorded");
+        match settled {
+            Ok(()) if taken_up => {
+                // What its first steps made known went with the daemon that ran them.
+                if let Err(problem) = self.expose(None, Change::None).await {
+                    tracing::warn!(operation = %live.id(), %problem, details = ?problem.details,
+                        "the edge could not be told how an operation ended");
+                }
+            }
+            Ok(()) => {}
+            Err(problem) => {
+                // The journal still says that the operation runs: the next start of the daemon takes it up again.
+                tracing::error!(operation = %live.id(), %problem, details = ?problem.details,
+                    "the end of an operation could not be recorded");
+            }
         }
     }
 
@@ -112,6 +139,14 @@ impl Shared {
     }
 
     async fn go_back(&self, cx: &Cx, plan: &mut Plan, problem: Problem) -> Result<(), Problem> {
+        let state = if problem.code == Code::Cancelled {
+            OperationState::Cancelled
+        } else {
+            OperationState::Failed
+        };
+        if !cx.live.begun() {
+            return self.settle(&cx.live, state, Some(problem), plan.saga().on_unbegun());
+        }
         let kind = kind_name(plan);
         self.journal(cx, plan, |operation| {
             operation.state = OperationState::Undoing;
@@ -129,11 +164,6 @@ impl Shared {
                         }
                     }
                 });
-                let state = if problem.code == Code::Cancelled {
-                    OperationState::Cancelled
-                } else {
-                    OperationState::Failed
-                };
                 self.settle(&cx.live, state, Some(problem), plan.saga().on_undone())
             }
             Err(stuck) => {
@@ -200,9 +230,7 @@ impl Shared {
             Settle::Gone(id) => self.store.finish_with_removal(&operation, &id),
         }
         .map_err(store_problem)?;
-        if let Some(environment) = &operation.environment {
-            self.settled_at(environment);
-        }
+        self.forget_announced(operation.id);
         let _ = self.news.send(event.seq);
         Ok(())
     }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::live::{Live, StepProgress};
 use crate::locks::Held;
-use crate::shared::Shared;
+use crate::shared::{Change, Shared};
 use crate::{clone, create, image, pool, power, remove, rename};
 
 /// What the final record changes beside the operation itself, in the same transaction.
@@ -35,22 +35,40 @@ pub(crate) trait Saga: Send + Sync {
     fn steps(&self) -> &'static [&'static str];
 
     /// After a crash the operation goes forward when this many steps were done, else back.
-    fn forward_from(&self) -> usize;
+    fn forward_from(&self) -> usize {
+        0
+    }
 
     /// Environments to hold while it runs.
-    fn environments(&self) -> Vec<EnvId>;
+    fn environments(&self) -> Vec<EnvId> {
+        Vec::new()
+    }
 
     /// Does a step.
     async fn run(&mut self, step: &'static str, cx: &Cx) -> Result<(), Problem>;
 
-    /// Takes back whatever its steps did, however far they came.
-    async fn undo(&mut self, cx: &Cx) -> Result<(), Problem>;
+    /// Takes back whatever its steps did, however far they came. Nothing, where half of it is no worse than none.
+    async fn undo(&mut self, _cx: &Cx) -> Result<(), Problem> {
+        Ok(())
+    }
 
     /// What the final record changes when every step is done.
-    fn on_success(&self) -> Settle;
+    fn on_success(&self) -> Settle {
+        Settle::Nothing
+    }
 
     /// What it changes when it was taken back.
-    fn on_undone(&self) -> Settle;
+    fn on_undone(&self) -> Settle {
+        Settle::Nothing
+    }
+
+    /// What it changes when it ended before its first step: only what was reserved for it goes.
+    fn on_unbegun(&self) -> Settle {
+        match self.on_undone() {
+            Settle::Gone(id) => Settle::Gone(id),
+            Settle::State(..) | Settle::Nothing => Settle::Nothing,
+        }
+    }
 
     /// What it changes when it could not be taken back.
     fn on_stuck(&self) -> Settle {
@@ -137,17 +155,17 @@ impl Cx {
         });
     }
 
-    /// Waits for the environments that the operation changes.
-    pub(crate) async fn hold(&self, mut ids: Vec<EnvId>) {
-        ids.sort();
-        ids.dedup();
-        for id in ids {
-            let held = self.shared.locks.hold(vec![id.clone()]).await;
-            self.held
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(id, held);
-        }
+    /// Tells the edge what there is, with `change`; it holds until the operation has ended.
+    pub(crate) async fn expose(&self, change: Change<'_>) -> Result<(), Problem> {
+        self.shared.expose(Some(self.live.id()), change).await
+    }
+
+    /// Keeps the environments that the operation changes until it ends.
+    pub(crate) fn keep(&self, held: HashMap<EnvId, Held>) {
+        self.held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(held);
     }
 
     /// Lets an environment go before the operation ends.

@@ -85,6 +85,12 @@ impl Operations {
         })
     }
 
+    fn node_of(&self, environment: &str, node: &str) -> Result<(Environment, Node), Problem> {
+        let environment = self.shared.find(environment)?;
+        let node = self.node(&environment, node)?;
+        Ok((environment, node))
+    }
+
     fn planned(
         &self,
         environment: &Environment,
@@ -149,7 +155,7 @@ impl Platform for Operations {
     }
 
     async fn plan_create(&self, name: &str, manifest: &Manifest) -> Result<PlanView, Problem> {
-        let (plan, _) = self
+        let plan = self
             .shared
             .decide_create(name, manifest.clone(), Timestamp::now())
             .await?;
@@ -321,8 +327,7 @@ impl Platform for Operations {
         node: &str,
         request: ExecRequest,
     ) -> Result<ExecSession, Problem> {
-        let environment = self.shared.find(environment)?;
-        let node = self.node(&environment, node)?;
+        let (environment, node) = self.node_of(environment, node)?;
         self.shared.engine.exec(&environment, &node, request).await
     }
 
@@ -344,8 +349,7 @@ impl Platform for Operations {
         node: &str,
         path: &str,
     ) -> Result<ByteStream, Problem> {
-        let environment = self.shared.find(environment)?;
-        let node = self.node(&environment, node)?;
+        let (environment, node) = self.node_of(environment, node)?;
         self.shared.engine.copy_out(&environment, &node, path).await
     }
 
@@ -356,8 +360,7 @@ impl Platform for Operations {
         path: &str,
         archive: ByteStream,
     ) -> Result<(), Problem> {
-        let environment = self.shared.find(environment)?;
-        let node = self.node(&environment, node)?;
+        let (environment, node) = self.node_of(environment, node)?;
         self.shared
             .engine
             .copy_in(&environment, &node, path, archive)

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use offshoot_engine::{Engine, Exposure, Reach};
-use offshoot_model::{Code, EnvId, Environment, EnvironmentState, Fault, OperationId, Problem};
+use offshoot_model::{
+    Code, EnvId, Environment, EnvironmentState, Fault, NodeId, OperationId, Problem,
+};
 use offshoot_plan::{Host, Taken};
 use offshoot_store::{Store, StoreError};
 use tokio::sync::{Notify, broadcast};
@@ -13,6 +15,7 @@ use tokio::sync::{Notify, broadcast};
 use crate::health::HealthBook;
 use crate::live::Live;
 use crate::locks::Locks;
+use crate::supervise::Restarts;
 
 /// Settings of the daemon that operations need.
 #[derive(Debug, Clone)]
@@ -53,13 +56,14 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) locks: Locks,
     pub(crate) health: HealthBook,
+    pub(crate) restarts: Restarts,
     /// Wakes event streams; the events themselves are in the store.
     pub(crate) news: broadcast::Sender<u64>,
     /// Operations that are not final.
     pub(crate) live: Mutex<HashMap<OperationId, Arc<Live>>>,
     /// Changes that operations made known and the store does not know yet: whoever else tells the edge meanwhile must
     /// not take them back.
-    announced: Mutex<HashMap<EnvId, Announced>>,
+    announced: Mutex<HashMap<EnvId, (OperationId, Announced)>>,
     /// Only one task at a time tells the edge what to do.
     exposing: tokio::sync::Mutex<()>,
     /// Only one request at a time is planned and recorded, so that no two are given the same places.
@@ -76,6 +80,7 @@ impl Shared {
             settings,
             locks: Locks::default(),
             health: HealthBook::default(),
+            restarts: Restarts::default(),
             news: broadcast::channel(256).0,
             live: Mutex::default(),
             announced: Mutex::default(),
@@ -133,8 +138,12 @@ impl Shared {
     }
 
     /// Tells the edge which environments there are and which of them can be reached: those that should run, with
-    /// `change`, which holds until its operation has ended ([`Self::settled_at`]).
-    pub(crate) async fn expose(&self, change: Change<'_>) -> Result<(), Problem> {
+    /// the operation's `change`, which holds until it has ended ([`Self::forget_announced`]).
+    pub(crate) async fn expose(
+        &self,
+        operation: Option<OperationId>,
+        change: Change<'_>,
+    ) -> Result<(), Problem> {
         let _one_at_a_time = self.exposing.lock().await;
         let change = match change {
             Change::None => None,
@@ -147,12 +156,15 @@ impl Shared {
                 .announced
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            announced.extend(change.map(|(id, what)| (id.clone(), what)));
+            if let (Some(operation), Some((id, what))) = (operation, change) {
+                announced.insert(id.clone(), (operation, what));
+            }
             announced.clone()
         };
         let mut all = Vec::new();
         for environment in self.store.environments().map_err(store_problem)? {
-            let reach = match (announced.get(&environment.id), environment.state) {
+            let announced = announced.get(&environment.id).map(|(_, what)| what);
+            let reach = match (announced, environment.state) {
                 (Some(Announced::Open), _) | (None, EnvironmentState::Running) => Reach::Open,
                 (Some(Announced::Closed), _) | (None, EnvironmentState::Stopped) => Reach::Closed,
                 (Some(Announced::Gone), _)
@@ -168,13 +180,18 @@ impl Shared {
         self.engine.expose(all).await
     }
 
-    /// The store knows now what the operation on this environment made of it.
-    pub(crate) fn settled_at(&self, environment: &EnvId) {
-        let mut announced = self
-            .announced
+    /// The store knows now what the operation made of its environment.
+    pub(crate) fn forget_announced(&self, operation: OperationId) {
+        self.announced
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        announced.remove(environment);
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, (by, _)| *by != operation);
+    }
+
+    /// A node starts afresh: nothing of its past counts.
+    pub(crate) fn begin_afresh(&self, node: &NodeId) {
+        self.health.reset(node);
+        self.restarts.forget(node);
     }
 
     fn exposure(&self, environment: Environment, reach: Reach) -> Result<Exposure, Problem> {

@@ -1,6 +1,6 @@
 //! From a request to a recorded operation: all that can be judged at once is judged here.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use jiff::Timestamp;
 use offshoot_model::environment::PortBinding;
@@ -10,7 +10,7 @@ use offshoot_model::{
     Code, EnvId, EnvName, Environment, EnvironmentState, Fault, Manifest, Operation, OperationId,
     OperationKind, OperationState, Problem,
 };
-use offshoot_plan::{ClonePlan, CreatePlan, Taken, clone_name, plan_clone, plan_create};
+use offshoot_plan::{ClonePlan, CreatePlan, clone_name, plan_clone, plan_create};
 use offshoot_store::StoreError;
 
 use crate::platform::Request;
@@ -21,6 +21,10 @@ use crate::{clone, create, image, pool, power, remove, rename};
 
 /// Least and most that a request may allow a freeze to take, milliseconds.
 const FREEZE_BOUNDS: std::ops::RangeInclusive<u64> = 50..=60_000;
+
+/// Most operations that run or wait at a time, and most of them on one environment.
+const MOST_UNDER_WAY: usize = 256;
+const MOST_ON_ONE: usize = 64;
 
 /// What a request becomes before it is recorded.
 struct Draft {
@@ -36,9 +40,17 @@ struct Draft {
 impl Draft {
     fn on(environment: &Environment, plan: Plan) -> Self {
         Self {
-            plan,
             environment: Some(environment.id.clone()),
-            subject: environment.name.to_string(),
+            ..Self::of_host(environment.name.to_string(), plan)
+        }
+    }
+
+    /// A change of the host, not of an environment.
+    fn of_host(subject: String, plan: Plan) -> Self {
+        Self {
+            plan,
+            environment: None,
+            subject,
             parent: None,
             notices: Vec::new(),
             reserve: None,
@@ -75,29 +87,17 @@ impl Shared {
                 )
             }
             Request::Remove(environment) => self.draft_remove(&environment)?,
-            Request::ImagePull(source) => Draft {
-                environment: None,
-                subject: source.display(),
-                parent: None,
-                notices: Vec::new(),
-                reserve: None,
-                plan: Plan::ImagePull(image::Pull { source }),
-            },
-            Request::PoolGrow(size) => Draft {
-                plan: Plan::PoolGrow(pool::Grow { size }),
-                environment: None,
-                subject: offshoot_model::quantity::format_bytes(size),
-                parent: None,
-                notices: Vec::new(),
-                reserve: None,
-            },
+            Request::ImagePull(source) => {
+                Draft::of_host(source.display(), Plan::ImagePull(image::Pull { source }))
+            }
+            Request::PoolGrow(size) => Draft::of_host(
+                offshoot_model::quantity::format_bytes(size),
+                Plan::PoolGrow(pool::Grow { size }),
+            ),
         };
-        let waits = draft
-            .plan
-            .saga()
-            .environments()
-            .iter()
-            .any(|id| self.holder(id).is_some());
+        let environments = draft.plan.saga().environments();
+        self.must_have_room(&environments)?;
+        let waits = environments.iter().any(|id| self.holder(id).is_some());
         let operation = Operation {
             id,
             kind: draft.plan.kind(),
@@ -141,7 +141,7 @@ impl Shared {
         name: &str,
         manifest: Manifest,
         now: Timestamp,
-    ) -> Result<(CreatePlan, Taken), Problem> {
+    ) -> Result<CreatePlan, Problem> {
         let name = parse_name(name)?;
         self.must_be_free(&name)?;
         let taken = self.taken().await?;
@@ -154,27 +154,20 @@ impl Shared {
             &taken,
         )
         .map_err(|e| e.problem())?;
-        plan.ports = self
-            .engine
-            .choose_ports(std::mem::take(&mut plan.ports))
-            .await?;
-        Ok((plan, taken))
+        plan.ports = self.engine.choose_ports(plan.ports).await?;
+        Ok(plan)
     }
 
     async fn draft_create(&self, request: CreateRequest, now: Timestamp) -> Result<Draft, Problem> {
-        let (CreatePlan { environment, ports }, _) = self
+        let CreatePlan { environment, ports } = self
             .decide_create(&request.name, request.manifest, now)
             .await?;
         let plan = Plan::Create(create::Create {
             environment: environment.id.clone(),
         });
         Ok(Draft {
-            environment: Some(environment.id.clone()),
-            subject: environment.name.to_string(),
-            parent: None,
-            notices: Vec::new(),
-            reserve: Some((environment, ports)),
-            plan,
+            reserve: Some((environment.clone(), ports)),
+            ..Draft::on(&environment, plan)
         })
     }
 
@@ -204,10 +197,7 @@ impl Shared {
             &taken,
         )
         .map_err(|e| e.problem())?;
-        plan.ports = self
-            .engine
-            .choose_ports(std::mem::take(&mut plan.ports))
-            .await?;
+        plan.ports = self.engine.choose_ports(plan.ports).await?;
         for (before, after) in ports.iter().zip(&plan.ports) {
             if before.port.host_port != after.port.host_port {
                 plan.notices.push(format!(
@@ -253,12 +243,10 @@ impl Shared {
             paused: clone::Pause::default(),
         }));
         Ok(Draft {
-            environment: Some(decided.environment.id.clone()),
-            subject: decided.environment.name.to_string(),
             parent: Some(parent.name.to_string()),
             notices: decided.notices,
-            reserve: Some((decided.environment, decided.ports)),
-            plan,
+            reserve: Some((decided.environment.clone(), decided.ports)),
+            ..Draft::on(&decided.environment, plan)
         })
     }
 
@@ -275,7 +263,6 @@ impl Shared {
         });
         Ok(Draft {
             subject: to.to_string(),
-            parent: None,
             ..Draft::on(&found, plan)
         })
     }
@@ -312,6 +299,29 @@ impl Shared {
             Plan::Remove(remove::Remove {
                 environment: found.id.clone(),
             }),
+        ))
+    }
+
+    /// Refuses what would wait in too long a queue.
+    fn must_have_room(&self, environments: &[EnvId]) -> Result<(), Problem> {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let on_one = environments
+            .iter()
+            .map(|id| live.values().filter(|live| live.touches(id)).count())
+            .max()
+            .unwrap_or(0);
+        let what = if live.len() >= MOST_UNDER_WAY {
+            format!("{} operations are under way", live.len())
+        } else if on_one >= MOST_ON_ONE {
+            format!("{on_one} operations on the environment are under way")
+        } else {
+            return Ok(());
+        };
+        Err(Problem::new(
+            Code::Busy,
+            Fault::Request,
+            what,
+            "wait for some to end, or cancel them; `offshoot op ls` shows them",
         ))
     }
 

@@ -1,13 +1,14 @@
 //! Looks after running environments: health checks, restart policies, and what was killed beside the daemon.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use offshoot_engine::{Begin, Gate, NodeStatus};
 use offshoot_model::manifest::RestartPolicy;
 use offshoot_model::{Environment, EnvironmentState, Layer, Node, NodeId, NodeState};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::health::check_if_due;
 use crate::shared::Shared;
@@ -20,23 +21,79 @@ const REPAIR_EVERY: u64 = 5;
 const KILLED: i32 = 128 + 9;
 /// First and longest wait before a restart; it doubles from one to the next, as in Docker.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
-/// A node that ran this long begins again with the first wait.
+/// A node that ran this long begins again with the first attempt and the first wait.
 const STEADY: Duration = Duration::from_secs(10);
 /// Most health checks at once on the host.
 const CHECKS: usize = 8;
 
-/// What is remembered of a node that ends again and again.
+/// Nodes that end again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Restarts(Mutex<HashMap<NodeId, Restart>>);
+
+/// What is remembered of one.
 #[derive(Debug)]
 struct Restart {
     attempts: u32,
-    started: Instant,
-    due: Instant,
+    /// When it was last started again.
+    at: Instant,
+}
+
+impl Restarts {
+    /// Whether a node that ended with `code` is to be started again now, and which attempt that is.
+    fn attempt(&self, node: &NodeId, policy: RestartPolicy, code: i32) -> Option<u32> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let past = all.get(node);
+        let attempts = past.map_or(0, |past| past.attempts);
+        let wanted = match policy {
+            RestartPolicy::No => false,
+            RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
+            RestartPolicy::OnFailure { max_attempts } => {
+                code != 0 && max_attempts.is_none_or(|most| attempts < most)
+            }
+        };
+        let due = past.is_none_or(|past| past.at.elapsed() >= wait_after(past.attempts));
+        if !wanted || !due {
+            return None;
+        }
+        let attempts = attempts.saturating_add(1);
+        let at = Instant::now();
+        all.insert(node.clone(), Restart { attempts, at });
+        Some(attempts)
+    }
+
+    /// A node runs. When it has for long enough since it was started again, its past is forgotten.
+    fn runs(&self, node: &NodeId) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all
+            .get(node)
+            .is_some_and(|past| past.at.elapsed() >= STEADY)
+        {
+            all.remove(node);
+        }
+    }
+
+    /// A person started or stopped it: it begins again with no past.
+    pub(crate) fn forget(&self, node: &NodeId) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.remove(node);
+    }
+
+    /// Keeps what is known of nodes of environments that are there.
+    fn keep(&self, environments: &[Environment]) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|node, _| environments.iter().any(|env| env.id == *node.env()));
+    }
+}
+
+/// How long to wait after this many attempts before the next.
+fn wait_after(attempts: u32) -> Duration {
+    let doubled = 1 << attempts.saturating_sub(1).min(10);
+    BACKOFF.0.saturating_mul(doubled).min(BACKOFF.1)
 }
 
 /// Looks after all environments until the task is aborted.
 pub(crate) async fn supervise(shared: Arc<Shared>) {
     let checks = Arc::new(Semaphore::new(CHECKS));
-    let mut restarts: HashMap<NodeId, Restart> = HashMap::new();
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for round in 0_u64.. {
@@ -52,6 +109,7 @@ pub(crate) async fn supervise(shared: Arc<Shared>) {
                 continue;
             }
         };
+        shared.restarts.keep(&environments);
         for environment in environments
             .into_iter()
             .filter(|env| env.state == EnvironmentState::Running)
@@ -65,9 +123,7 @@ pub(crate) async fn supervise(shared: Arc<Shared>) {
                 tracing::warn!(environment = %environment.name, %problem, "its network is not whole");
             }
             match shared.engine.status(&environment).await {
-                Ok(status) => {
-                    look_after(&shared, &environment, &status, &mut restarts, &checks).await
-                }
+                Ok(status) => look_after(&shared, &environment, &status, &checks).await,
                 Err(problem) => {
                     tracing::warn!(environment = %environment.name, %problem, "its nodes could not be looked at");
                 }
@@ -80,7 +136,6 @@ async fn look_after(
     shared: &Arc<Shared>,
     environment: &Environment,
     status: &[NodeStatus],
-    restarts: &mut HashMap<NodeId, Restart>,
     checks: &Arc<Semaphore>,
 ) {
     for node in &environment.nodes {
@@ -97,12 +152,13 @@ async fn look_after(
             _ => None,
         };
         if let NodeState::Running { .. } = seen.state {
+            shared.restarts.runs(&node.id);
             check(shared, environment, node, layer, checks);
         }
         if let Some(code) = ended
-            && wants_restart(layer.restart, code, restarts.get(&node.id))
+            && let Some(attempt) = shared.restarts.attempt(&node.id, layer.restart, code)
         {
-            restart(shared, environment, node, code, restarts).await;
+            restart(shared, environment, node, code, attempt).await;
         }
     }
 }
@@ -127,43 +183,8 @@ fn check(
     });
 }
 
-fn wants_restart(policy: RestartPolicy, code: i32, past: Option<&Restart>) -> bool {
-    match policy {
-        RestartPolicy::No => false,
-        RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
-        RestartPolicy::OnFailure { max_attempts } => {
-            code != 0
-                && max_attempts.is_none_or(|most| past.is_none_or(|past| past.attempts < most))
-        }
-    }
-}
-
-async fn restart(
-    shared: &Shared,
-    environment: &Environment,
-    node: &Node,
-    code: i32,
-    restarts: &mut HashMap<NodeId, Restart>,
-) {
-    let now = Instant::now();
-    let entry = restarts.entry(node.id.clone()).or_insert(Restart {
-        attempts: 0,
-        started: now,
-        due: now,
-    });
-    if now < entry.due {
-        return;
-    }
-    if now.duration_since(entry.started) > STEADY + BACKOFF.1 {
-        entry.attempts = 0;
-    }
-    entry.attempts = entry.attempts.saturating_add(1);
-    let wait = BACKOFF
-        .0
-        .saturating_mul(1 << entry.attempts.min(10))
-        .min(BACKOFF.1);
-    (entry.started, entry.due) = (now, now + wait);
-    tracing::info!(node = %node.id, code, attempt = entry.attempts, "a node ended; starting it again");
+async fn restart(shared: &Shared, environment: &Environment, node: &Node, code: i32, attempt: u32) {
+    tracing::info!(node = %node.id, code, attempt, "a node ended; starting it again");
     shared.health.reset(&node.id);
     if let Err(problem) = shared
         .engine

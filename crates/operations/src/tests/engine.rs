@@ -1,0 +1,420 @@
+//! An engine that only pretends: it notes each call, keeps in memory what would be on a host, and fails or hangs where
+//! a test says so.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use offshoot_engine::{
+    Begin, ByteStream, CutOrder, CutOutcome, Engine, ExecOutput, ExecSession, Exposure, Gate,
+    LogQuery, NodeStatus, Reach, ReadyImage,
+};
+use offshoot_model::environment::{Health, PortBinding};
+use offshoot_model::manifest::ImageConfig;
+use offshoot_model::view::{DoctorReport, ExecRequest, ImageView, LogLine, LogStream, PoolView};
+use offshoot_model::{
+    CloneReport, Code, EnvId, Environment, Fault, ImageSource, Node, NodeId, NodeState, Problem,
+    ProgressSink,
+};
+use offshoot_plan::{NodeFacts, NodePlan};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+/// What happens at a call instead of its success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Act {
+    /// It fails and changes nothing.
+    Fail,
+    /// It fails after it changed everything.
+    FailLate,
+    /// It hangs until [`Pretend::go_on`], having changed nothing.
+    Hang,
+    /// It hangs, having changed everything.
+    HangLate,
+}
+
+/// A host in memory.
+#[derive(Debug, Default)]
+pub(super) struct Host {
+    /// Calls that change something, with their time.
+    pub(super) calls: Vec<(Instant, String)>,
+    /// What every node that is not stopped does.
+    pub(super) nodes: BTreeMap<NodeId, NodeState>,
+    /// Environments with disks or a network.
+    pub(super) made: BTreeSet<EnvId>,
+    /// Environments with memory images of a cut.
+    pub(super) cuts: BTreeSet<EnvId>,
+    /// What the edge knows, by domain.
+    pub(super) exposed: BTreeMap<String, Reach>,
+    /// Exit status of health checks, by node name; 0 when absent.
+    pub(super) checks: HashMap<String, i32>,
+    /// Nodes that end at once with this status when they are started.
+    pub(super) ends: HashMap<String, i32>,
+    /// What happens at the calls of this name from now on.
+    pub(super) acts: HashMap<String, Act>,
+    /// What happens once, at the call of this number.
+    pub(super) act_at: Option<(usize, Act)>,
+}
+
+/// The engine.
+#[derive(Debug, Default)]
+pub(super) struct Pretend {
+    host: Mutex<Host>,
+    /// Told when a call hangs.
+    pub(super) hangs: Notify,
+    go: Notify,
+}
+
+impl Pretend {
+    pub(super) fn host(&self) -> MutexGuard<'_, Host> {
+        self.host.lock().unwrap()
+    }
+
+    /// Calls since the last time this was asked.
+    pub(super) fn calls(&self) -> Vec<String> {
+        let calls = std::mem::take(&mut self.host().calls);
+        calls.into_iter().map(|(_, call)| call).collect()
+    }
+
+    /// Lets calls that hang go on, and none hang from now on.
+    pub(super) fn go_on(&self) {
+        self.host().acts.clear();
+        self.go.notify_waiters();
+    }
+
+    pub(super) fn fail(&self, call: &str) {
+        self.host().acts.insert(call.to_owned(), Act::Fail);
+    }
+
+    pub(super) fn hang(&self, call: &str) {
+        self.host().acts.insert(call.to_owned(), Act::Hang);
+    }
+
+    /// Nothing of the environment is on the host.
+    pub(super) fn nothing_of(&self, id: &EnvId, domain: &str) -> bool {
+        let host = self.host();
+        !host.made.contains(id)
+            && !host.cuts.contains(id)
+            && !host.exposed.contains_key(domain)
+            && !host.nodes.keys().any(|node| node.env() == id)
+    }
+
+    /// Notes a call and does it, unless something else was asked for.
+    async fn call<R>(
+        &self,
+        what: impl Into<String>,
+        change: impl FnOnce(&mut Host) -> R + Send,
+    ) -> Result<R, Problem> {
+        let what = what.into();
+        let act = {
+            let mut host = self.host();
+            let number = host.calls.len();
+            host.calls.push((Instant::now(), what.clone()));
+            let once = host.act_at.filter(|(at, _)| *at == number);
+            once.map(|(_, act)| act)
+                .or_else(|| host.acts.get(&what).copied())
+        };
+        let failed = || {
+            Problem::new(
+                Code::Internal,
+                Fault::Host,
+                format!("{what} fails as asked"),
+                "",
+            )
+        };
+        match act {
+            Some(Act::Fail) => return Err(failed()),
+            Some(Act::Hang) => self.hang_here().await,
+            _ => {}
+        }
+        let answer = change(&mut self.host());
+        match act {
+            Some(Act::FailLate) => return Err(failed()),
+            Some(Act::HangLate) => self.hang_here().await,
+            _ => {}
+        }
+        Ok(answer)
+    }
+
+    async fn hang_here(&self) {
+        let go = self.go.notified();
+        self.hangs.notify_one();
+        go.await;
+    }
+}
+
+fn running() -> NodeState {
+    NodeState::Running {
+        pid: 1,
+        since: Timestamp::now(),
+        health: Health::None,
+    }
+}
+
+pub(super) fn exited(status: i32) -> NodeState {
+    NodeState::Exited {
+        status,
+        at: Timestamp::now(),
+    }
+}
+
+fn unused<R>() -> Result<R, Problem> {
+    Err(Problem::internal("no test needs this"))
+}
+
+#[async_trait]
+impl Engine for Pretend {
+    async fn ensure_image(
+        &self,
+        source: &ImageSource,
+        _: &dyn ProgressSink,
+    ) -> Result<ReadyImage, Problem> {
+        let image = ReadyImage {
+            id: format!("sha256:{}", source.display()),
+            config: ImageConfig::default(),
+        };
+        self.call("image", |_| image).await
+    }
+
+    async fn refresh_image(
+        &self,
+        source: &ImageSource,
+        progress: &dyn ProgressSink,
+    ) -> Result<ReadyImage, Problem> {
+        self.ensure_image(source, progress).await
+    }
+
+    async fn images(&self) -> Result<Vec<ImageView>, Problem> {
+        Ok(Vec::new())
+    }
+
+    async fn ensure_image_removed(&self, _: &str) -> Result<(), Problem> {
+        Ok(())
+    }
+
+    async fn ensure_disks(&self, environment: &Environment) -> Result<(), Problem> {
+        let id = environment.id.clone();
+        self.call("disks", |host| host.made.insert(id)).await?;
+        Ok(())
+    }
+
+    async fn renew_disk(&self, _: &Environment, node: &Node) -> Result<(), Problem> {
+        self.call(format!("renew {}", node.name()), |_| ()).await
+    }
+
+    async fn ensure_network(&self, environment: &Environment, gate: Gate) -> Result<(), Problem> {
+        let id = environment.id.clone();
+        let what = format!("network {gate:?}").to_lowercase();
+        self.call(what, |host| host.made.insert(id)).await?;
+        Ok(())
+    }
+
+    async fn ensure_started(
+        &self,
+        _: &Environment,
+        node: &Node,
+        begin: Begin,
+    ) -> Result<(), Problem> {
+        let what = match begin {
+            Begin::Fresh => format!("start {}", node.name()),
+            Begin::FromCut => format!("restore {}", node.name()),
+        };
+        self.call(what, |host| {
+            let ends = host.ends.get(node.name()).copied();
+            host.nodes
+                .insert(node.id.clone(), ends.map_or_else(running, exited));
+        })
+        .await
+    }
+
+    async fn ensure_stopped(&self, _: &Environment, node: &Node) -> Result<(), Problem> {
+        let what = format!("stop {}", node.name());
+        self.call(what, |host| host.nodes.remove(&node.id)).await?;
+        Ok(())
+    }
+
+    async fn ensure_names(&self, environment: &Environment) -> Result<(), Problem> {
+        let what = format!("names of {}", environment.name);
+        self.call(what, |_| ()).await
+    }
+
+    async fn status(&self, environment: &Environment) -> Result<Vec<NodeStatus>, Problem> {
+        let host = self.host();
+        let status = |node: &Node| NodeStatus {
+            node: node.name().to_owned(),
+            state: host
+                .nodes
+                .get(&node.id)
+                .map_or(NodeState::Stopped, Clone::clone),
+            memory_bytes: None,
+            cpu_us: None,
+            pids: None,
+        };
+        Ok(environment.nodes.iter().map(status).collect())
+    }
+
+    async fn preflight(&self, environment: &Environment) -> Result<Vec<(NodeFacts, u64)>, Problem> {
+        let facts = |node: &Node, host: &Host| NodeFacts {
+            node: node.name().to_owned(),
+            running: matches!(host.nodes.get(&node.id), Some(NodeState::Running { .. })),
+            obstacles: Vec::new(),
+        };
+        self.call("preflight", |host| {
+            let nodes = environment.nodes.iter();
+            nodes.map(|node| (facts(node, host), 1 << 20)).collect()
+        })
+        .await
+    }
+
+    async fn prepare_cut(&self, _: &Environment, clone: &Environment) -> Result<(), Problem> {
+        let id = &clone.id;
+        self.call("prepare cut", |host| {
+            host.made.insert(id.clone());
+            host.cuts.insert(id.clone());
+        })
+        .await
+    }
+
+    async fn cut(
+        &self,
+        order: CutOrder<'_>,
+        progress: &dyn ProgressSink,
+    ) -> Result<CutOutcome, Problem> {
+        let nodes: Vec<NodePlan> = order.nodes.to_vec();
+        self.call("cut", |_| ()).await?;
+        if progress.cancelled() {
+            return Err(crate::runner::cancelled());
+        }
+        Ok(CutOutcome {
+            nodes,
+            report: CloneReport {
+                cut: Some(Timestamp::now()),
+                ..CloneReport::default()
+            },
+        })
+    }
+
+    async fn ensure_open(&self, _: &Environment) -> Result<(), Problem> {
+        self.call("open", |_| ()).await
+    }
+
+    async fn ensure_cut_forgotten(&self, clone: &EnvId) -> Result<(), Problem> {
+        self.call("forget cut", |host| host.cuts.remove(clone))
+            .await?;
+        Ok(())
+    }
+
+    async fn ensure_halted(&self, id: &EnvId) -> Result<(), Problem> {
+        self.call("halt", |host| host.nodes.retain(|node, _| node.env() != id))
+            .await
+    }
+
+    async fn ensure_removed(&self, id: &EnvId) -> Result<(), Problem> {
+        self.call("remove", |host| {
+            host.nodes.retain(|node, _| node.env() != id);
+            host.made.remove(id);
+        })
+        .await
+    }
+
+    async fn expose(&self, all: Vec<Exposure>) -> Result<(), Problem> {
+        let by_domain = |one: &Exposure| {
+            one.domains
+                .iter()
+                .cloned()
+                .map(|d| (d, one.reach))
+                .collect::<Vec<_>>()
+        };
+        let exposed = all.iter().flat_map(by_domain).collect();
+        self.call("expose", |host| host.exposed = exposed).await
+    }
+
+    async fn ensure_entrance(&self) -> Result<(), Problem> {
+        self.call("entrance", |_| ()).await
+    }
+
+    async fn choose_ports(&self, ports: Vec<PortBinding>) -> Result<Vec<PortBinding>, Problem> {
+        Ok(ports)
+    }
+
+    async fn reached_networks(&self) -> Result<Vec<ipnet::Ipv4Net>, Problem> {
+        Ok(Vec::new())
+    }
+
+    async fn sweep(&self, known: &[EnvId]) -> Result<Vec<String>, Problem> {
+        let mut host = self.host();
+        host.made.retain(|id| known.contains(id));
+        host.cuts.retain(|id| known.contains(id));
+        host.nodes.retain(|node, _| known.contains(node.env()));
+        Ok(Vec::new())
+    }
+
+    async fn exec(
+        &self,
+        _: &Environment,
+        node: &Node,
+        _: ExecRequest,
+    ) -> Result<ExecSession, Problem> {
+        let name = node.name();
+        let status = self
+            .call(format!("check {name}"), |host| {
+                host.checks.get(name).copied().unwrap_or(0)
+            })
+            .await?;
+        let (input, _) = mpsc::channel(1);
+        let (sender, output) = mpsc::channel(1);
+        let _ = sender.send(ExecOutput::Exit(status)).await;
+        Ok(ExecSession { input, output })
+    }
+
+    async fn logs(
+        &self,
+        _: &Environment,
+        query: LogQuery,
+    ) -> Result<mpsc::Receiver<LogLine>, Problem> {
+        let (sender, lines) = mpsc::channel(1);
+        let line = LogLine {
+            time: Timestamp::now(),
+            node: query.node.unwrap_or_default(),
+            stream: LogStream::Stderr,
+            line: "last words".to_owned(),
+        };
+        let _ = sender.send(line).await;
+        Ok(lines)
+    }
+
+    async fn copy_out(&self, _: &Environment, _: &Node, _: &str) -> Result<ByteStream, Problem> {
+        unused()
+    }
+
+    async fn copy_in(
+        &self,
+        _: &Environment,
+        _: &Node,
+        _: &str,
+        _: ByteStream,
+    ) -> Result<(), Problem> {
+        unused()
+    }
+
+    async fn pool(&self) -> Result<PoolView, Problem> {
+        unused()
+    }
+
+    async fn ensure_pool_size(&self, _: u64) -> Result<(), Problem> {
+        self.call("grow", |_| ()).await
+    }
+
+    async fn ensure_room(&self, _: u64) -> Result<(), Problem> {
+        self.call("room", |_| ()).await
+    }
+
+    async fn volume_bytes(&self, _: &Environment, _: &str) -> Option<u64> {
+        None
+    }
+
+    async fn doctor(&self) -> Result<DoctorReport, Problem> {
+        unused()
+    }
+}

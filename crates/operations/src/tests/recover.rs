@@ -1,0 +1,259 @@
+//! A daemon that dies at any call of any change, before and after it took effect; the next one finishes or undoes it.
+
+use offshoot_engine::Reach;
+use offshoot_model::{EnvironmentState, OperationState};
+use tokio::runtime::{Builder, Runtime};
+
+use super::engine::{Act, exited};
+use super::*;
+use crate::recover::recover;
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap()
+}
+
+/// What is done, and to an environment in which state.
+struct Change {
+    request: fn() -> Request,
+    stopped: bool,
+    /// Looks at the end: the operation is done, or not.
+    settled: fn(&World, bool),
+}
+
+fn layers() -> Vec<Layer> {
+    vec![layer("web"), checked(layer("db"))]
+}
+
+/// Kills the daemon at call number `at`; says whether it came so far.
+fn die_at(change: &Change, at: usize, act: Act) -> bool {
+    let first = runtime();
+    let (dir, engine, id) = first.block_on(async {
+        let world = World::new();
+        world.created("shop", layers()).await;
+        if change.stopped {
+            world.run(Request::Stop("shop".into())).await;
+            world.engine.calls();
+        }
+        world.engine.host().act_at = Some((at, act));
+        let id = world.submit((change.request)()).await;
+        tokio::select! {
+            biased;
+            () = world.engine.hangs.notified() => {}
+            _ = world.ended(id) => {}
+        }
+        (world.dir, world.engine, id)
+    });
+    // The tasks end where they are, as a process that is killed.
+    drop(first);
+    let died = engine.host().calls.len() > at;
+    engine.calls();
+    engine.host().act_at = None;
+    runtime().block_on(async {
+        let world = World::on(dir, engine);
+        recover(&world.shared).await.unwrap();
+        let operation = world.ended(id).await;
+        let what = format!("{:?} {act:?} at {at}: {operation:?}", operation.kind);
+        println!("{what}");
+        assert!(operation.state.is_final(), "{what}");
+        world
+            .until("nothing to be under way", || {
+                let environments = world.shared.store.environments().unwrap();
+                let free = |env: &Environment| world.shared.locks.try_hold(&env.id).is_some();
+                environments.iter().all(free).then_some(())
+            })
+            .await;
+        (change.settled)(&world, operation.state == OperationState::Done);
+        let known: Vec<EnvId> = world
+            .shared
+            .store
+            .environments()
+            .unwrap()
+            .into_iter()
+            .map(|environment| environment.id)
+            .collect();
+        let host = world.engine.host();
+        assert!(host.made.iter().all(|id| known.contains(id)), "{what}");
+        assert!(
+            host.nodes.keys().all(|id| known.contains(id.env())),
+            "{what}"
+        );
+        assert!(host.cuts.is_empty(), "{what}");
+    });
+    died
+}
+
+fn die_everywhere(change: &Change, at_least: usize) {
+    let mut calls = 0;
+    while die_at(change, calls, Act::Hang) {
+        die_at(change, calls, Act::HangLate);
+        calls += 1;
+    }
+    assert!(calls >= at_least, "only {calls} calls");
+}
+
+fn shop_runs(world: &World, name: &str) {
+    assert_eq!(world.state(name), Some(EnvironmentState::Running));
+    assert!(world.runs(&world.named(name).unwrap().id));
+    assert_eq!(world.reach(name), Some(Reach::Open));
+}
+
+#[test]
+fn create() {
+    let change = Change {
+        request: || super::create("blog", layers()),
+        stopped: false,
+        settled: |world, done| {
+            assert!(done);
+            shop_runs(world, "blog");
+        },
+    };
+    die_everywhere(&change, 7);
+}
+
+#[test]
+fn clone() {
+    let change = Change {
+        request: || clone_of("shop"),
+        stopped: false,
+        settled: |world, done| {
+            shop_runs(world, "shop");
+            match done {
+                true => shop_runs(world, "shop-clone"),
+                false => assert_eq!(
+                    (world.named("shop-clone"), world.reach("shop-clone")),
+                    (None, None)
+                ),
+            }
+        },
+    };
+    die_everywhere(&change, 10);
+}
+
+#[test]
+fn rename() {
+    let change = Change {
+        request: || Request::Rename("shop".into(), "store".into()),
+        stopped: false,
+        settled: |world, done| {
+            assert!(done);
+            shop_runs(world, "store");
+            assert_eq!((world.named("shop"), world.reach("shop")), (None, None));
+        },
+    };
+    die_everywhere(&change, 2);
+}
+
+#[test]
+fn start() {
+    let change = Change {
+        request: || Request::Start("shop".into()),
+        stopped: true,
+        settled: |world, done| {
+            assert!(done);
+            shop_runs(world, "shop");
+        },
+    };
+    die_everywhere(&change, 4);
+}
+
+#[test]
+fn stop() {
+    let change = Change {
+        request: || Request::Stop("shop".into()),
+        stopped: false,
+        settled: |world, done| {
+            assert!(done && world.engine.host().nodes.is_empty());
+            assert_eq!(world.state("shop"), Some(EnvironmentState::Stopped));
+            assert_eq!(world.reach("shop"), Some(Reach::Closed));
+        },
+    };
+    die_everywhere(&change, 4);
+}
+
+#[test]
+fn remove() {
+    let change = Change {
+        request: || Request::Remove("shop".into()),
+        stopped: false,
+        settled: |world, done| {
+            assert!(done);
+            assert_eq!((world.named("shop"), world.reach("shop")), (None, None));
+        },
+    };
+    die_everywhere(&change, 4);
+}
+
+#[test]
+fn changes_that_waited_are_done_in_their_order() {
+    let first = runtime();
+    let (dir, engine, ids) = first.block_on(async {
+        let world = World::new();
+        world.created("shop", layers()).await;
+        world.engine.hang("stop web-1");
+        let mut ids = vec![world.submit(Request::Stop("shop".into())).await];
+        world.engine.hangs.notified().await;
+        for request in [
+            Request::Start("shop".into()),
+            Request::Rename("shop".into(), "store".into()),
+            Request::Stop("shop".into()),
+        ] {
+            ids.push(world.submit(request).await);
+        }
+        (world.dir, world.engine, ids)
+    });
+    drop(first);
+    engine.go_on();
+    runtime().block_on(async {
+        let world = World::on(dir, engine);
+        recover(&world.shared).await.unwrap();
+        let mut ends = Vec::new();
+        for id in ids {
+            let operation = world.ended(id).await;
+            assert_eq!(operation.state, OperationState::Done, "{operation:?}");
+            ends.push(operation.ended.unwrap());
+        }
+        assert!(ends.is_sorted(), "{ends:?}");
+        assert_eq!(world.state("store"), Some(EnvironmentState::Stopped));
+        assert!(world.engine.host().nodes.is_empty());
+    });
+}
+
+#[test]
+fn after_a_reboot_what_ran_runs_and_what_ended_by_itself_is_left_to_its_policy() {
+    let first = runtime();
+    let (dir, engine) = first.block_on(async {
+        let world = World::new();
+        for name in ["shop", "rests", "ended"] {
+            world.created(name, layers()).await;
+        }
+        world.run(Request::Stop("rests".into())).await;
+        let ended = world.named("ended").unwrap();
+        {
+            let mut host = world.engine.host();
+            host.nodes.clear();
+            host.exposed.clear();
+            for node in &ended.nodes {
+                host.nodes.insert(node.id.clone(), exited(1));
+            }
+        }
+        (world.dir, world.engine)
+    });
+    drop(first);
+    runtime().block_on(async {
+        let world = World::on(dir, engine);
+        recover(&world.shared).await.unwrap();
+        let id = |name| world.named(name).unwrap().id;
+        world
+            .until("the shop to run", || world.runs(&id("shop")).then_some(()))
+            .await;
+        assert!(!world.runs(&id("ended")));
+        let nodes = world.engine.host().nodes.len();
+        assert_eq!(nodes, 2 + 2, "of two environments");
+        assert_eq!(world.reach("shop"), Some(Reach::Open));
+        assert_eq!(world.reach("rests"), Some(Reach::Closed));
+    });
+}
