@@ -8,6 +8,9 @@ use serde::Deserialize;
 
 use super::{DEFAULT_CRIU_DIR, value};
 
+/// Where packages put the programs that only the daemon starts: Debian's place, and that of the FHS (4.7).
+const HELPERS: [&str; 2] = ["/usr/lib/offshoot", "/usr/libexec/offshoot"];
+
 /// `[tools]`: absolute paths; each is looked for when absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -18,10 +21,10 @@ pub struct Tools {
     /// Directory with `criu`, put first in PATH for runc; else the one that setup.sh made, else PATH alone.
     #[serde(deserialize_with = "value::absolute_or_none")]
     pub criu_dir: Option<PathBuf>,
-    /// offshoot-shim; else beside the daemon, else in PATH.
+    /// offshoot-shim; else beside the daemon, where packages put it ([`HELPERS`]), or in PATH.
     #[serde(deserialize_with = "value::absolute_or_none")]
     pub shim: Option<PathBuf>,
-    /// offshoot-edge; else beside the daemon, else in PATH.
+    /// offshoot-edge; else found as the shim is.
     #[serde(deserialize_with = "value::absolute_or_none")]
     pub edge: Option<PathBuf>,
 }
@@ -122,12 +125,13 @@ fn path_dirs() -> Vec<PathBuf> {
     dirs
 }
 
-/// The daemon's own directory, then PATH.
+/// The daemon's own directory, those of packages, then PATH.
 fn own_dirs() -> Vec<PathBuf> {
     let own = std::env::current_exe()
         .ok()
         .and_then(|exe| exe.parent().map(Path::to_owned));
-    own.into_iter().chain(path_dirs()).collect()
+    let packaged = HELPERS.map(PathBuf::from);
+    own.into_iter().chain(packaged).chain(path_dirs()).collect()
 }
 
 fn is_program(path: &Path) -> bool {
@@ -138,6 +142,15 @@ fn is_program(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn helpers_are_looked_for_beside_the_daemon_then_where_packages_put_them_then_in_path() {
+        let dirs = own_dirs();
+        let beside = std::env::current_exe().unwrap();
+        assert_eq!(dirs[0], beside.parent().unwrap());
+        assert_eq!(dirs[1..3], HELPERS.map(PathBuf::from));
+        assert_eq!(dirs[3..], path_dirs());
+    }
 
     #[test]
     fn programs_are_found_or_it_is_said_where_they_were_looked_for() {
