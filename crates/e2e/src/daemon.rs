@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use offshoot_sys::netns::Netns;
+use offshoot_sys::process;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{http, image, residue, stretch, wait_for};
+use crate::{http, image, program, residue, stretch, wait_for};
 
 /// Where every test daemon's edge listens: namespaces keep them apart.
 pub const EDGE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
@@ -47,7 +48,8 @@ impl TestDaemon {
         daemon
     }
 
-    fn prepare() -> Result<Self> {
+    /// Makes the directories and the namespace; nothing runs yet.
+    pub(crate) fn prepare() -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("offshoot-e2e-")
             .tempdir_in("/var/tmp")?;
@@ -57,14 +59,14 @@ impl TestDaemon {
         let root = dir.path().display();
         let config = format!(
             "instance = \"{instance}\"\nstate_dir = \"{root}/state\"\nrun_dir = \"{root}/run\"\n\
-             [edge]\nlisten = [\"{EDGE}\"]\n[pool]\nsize = \"4g\"\n[clone]\nready_timeout = \"{}s\"\nmax_freeze = \"{}s\"\n",
+             [edge]\nlisten = [\"{EDGE}\"]\n[images]\nauth_file = \"{root}/auth.json\"\n[pool]\nsize = \"4g\"\n[clone]\nready_timeout = \"{}s\"\nmax_freeze = \"{}s\"\n",
             30 * stretch(),
             (5 * stretch()).min(60)
         );
         fs::write(dir.path().join("offshoot.toml"), config)?;
-        image::write(&dir.path().join("image.tar"), &binary("offshoot-testnode"))?;
+        image::write(&dir.path().join("image.tar"), &program("offshoot-testnode"))?;
         let netns = Netns::create()?;
-        netns.run(offshoot_sys::process::loopback_up)??;
+        netns.run(process::loopback_up)??;
         Ok(Self {
             instance,
             dir,
@@ -83,7 +85,7 @@ impl TestDaemon {
             .append(true)
             .open(self.path("daemon.log"))
             .expect("a log");
-        let mut command = Command::new(binary("offshoot"));
+        let mut command = Command::new(program("offshoot"));
         command
             .arg("--config")
             .arg(self.path("offshoot.toml"))
@@ -146,6 +148,18 @@ impl TestDaemon {
         }
     }
 
+    /// Asks the daemon to end, as a service manager does, and waits.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn terminate(&mut self) {
+        let child = self.child.as_ref().expect("it was started");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        let process = process::Process::open(pid).expect("it runs");
+        process.signal(15).expect("it is ours");
+        self.wait_dead();
+    }
+
     /// Waits until the daemon ended by itself (a failpoint).
     ///
     /// # Panics
@@ -176,7 +190,7 @@ impl TestDaemon {
     /// # Errors
     /// When the program cannot be started.
     pub fn try_run(&self, args: &[&str]) -> Result<Output> {
-        let mut command = Command::new(binary("offshoot"));
+        let mut command = Command::new(program("offshoot"));
         command
             .arg("--config")
             .arg(self.path("offshoot.toml"))
@@ -331,22 +345,6 @@ impl Drop for TestDaemon {
         self.kill();
         residue::remove(self.dir.path(), &self.instance);
     }
-}
-
-/// A program of the workspace, built with the tests.
-fn binary(name: &str) -> PathBuf {
-    let mut dir = std::env::current_exe().expect("a test is a program");
-    dir.pop();
-    if dir.ends_with("deps") {
-        dir.pop();
-    }
-    let path = dir.join(name);
-    assert!(
-        path.is_file(),
-        "{} is not built: run `cargo build --workspace` first",
-        path.display()
-    );
-    path
 }
 
 /// Whether a directory exists and has entries.

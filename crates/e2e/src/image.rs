@@ -1,4 +1,4 @@
-//! An image for tests: the test node, a shell, and the libraries they need, as a file of `docker save`.
+//! An image for tests: the test node, a shell, and the libraries they need, as a file of `docker save` or for a registry.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,11 +14,19 @@ const PROGRAMS: &[&str] = &[
     "mkdir",
 ];
 
-/// Writes the image to `archive`; its entrypoint is the test node.
+/// An image of one layer.
+pub struct TestImage {
+    /// The layer, an archive.
+    pub layer: Vec<u8>,
+    /// The configuration: its entrypoint is the test node.
+    pub config: String,
+}
+
+/// Makes the image; its file `/data/seed` says `seed`.
 ///
 /// # Errors
 /// When a program is not on the host.
-pub fn write(archive: &Path, testnode: &Path) -> Result<()> {
+pub fn make(testnode: &Path, seed: &str) -> Result<TestImage> {
     let mut layer = tar::Builder::new(Vec::new());
     for dir in [
         "bin", "lib", "lib64", "etc", "tmp", "data", "proc", "sys", "dev", "run", "var",
@@ -36,7 +44,7 @@ pub fn write(archive: &Path, testnode: &Path) -> Result<()> {
         0o644,
     )?;
     add(&mut layer, "etc/group", b"root:x:0:\napp:x:1000:\n", 0o644)?;
-    add(&mut layer, "data/seed", b"from the image\n", 0o644)?;
+    add(&mut layer, "data/seed", seed.as_bytes(), 0o644)?;
     add(
         &mut layer,
         "bin/testnode",
@@ -67,16 +75,25 @@ pub fn write(archive: &Path, testnode: &Path) -> Result<()> {
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha256(&layer)?)]},
     })
     .to_string();
+    Ok(TestImage { layer, config })
+}
+
+/// Writes the image to `archive`, as `docker save` does.
+///
+/// # Errors
+/// As [`make`].
+pub fn write(archive: &Path, testnode: &Path) -> Result<()> {
+    let image = make(testnode, "from the image\n")?;
     let manifest = serde_json::json!([{"Config": "config.json", "RepoTags": ["test/node:1"], "Layers": ["layer.tar"]}]);
+    let manifest = manifest.to_string();
     let mut outer = tar::Builder::new(fs::File::create(archive)?);
-    add(&mut outer, "config.json", config.as_bytes(), 0o644)?;
-    add(&mut outer, "layer.tar", &layer, 0o644)?;
-    add(
-        &mut outer,
-        "manifest.json",
-        manifest.to_string().as_bytes(),
-        0o644,
-    )?;
+    for (name, content) in [
+        ("config.json", image.config.as_bytes()),
+        ("layer.tar", &image.layer),
+        ("manifest.json", manifest.as_bytes()),
+    ] {
+        add(&mut outer, name, content, 0o644)?;
+    }
     outer.finish()?;
     Ok(())
 }
@@ -112,7 +129,8 @@ fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.map(PathBuf::from).collect())
 }
 
-fn sha256(bytes: &[u8]) -> Result<String> {
+/// The digest, in hex.
+pub(crate) fn sha256(bytes: &[u8]) -> Result<String> {
     let mut file = tempfile::NamedTempFile::new()?;
     std::io::Write::write_all(&mut file, bytes)?;
     let output = Command::new("sha256sum")

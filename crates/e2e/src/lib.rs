@@ -4,9 +4,12 @@
 pub mod daemon;
 pub mod http;
 pub mod image;
+mod packages;
+pub mod registry;
 pub mod residue;
 pub mod support;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub use daemon::{EDGE, TestDaemon};
@@ -17,6 +20,26 @@ pub fn stretch() -> u32 {
     let told = std::env::var("OFFSHOOT_TEST_STRETCH");
     let told = told.ok().and_then(|text| text.parse().ok());
     told.unwrap_or(1).clamp(1, 100)
+}
+
+/// A program of the workspace, built with the tests.
+///
+/// # Panics
+/// When it is not built.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    let mut dir = std::env::current_exe().expect("a test is a program");
+    dir.pop();
+    if dir.ends_with("deps") {
+        dir.pop();
+    }
+    let path = dir.join(name);
+    assert!(
+        path.is_file(),
+        "{} is not built: run `cargo build --workspace` first",
+        path.display()
+    );
+    path
 }
 
 /// Waits for `condition`, at most `max` (times [`stretch`]); panics with `what` when it does not come.

@@ -1,14 +1,14 @@
 //! What several of the tests need: manifests, questions to nodes, and what a refusal must look like.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use crate::residue::Residue;
-use crate::{TestDaemon, wait_for};
+use crate::{TestDaemon, http, program, wait_for};
 use serde_json::Value;
 
 /// Long enough for anything that is to come at all on a busy machine.
@@ -42,16 +42,6 @@ services:
     x-offshoot: {entry: 8080}
 volumes: {data: {}}
 "#;
-
-/// A program that was built with the tests.
-pub fn program(name: &str) -> PathBuf {
-    let mut dir = std::env::current_exe().expect("a test is a program");
-    dir.pop();
-    if dir.ends_with("deps") {
-        dir.pop();
-    }
-    dir.join(name)
-}
 
 /// A command of the command line, to be run in a way of one's own.
 pub fn command(daemon: &TestDaemon, args: &[&str]) -> Command {
@@ -113,26 +103,16 @@ pub fn answers(daemon: &TestDaemon, environment: &str) -> Value {
     })
 }
 
-/// What a test node says over a plain TCP connection, which it keeps open.
+/// What a test node at this address says.
 pub fn ask(daemon: &TestDaemon, address: &str) -> Option<Value> {
+    ask_for(daemon, address, "/")
+}
+
+/// As [`ask`], with a path.
+pub fn ask_for(daemon: &TestDaemon, address: &str, path: &str) -> Option<Value> {
     let address: SocketAddr = address.parse().expect("an address");
-    let asked = daemon.inside(|| -> std::io::Result<Value> {
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: any\r\n\r\n")?;
-        let mut reader = BufReader::new(stream);
-        let mut line = String::new();
-        while reader.read_line(&mut line)? > 2 {
-            line.clear();
-        }
-        let document = serde_json::Deserializer::from_reader(reader)
-            .into_iter::<Value>()
-            .next();
-        document
-            .ok_or(std::io::ErrorKind::UnexpectedEof)?
-            .map_err(Into::into)
-    });
-    asked.ok()
+    let answer = daemon.inside(|| http::get(address, "any", path)).ok()?;
+    serde_json::from_str(&answer.body).ok()
 }
 
 /// All nodes in what `show` says.

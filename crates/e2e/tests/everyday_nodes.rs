@@ -95,7 +95,7 @@ fn exec(daemon: &TestDaemon) {
     // A terminal, driven by script(1).
     let line = format!(
         "{} --config {} exec -it shop web -- /bin/sh -c 'test -t 0 && test -t 1 && stty size && exit 7'",
-        support::program("offshoot").display(),
+        offshoot_e2e::program("offshoot").display(),
         daemon.path("offshoot.toml").display()
     );
     let mut script = std::process::Command::new("script");

@@ -7,28 +7,6 @@ use offshoot_e2e::support::{self, PAIR, SOON, answers, pids, sh};
 use offshoot_e2e::{TestDaemon, residue, wait_for};
 use serde_json::Value;
 
-/// Asks the daemon to end, as a service manager does, and waits.
-fn terminate(daemon: &mut TestDaemon) {
-    let pattern = daemon.path("offshoot.toml").display().to_string();
-    let pid = offshoot_sys::process::all()
-        .expect("processes")
-        .into_iter()
-        .find(|pid| {
-            let words = offshoot_sys::process::arguments(*pid).unwrap_or_default();
-            let words: Vec<_> = words
-                .iter()
-                .map(|word| String::from_utf8_lossy(word).into_owned())
-                .collect();
-            words.contains(&pattern) && words.iter().any(|word| word == "serve")
-        })
-        .expect("the daemon runs");
-    Command::new("kill")
-        .args(["-TERM", &pid.to_string()])
-        .status()
-        .expect("kill(1)");
-    daemon.wait_dead();
-}
-
 fn talks(daemon: &TestDaemon, name: &str, before: &Value) -> Value {
     wait_for("the numbers to flow", SOON, || {
         daemon
@@ -51,9 +29,12 @@ fn nothing_stops_while_the_daemon_is_gone() {
     let before = answers(&daemon, "shop");
     let residue = daemon.residue();
 
-    for (round, end) in [terminate as fn(&mut TestDaemon), TestDaemon::kill]
-        .into_iter()
-        .enumerate()
+    for (round, end) in [
+        TestDaemon::terminate as fn(&mut TestDaemon),
+        TestDaemon::kill,
+    ]
+    .into_iter()
+    .enumerate()
     {
         end(&mut daemon);
         let alone = talks(&daemon, "shop", &answers(&daemon, "shop"));

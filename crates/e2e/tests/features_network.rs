@@ -6,8 +6,8 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use offshoot_e2e::support::{self, PAIR, SOON, answers, give_tool, node, program, sh, tool};
-use offshoot_e2e::{TestDaemon, http, residue, wait_for};
+use offshoot_e2e::support::{self, PAIR, SOON, answers, give_tool, node, sh, tool};
+use offshoot_e2e::{TestDaemon, http, program, residue, wait_for};
 use serde_json::Value;
 
 /// How many connections to or from this port are open in a node, by its own kernel tables.
