@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Stdio;
 
-use offshoot_e2e::support::{self, PAIR, SOON, command, run_with_input, sh};
+use offshoot_e2e::support::{PAIR, SOON, command, run_with_input, sh};
 use offshoot_e2e::{TestDaemon, wait_for};
 
 #[test]

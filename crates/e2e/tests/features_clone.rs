@@ -5,10 +5,10 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use offshoot_e2e::support::{
-    self, ONE, PAIR, SOON, answers, command, give_tool, id_of, node, nothing_new, pids, program,
-    rungs, sh, tool,
+    self, ONE, PAIR, SOON, answers, command, give_tool, id_of, node, nothing_new, pids, rungs, sh,
+    tool,
 };
-use offshoot_e2e::{TestDaemon, wait_for};
+use offshoot_e2e::{TestDaemon, program, wait_for};
 
 #[test]
 fn layers_and_volumes_are_cloned_as_their_modes_say() {
