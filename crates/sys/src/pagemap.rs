@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use nix::libc;
 
@@ -151,5 +152,50 @@ impl Pagemap {
             }
             at = arg.walk_end;
         }
+    }
+
+    /// Takes out what is only a mark in the page table: of a page that is not there, but was protected (`PTE_MARKER` of
+    /// `linux/swapops.h`). A scan reports it as swapped. Regions that were found without [`page::PRESENT`] in `told` are all looked at.
+    ///
+    /// # Errors
+    /// Of reading the pagemap.
+    pub fn without_markers(&self, found: Vec<Region>) -> io::Result<Vec<Region>> {
+        /// Bits 0 to 4 of an entry whose bit 62 is set: the swap type. Swap files have the low numbers, the marker the highest.
+        const SWAP_TYPE: u64 = 0x1f;
+        const MARKER: u64 = SWAP_TYPE;
+        const SWAPPED: u64 = 1 << 62;
+        const PAGE: u64 = 4096;
+        let mut kept: Vec<Region> = Vec::with_capacity(found.len());
+        let mut entries = [0; 8 * BATCH];
+        for region in found {
+            if region.kinds & page::PRESENT != 0 {
+                kept.push(region);
+                continue;
+            }
+            let mut at = region.start;
+            while at < region.end {
+                let pages = ((region.end - at) / PAGE).clamp(1, BATCH as u64);
+                let bytes = entries.get_mut(..pages as usize * 8).unwrap_or_default();
+                self.0.read_exact_at(bytes, at / PAGE * 8)?;
+                for entry in bytes.as_chunks::<8>().0 {
+                    let entry = u64::from_le_bytes(*entry);
+                    let end = at + PAGE;
+                    if entry & SWAPPED == 0 || entry & SWAP_TYPE != MARKER {
+                        match kept.last_mut() {
+                            Some(last) if last.end == at && last.kinds == region.kinds => {
+                                last.end = end;
+                            }
+                            _ => kept.push(Region {
+                                start: at,
+                                end,
+                                kinds: region.kinds,
+                            }),
+                        }
+                    }
+                    at = end;
+                }
+            }
+        }
+        Ok(kept)
     }
 }

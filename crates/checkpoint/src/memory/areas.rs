@@ -1,0 +1,143 @@
+//! Which areas of a process hold private pages: while it runs, as the kernel shows them; once it was dumped, as CRIU wrote them.
+
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+
+use crate::error::CriuError;
+use crate::images::{COMMON_MAGIC, MM_MAGIC, decode, read_records};
+use crate::rpc::Mm;
+
+/// `VMA_*` of CRIU's `criu/include/image.h`.
+const REGULAR: u32 = 1 << 0;
+const VDSO: u32 = 1 << 3;
+const FILE_PRIVATE: u32 = 1 << 6;
+const ANON_PRIVATE: u32 = 1 << 9;
+const VVAR: u32 = 1 << 12;
+const AIO_RING: u32 = 1 << 13;
+/// `MAP_*` of mmap(2).
+const MAP_DROPPABLE: u32 = 0x08;
+const MAP_GROWSDOWN: u32 = 0x0100;
+const MAP_LOCKED: u32 = 0x2000;
+const MAP_HUGETLB: u32 = 0x0004_0000;
+
+/// An area that was dumped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Area {
+    pub(super) range: Range<u64>,
+    /// Its pages may come later than the process: it is plain anonymous memory.
+    pub(super) can_be_late: bool,
+}
+
+/// The private areas of a running process.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Private {
+    pub(super) ranges: Vec<Range<u64>>,
+    /// Asynchronous I/O of the kernel's own (io_setup(2)) writes where no page table shows it.
+    pub(super) has_aio: bool,
+}
+
+/// Reads `/proc/<pid>/maps` (proc_pid_maps(5)).
+pub(super) fn of_running(pid: i32) -> io::Result<Private> {
+    Ok(parse(&fs::read_to_string(format!("/proc/{pid}/maps"))?))
+}
+
+fn parse(maps: &str) -> Private {
+    let mut private = Private::default();
+    for line in maps.lines() {
+        // the name is the sixth field and may hold spaces
+        let mut fields = line.splitn(6, ' ');
+        let (Some(range), Some(access)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let name = fields.nth(3).unwrap_or_default().trim();
+        private.has_aio |= name.starts_with("/[aio]");
+        let special = ["[vdso]", "[vvar", "[vsyscall]"];
+        if !access.ends_with('p') || special.iter().any(|s| name.starts_with(s)) {
+            continue;
+        }
+        let address = |text: &str| u64::from_str_radix(text, 16).ok();
+        if let Some((start, end)) = range.split_once('-')
+            && let (Some(start), Some(end)) = (address(start), address(end))
+        {
+            private.ranges.push(start..end);
+        }
+    }
+    private
+}
+
+/// The private areas of every process in a set of images, by its number inside the node.
+pub(super) fn dumped(images: &Path) -> Result<Vec<(u32, Vec<Area>)>, CriuError> {
+    let unreadable = |source| CriuError::Image {
+        path: images.to_owned(),
+        what: "cannot be listed".to_owned(),
+        source: Some(source),
+    };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(images).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let number = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_prefix("mm-")?.strip_suffix(".img")?.parse().ok());
+        let Some(number) = number else { continue };
+        for record in read_records(&path, &[COMMON_MAGIC, MM_MAGIC])? {
+            let mm: Mm = decode(&path, &record)?;
+            let areas = mm.vmas.iter().filter(|vma| {
+                // CRIU dumps vDSO and AIO rings whole, without asking for pages; the rest of these has no content
+                vma.status & REGULAR != 0
+                    && vma.status & (FILE_PRIVATE | ANON_PRIVATE) != 0
+                    && vma.status & (VDSO | VVAR | AIO_RING) == 0
+                    && vma.flags & MAP_DROPPABLE == 0
+            });
+            found.push((
+                number,
+                areas
+                    .map(|vma| Area {
+                        range: vma.start..vma.end,
+                        can_be_late: vma.status & ANON_PRIVATE != 0
+                            && vma.flags & (MAP_GROWSDOWN | MAP_LOCKED | MAP_HUGETLB) == 0,
+                    })
+                    .collect(),
+            ));
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_areas_are_found() {
+        let maps = "\
+555500000000-555500002000 r-xp 00000000 00:1f 300 /usr/bin/with space
+555500003000-555500004000 rw-p 00003000 00:1f 300 /usr/bin/with space
+7f0000000000-7f0000001000 rw-s 00000000 00:01 7 /dev/zero (deleted)
+7f0000002000-7f0000003000 rw-s 00000000 00:0b 8 /[aio] (deleted)
+7f0000004000-7f0000005000 rw-p 00000000 00:00 0 
+7ffff7fbf000-7ffff7fc3000 r--p 00000000 00:00 0 [vvar]
+7ffff7fc3000-7ffff7fc5000 r-xp 00000000 00:00 0 [vdso]
+7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0 [stack]
+rubbish
+";
+        let found = parse(maps);
+        assert!(found.has_aio);
+        assert_eq!(
+            found.ranges.iter().map(|r| r.start).collect::<Vec<_>>(),
+            [
+                0x5555_0000_0000,
+                0x5555_0000_3000,
+                0x7f00_0000_4000,
+                0x7fff_fffd_e000
+            ]
+        );
+        assert!(
+            !of_running(std::process::id().cast_signed())
+                .unwrap()
+                .has_aio
+        );
+    }
+}

@@ -1,0 +1,198 @@
+//! The pages of one process in the form that CRIU restores: `pagemap-<pid>.img` lists runs of pages, `pages-<n>.img` holds
+//! them one after the other (`images/pagemap.proto`, `criu/page-xfer.c` of CRIU 4.2).
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use prost::Message;
+
+use super::{Late, PAGE};
+use crate::error::CriuError;
+use crate::images::{COMMON_MAGIC, PAGEMAP_MAGIC, decode, read_records, write_records};
+use crate::rpc::{PagemapEntry, PagemapHead};
+
+/// `PE_PRESENT`: the pages are in `pages-<n>.img`.
+const PRESENT: u32 = 1 << 2;
+/// Bytes copied at a time.
+const CHUNK: usize = 256 << 10;
+
+/// Pages side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Run {
+    /// First address.
+    pub(super) start: u64,
+    pub(super) pages: u64,
+}
+
+/// What is still needed of the copy when the images are complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// Nothing.
+    Nothing,
+    /// All of it: pages that come late are read from it.
+    Late,
+}
+
+/// The name of the file with the pages that come late.
+pub(super) fn late_name(number: u32) -> String {
+    format!("memory-{number}")
+}
+
+/// Adds `runs`, whose pages are in `copy` at the offsets of their addresses, to what CRIU wrote of process `number`.
+pub(super) fn complete(
+    images: &Path,
+    number: u32,
+    copy: &File,
+    runs: &[Run],
+    _late: Late,
+) -> Result<Kept, CriuError> {
+    let path = images.join(format!("pagemap-{number}.img"));
+    let broken = |what: &str, source| CriuError::Image {
+        path: path.clone(),
+        what: what.to_owned(),
+        source,
+    };
+    let records = read_records(&path, &[COMMON_MAGIC, PAGEMAP_MAGIC])?;
+    let (head, entries) = records
+        .split_first()
+        .ok_or_else(|| broken("is empty", None))?;
+    let id = decode::<PagemapHead>(&path, head)?.pages_id;
+    let mut dumped = Vec::new();
+    let mut offset = 0;
+    for entry in entries {
+        let entry: PagemapEntry = decode(&path, entry)?;
+        if entry.flags() & PRESENT == 0 {
+            return Err(broken("refers to other images", None));
+        }
+        let run = Run {
+            start: entry.vaddr,
+            pages: entry.nr_pages.unwrap_or(entry.compat_nr_pages.into()),
+        };
+        dumped.push((run, offset));
+        offset += run.pages * PAGE;
+    }
+    let pages_path = images.join(format!("pages-{id}.img"));
+    let all = merge(&dumped, runs);
+    let write = || -> io::Result<()> {
+        let old = File::open(&pages_path)?;
+        let new_path = pages_path.with_extension("new");
+        let new = File::create(&new_path)?;
+        let mut at = 0;
+        for (run, from) in &all {
+            let (file, offset) = match from {
+                From::Criu(offset) => (&old, *offset),
+                From::Copy => (copy, run.start),
+            };
+            at = append(file, offset, run.pages * PAGE, &new, at)?;
+        }
+        fs::rename(new_path, &pages_path)
+    };
+    write().map_err(|source| CriuError::Image {
+        path: pages_path.clone(),
+        what: "cannot be completed".to_owned(),
+        source: Some(source),
+    })?;
+    let mut records = vec![head.clone()];
+    records.extend(all.iter().map(|(run, _)| {
+        PagemapEntry {
+            vaddr: run.start,
+            compat_nr_pages: 0,
+            flags: Some(PRESENT),
+            nr_pages: Some(run.pages),
+            in_parent: None,
+        }
+        .encode_to_vec()
+    }));
+    write_records(&path, &[COMMON_MAGIC, PAGEMAP_MAGIC], &records)?;
+    Ok(Kept::Nothing)
+}
+
+/// Where the pages of a run are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum From {
+    /// At this offset of CRIU's own file.
+    Criu(u64),
+    /// In the copy.
+    Copy,
+}
+
+/// All runs in rising order; what CRIU dumped itself is left out of `copied`.
+fn merge(dumped: &[(Run, u64)], copied: &[Run]) -> Vec<(Run, From)> {
+    let mut all: Vec<(Run, From)> = dumped
+        .iter()
+        .map(|(run, offset)| (*run, From::Criu(*offset)))
+        .collect();
+    for run in copied {
+        let mut start = run.start;
+        let end = run.start + run.pages * PAGE;
+        let mut gaps = Vec::new();
+        for (other, _) in dumped {
+            let other_end = other.start + other.pages * PAGE;
+            if other_end <= start || other.start >= end {
+                continue;
+            }
+            if other.start > start {
+                gaps.push((start, other.start));
+            }
+            start = start.max(other_end);
+        }
+        if start < end {
+            gaps.push((start, end));
+        }
+        all.extend(gaps.into_iter().map(|(from, to)| {
+            let run = Run {
+                start: from,
+                pages: (to - from) / PAGE,
+            };
+            (run, From::Copy)
+        }));
+    }
+    all.sort_by_key(|(run, _)| run.start);
+    all
+}
+
+fn append(from: &File, offset: u64, length: u64, to: &File, at: u64) -> io::Result<u64> {
+    let mut buffer = vec![0; CHUNK];
+    let mut done = 0;
+    while done < length {
+        let part = usize::try_from(length - done).map_or(CHUNK, |left| left.min(CHUNK));
+        let part = buffer.get_mut(..part).unwrap_or_default();
+        from.read_exact_at(part, offset + done)?;
+        to.write_all_at(part, at + done)?;
+        done += part.len() as u64;
+    }
+    Ok(at + length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(start: u64, pages: u64) -> Run {
+        Run {
+            start: start * PAGE,
+            pages,
+        }
+    }
+
+    #[test]
+    fn what_criu_dumped_comes_first() {
+        let merged = merge(
+            &[(run(10, 2), 0), (run(20, 1), 2 * PAGE)],
+            &[run(1, 3), run(9, 5), run(20, 1), run(30, 1)],
+        );
+        assert_eq!(
+            merged,
+            [
+                (run(1, 3), From::Copy),
+                (run(9, 1), From::Copy),
+                (run(10, 2), From::Criu(0)),
+                (run(12, 2), From::Copy),
+                (run(20, 1), From::Criu(2 * PAGE)),
+                (run(30, 1), From::Copy),
+            ]
+        );
+    }
+}

@@ -1,0 +1,376 @@
+//! One process: its pages are copied into a sparse file, the page of address A at offset A.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use offshoot_sys::memory;
+use offshoot_sys::pagemap::{Pagemap, Protect, Region, Wanted, page};
+use offshoot_sys::process::Process;
+use offshoot_sys::uffd::{Userfaultfd, Watch, feature};
+use rustix::fs::OFlags;
+
+use super::areas::{self, Area};
+use super::image::{self, Run};
+use super::{Late, PAGE, Plant, Taken};
+use crate::error::CriuError;
+
+/// Page tables are locked for so much memory at a time: the process wants them too.
+const STRIDE: u64 = 64 << 20;
+/// Bytes copied at a time: stays in the processor's cache between reading and writing.
+const CHUNK: usize = 256 << 10;
+/// Pages that CRIU dumps: there, not the kernel's zeros, not the file's own.
+const CONTENT: Wanted = Wanted {
+    mask: page::PFN_ZERO | page::FILE,
+    inverted: page::PFN_ZERO | page::FILE,
+    any_of: page::PRESENT | page::SWAPPED,
+    told: page::WRITTEN | page::WP_ALLOWED | page::PRESENT,
+};
+/// Of these, the ones that may have changed since the last round. Only they are protected: a protected page that is not there
+/// is marked in the page table, and would have to be told from one that is swapped out.
+const CHANGED: Wanted = Wanted {
+    mask: CONTENT.mask | page::WRITTEN,
+    ..CONTENT
+};
+
+/// A process whose memory is being copied.
+#[derive(Debug)]
+pub(super) struct Tracked {
+    process: Process,
+    path: PathBuf,
+    file: File,
+    /// Tells what is written; `None`: nothing does, and every page counts as changed.
+    writes: Option<Userfaultfd>,
+    /// Addresses that could not be copied when it was their turn.
+    unsure: Vec<Range<u64>>,
+    /// Rounds so far.
+    rounds: u32,
+    /// Every page that there was when the node stood still.
+    runs: Vec<Run>,
+    /// Its number inside the node.
+    number: u32,
+    buffer: Vec<u8>,
+}
+
+impl Tracked {
+    /// Begins to track process `pid`. If that cannot be done, it is copied all the same: what is copied twice
+    /// is quicker the second time, because the copy has its room by then.
+    pub(super) fn new(pid: i32, images: &Path, plant: &dyn Plant) -> io::Result<Self> {
+        let mut tracked = Self::untracked(pid, images)?;
+        if areas::of_running(pid)?.has_aio || writes_directly(pid) {
+            tracing::debug!(pid, "is not tracked: the disk writes into its memory");
+            return Ok(tracked);
+        }
+        let features = feature::WP_ASYNC | feature::WP_UNPOPULATED;
+        let planted = plant
+            .plant(pid)
+            .and_then(|fd| Ok(Userfaultfd::new(fd, features)?));
+        match planted {
+            Ok(writes) => tracked.writes = Some(writes),
+            Err(error) => tracing::debug!(pid, error = &*error, "is not tracked"),
+        }
+        Ok(tracked)
+    }
+
+    /// A process of which nothing is known: all its pages count as changed.
+    pub(super) fn untracked(pid: i32, images: &Path) -> io::Result<Self> {
+        let process = Process::open(pid)?;
+        let path = images.join(format!("copy-{pid}"));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)?;
+        Ok(Self {
+            process,
+            path,
+            file,
+            writes: None,
+            unsure: Vec::new(),
+            rounds: 0,
+            runs: Vec::new(),
+            number: 0,
+            buffer: vec![0; CHUNK],
+        })
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        !self
+            .process
+            .wait_end(Some(std::time::Duration::ZERO))
+            .unwrap_or(true)
+    }
+
+    /// Copies what was written since the last round (the first time: everything); the number of pages.
+    pub(super) fn round(&mut self, wanted: &dyn Fn() -> bool) -> io::Result<u64> {
+        let pid = self.pid();
+        // Opened each time: after execve(2) an older one shows what is gone.
+        let pagemap = Pagemap::open(pid)?;
+        let mut pages = 0;
+        for area in areas::of_running(pid)?.ranges {
+            let tracked = self
+                .writes
+                .as_ref()
+                .is_some_and(|writes| writes.register(area.clone(), Watch::Written).is_ok());
+            if !tracked && self.rounds > 0 {
+                continue; // it got its room in the first round
+            }
+            let (looking_for, protect) = if tracked {
+                (CHANGED, Protect::Found)
+            } else {
+                (CONTENT, Protect::No)
+            };
+            for stride in strides(area) {
+                if !wanted() {
+                    return Ok(pages);
+                }
+                let mut found = Vec::new();
+                pagemap.scan(stride, looking_for, protect, |region| found.push(region))?;
+                for region in found {
+                    pages += (region.end - region.start) / PAGE;
+                    self.copy_or_note(region.start..region.end)?;
+                }
+            }
+        }
+        self.rounds += 1;
+        Ok(pages)
+    }
+
+    /// Finds every page that there is, and copies those that are not known to be unchanged.
+    pub(super) fn take(&mut self, number: u32, areas: &[Area]) -> io::Result<Taken> {
+        self.number = number;
+        self.runs.clear();
+        let pagemap = Pagemap::open(self.pid())?;
+        let mut taken = Taken::default();
+        for area in areas {
+            let mut found = Vec::new();
+            pagemap.scan(area.range.clone(), CONTENT, Protect::No, |r| found.push(r))?;
+            let found = pagemap.without_markers(found)?;
+            // Says whether the area is ours: after execve(2), or where the process tracks itself, it is not.
+            let known = found.iter().any(is_unchanged)
+                && self.writes.as_ref().is_some_and(|writes| {
+                    writes.register(area.range.clone(), Watch::Written).is_ok()
+                });
+            for region in found {
+                let range = region.start..region.end;
+                let bytes = region.end - region.start;
+                taken.all += bytes;
+                self.runs.push(Run {
+                    start: region.start,
+                    pages: bytes / PAGE,
+                });
+                if known && is_unchanged(&region) && !self.is_unsure(&range) {
+                    continue;
+                }
+                taken.frozen += bytes;
+                self.copy(range)?;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Undoes the tracking, a part at a time: page tables are locked meanwhile.
+    pub(super) fn let_go(&mut self) {
+        let Some(writes) = self.writes.take() else {
+            return;
+        };
+        for area in areas::of_running(self.pid()).unwrap_or_default().ranges {
+            for stride in strides(area) {
+                // what is not tracked any more needs nothing; closing the descriptor is the end in any case
+                let _ = writes.unregister(stride);
+            }
+        }
+    }
+
+    /// Brings the pages into CRIU's images.
+    pub(super) fn complete(self, images: &Path, late: Late) -> Result<(), CriuError> {
+        let result = image::complete(images, self.number, &self.file, &self.runs, late);
+        let kept = matches!(result, Ok(image::Kept::Late));
+        let moved = if kept {
+            fs::rename(&self.path, images.join(image::late_name(self.number)))
+        } else {
+            fs::remove_file(&self.path)
+        };
+        moved.map_err(|source| CriuError::Image {
+            path: self.path.clone(),
+            what: "cannot be put in its place".to_owned(),
+            source: Some(source),
+        })?;
+        result.map(|_| ())
+    }
+
+    fn is_unsure(&self, range: &Range<u64>) -> bool {
+        self.unsure
+            .iter()
+            .any(|unsure| unsure.start < range.end && range.start < unsure.end)
+    }
+
+    /// Copies, or remembers that it could not: the process changes its areas while it runs.
+    fn copy_or_note(&mut self, range: Range<u64>) -> io::Result<()> {
+        match self.copy(range.clone()) {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::FAULT.raw_os_error()) => {
+                self.unsure.push(range);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn copy(&mut self, range: Range<u64>) -> io::Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let length = usize::try_from(range.end - at).map_or(CHUNK, |left| left.min(CHUNK));
+            let chunk = self.buffer.get_mut(..length).unwrap_or_default();
+            let read = match memory::read(self.process.pid(), at, chunk) {
+                Ok(read) if read > 0 => read,
+                // not readable for the process itself either
+                _ => read_by_force(self.process.pid(), at, chunk)?,
+            };
+            self.file
+                .write_all_at(chunk.get(..read).unwrap_or_default(), at)?;
+            at += read as u64;
+        }
+        Ok(())
+    }
+}
+
+/// One page through `/proc/<pid>/mem`, which does not mind protections.
+fn read_by_force(pid: i32, at: u64, into: &mut [u8]) -> io::Result<usize> {
+    let length = into.len().min(PAGE as usize);
+    let page = into.get_mut(..length).unwrap_or_default();
+    File::open(format!("/proc/{pid}/mem"))?
+        .read_exact_at(page, at)
+        .map_err(|error| match error.raw_os_error() {
+            // what process_vm_readv(2) says to the same
+            Some(code) if code == rustix::io::Errno::IO.raw_os_error() => {
+                rustix::io::Errno::FAULT.into()
+            }
+            _ => error,
+        })?;
+    Ok(length)
+}
+
+fn is_unchanged(region: &Region) -> bool {
+    region.kinds & (page::WRITTEN | page::WP_ALLOWED) == page::WP_ALLOWED
+}
+
+fn strides(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let end = range.end;
+    range
+        .step_by(STRIDE as usize)
+        .map(move |start| start..start.saturating_add(STRIDE).min(end))
+}
+
+/// Whether the process has a file open with `O_DIRECT`: reading such a file, the disk writes into its pages, some time after the
+/// page tables say so.
+fn writes_directly(pid: i32) -> bool {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else {
+        return true;
+    };
+    entries.flatten().any(|entry| {
+        fs::read_to_string(entry.path()).is_ok_and(|info| {
+            info.lines()
+                .find_map(|line| line.strip_prefix("flags:"))
+                .and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok())
+                .is_some_and(|flags| OFlags::from_bits_retain(flags).contains(OFlags::DIRECT))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::os::fd::OwnedFd;
+    use std::process::{Child, Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use offshoot_sys::inject::Stopped;
+
+    use super::*;
+    use crate::error::Foreign;
+
+    struct InProcess;
+
+    impl Plant for InProcess {
+        fn plant(&self, pid: i32) -> Result<OwnedFd, Foreign> {
+            Ok(Stopped::stop(pid, Duration::from_secs(10))?.take_userfaultfd()?)
+        }
+    }
+
+    /// Works on its memory without end, looks whether all is as it left it, and says so.
+    const WORKER: &str = "
+import hashlib, os, time, select
+r, w = os.pipe()
+data = {}
+n = 0
+while True:
+    for k in list(data):
+        if data[k][0] != hashlib.sha256(data[k][1]).digest(): raise SystemExit('torn')
+    for i in range(50):
+        n += 1
+        blob = os.urandom(20000 + n % 3000)
+        data[n % 200] = (hashlib.sha256(blob).digest(), bytearray(blob))
+    select.select([r], [], [], 0.002)
+    print(n, flush=True)
+";
+
+    struct Worker(Child, BufReader<std::process::ChildStdout>);
+
+    impl Worker {
+        fn start() -> Self {
+            let mut child = Command::new("python3")
+                .args(["-c", WORKER])
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let out = BufReader::new(child.stdout.take().unwrap());
+            Self(child, out)
+        }
+
+        fn works_on(&mut self) {
+            for _ in 0..5 {
+                let mut line = String::new();
+                self.1.read_line(&mut line).unwrap();
+                let ended = self.0.try_wait().unwrap();
+                assert!(line.trim().parse::<u64>().is_ok(), "{line:?} {ended:?}");
+            }
+        }
+    }
+
+    impl Drop for Worker {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn a_process_does_not_notice_that_it_is_copied() {
+        if !Pagemap::is_supported() {
+            println!("SKIPPED: this kernel has no PAGEMAP_SCAN (Linux 6.7)");
+            return;
+        }
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let mut worker = Worker::start();
+        worker.works_on();
+        let pid = worker.0.id().cast_signed();
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(4) {
+            let mut tracked = Tracked::new(pid, dir.path(), &InProcess).unwrap();
+            assert!(tracked.writes.is_some());
+            for _ in 0..3 {
+                tracked.round(&|| true).unwrap();
+                worker.works_on();
+            }
+            tracked.let_go();
+            worker.works_on();
+        }
+    }
+}
