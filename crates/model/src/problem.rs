@@ -83,7 +83,7 @@ codes! {
     PoolFull = "pool-full", 507;
     /// The pool cannot be used.
     PoolBroken = "pool-broken", 500;
-    /// Another operation holds the environment.
+    /// Somebody else holds what is needed, or too many already wait for it.
     Busy = "busy", 409;
     /// The environment's state does not allow this.
     WrongState = "wrong-state", 409;
@@ -97,7 +97,7 @@ codes! {
     RestoreFailed = "restore-failed", 500;
     /// A node did not start.
     StartFailed = "start-failed", 500;
-    /// A node did not become healthy in its time.
+    /// A node that others wait for did not become healthy.
     Unhealthy = "unhealthy", 504;
     /// A command in a node could not be run.
     ExecFailed = "exec-failed", 422;

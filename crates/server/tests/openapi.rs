@@ -60,10 +60,4 @@ fn the_document_is_3_1_and_whole() {
         schemas["Code"]["enum"].as_array().unwrap().len(),
         offshoot_model::Code::ALL.len()
     );
-    for code in offshoot_model::Code::ALL {
-        assert!(
-            api.contains(&format!("| `{code}` | {} |", code.http_status())),
-            "docs/api.md does not have {code}"
-        );
-    }
 }
