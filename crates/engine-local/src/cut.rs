@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use offshoot_checkpoint::{
     Container, Criu, CutNode, CutNodeReport, CutReport, CutRequest, Foreign, Freezer, Insist,
-    Isolate, Lease, rewrite_ids,
+    Isolate, Late, Lease, Plant, rewrite_ids,
 };
 use offshoot_engine::failpoint;
 use offshoot_model::clone::NodeCloneReport;
@@ -94,6 +94,8 @@ pub(crate) struct Cutter<'a> {
     pub(crate) container: &'a dyn Fn(&str) -> Result<Container, Problem>,
     /// Makes ready to isolate the parent's nodes.
     pub(crate) isolation: Option<PreparedIsolation>,
+    /// Gets at the memory of processes that run.
+    pub(crate) plant: &'a dyn Plant,
     pub(crate) cancelled: &'a (dyn Fn() -> bool + Sync),
 }
 
@@ -161,6 +163,14 @@ impl Cutter<'_> {
             isolate: isolation.as_ref().map(|isolator| isolator as &dyn Isolate),
             max_freeze,
             insist,
+            plant: self.plant,
+            late: Late::Never,
+            // What a busy database wrote since `prepare_cut` need not wait for the freeze.
+            settle: &|| {
+                if let Err(error) = self.pool.sync() {
+                    tracing::warn!(%error, "the pool could not be synced before a cut");
+                }
+            },
             cancelled: self.cancelled,
         };
         let report = offshoot_checkpoint::cut(request, snapshot).map_err(|e| e.problem())?;
@@ -249,6 +259,7 @@ fn picture(report: &CutReport, plans: &[NodePlan]) -> CloneReport {
             dump_us: seen.map_or(0, |row| micros(row.dump)),
             restore_us: 0,
             memory_bytes: seen.map_or(0, |row| row.memory_bytes),
+            frozen_bytes: seen.map_or(0, |row| row.frozen_bytes),
             processes: seen.map_or(0, |row| row.processes),
         }
     };
@@ -257,6 +268,7 @@ fn picture(report: &CutReport, plans: &[NodePlan]) -> CloneReport {
         freeze_us: micros(report.freeze),
         skew_us: micros(report.skew),
         memory_bytes: report.nodes.iter().map(|row| row.memory_bytes).sum(),
+        frozen_bytes: report.nodes.iter().map(|row| row.frozen_bytes).sum(),
         ready_us: None,
         parts: report.parts.clone(),
         nodes: plans.iter().map(row).collect(),

@@ -16,6 +16,7 @@ mod local;
 mod logs;
 mod net;
 mod nodes;
+mod plant;
 mod sweep;
 mod usage;
 

@@ -22,6 +22,7 @@ use offshoot_pool::{Backing, Pool, Subvolume};
 use tokio::sync::mpsc;
 
 use crate::blocking::blocking;
+use crate::plant::Planter;
 use crate::config::LocalConfig;
 use crate::dirs::ensure_passable;
 use crate::{copy, cut, disks, doctor, edge, exec, logs, net, nodes, sweep};
@@ -246,6 +247,7 @@ impl Inner {
                 )
             },
             isolation,
+            plant: &Planter(&self.config.shim),
             cancelled,
         };
         let insist = match fallback {
@@ -253,15 +255,7 @@ impl Inner {
             Fallback::Disk => Insist::No,
         };
         let max_freeze = Duration::from_millis(max_freeze_ms);
-        let (nodes, report) = std::thread::scope(|scope| {
-            // While CRIU starts, once more: what a busy database wrote since `prepare_cut` need not wait for the freeze.
-            scope.spawn(|| {
-                if let Err(error) = self.pool.sync() {
-                    tracing::warn!(%error, "the pool could not be synced before a cut");
-                }
-            });
-            cutter.cut(parent, clone, plans, max_freeze, insist)
-        })?;
+        let (nodes, report) = cutter.cut(parent, clone, plans, max_freeze, insist)?;
         Ok(CutOutcome { nodes, report })
     }
 

@@ -47,6 +47,9 @@ pub struct CloneReport {
     pub skew_us: u64,
     /// Memory written for all nodes, bytes.
     pub memory_bytes: u64,
+    /// Of that, what was copied in the freeze, bytes; the rest was copied before, while everything ran.
+    #[serde(default)]
+    pub frozen_bytes: u64,
     /// From the request until every health check of the clone passed, microseconds.
     pub ready_us: Option<u64>,
     /// Where the freeze went: named parts in order.
@@ -81,6 +84,9 @@ pub struct NodeCloneReport {
     pub restore_us: u64,
     /// Memory written, bytes.
     pub memory_bytes: u64,
+    /// Of that, what was copied while it stood still, bytes; the rest was copied before, while it ran.
+    #[serde(default)]
+    pub frozen_bytes: u64,
     /// Processes restored.
     pub processes: u32,
 }

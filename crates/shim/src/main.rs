@@ -4,6 +4,9 @@
 //! - `router --spec FILE`: beside one environment; owns its network (crate `network`).
 //! - `exec --pid-file FILE -- RUNC...`: beside one session ([`exec`]).
 //! - `hook --spec FILE`: run by runc in the middle of a restore ([`hook`]).
+//! - `memory --spec FILE`: beside a restored node while its memory comes ([`late::source`]).
+//! - called by the name `criu-action`: run by CRIU during such a restore ([`late::hold`]).
+//! - `plant PID`: for a moment, beside a process whose memory is about to be copied ([`plant`]).
 //!
 //! People do not call it.
 
@@ -13,21 +16,31 @@ use std::process::ExitCode;
 mod control;
 mod exec;
 mod hook;
+mod late;
 mod mounts;
 mod node;
+mod plant;
 mod shared;
 mod stdio;
 
 fn main() -> ExitCode {
+    let name = std::env::args_os().next().unwrap_or_default();
+    if Path::new(&name).file_name() == Some(late::hold::NAME.as_ref()) {
+        return late::hold::run(Path::new(&name));
+    }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     if let ["exec", "--pid-file", pid_file, "--", command @ ..] = args.as_slice() {
         return exec::run(Path::new(pid_file), command);
     }
+    if let ["plant", pid] = args.as_slice() {
+        return plant::run(pid);
+    }
     let run: fn(&Path) -> anyhow::Result<()> = match args.as_slice() {
         ["node", "--spec", _] => node::run,
         ["router", "--spec", _] => router,
         ["hook", "--spec", _] => hook::run,
+        ["memory", "--spec", _] => late::source::run,
         ["--version"] => {
             println!("offshoot-shim {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;

@@ -182,6 +182,7 @@ fn node_report(node: &str, rung: Rung, why: Option<&str>, us: u64) -> NodeCloneR
         dump_us: us * 8 / 10,
         restore_us: us * 3,
         memory_bytes: us << 10,
+        frozen_bytes: us << 7,
         processes: u32::from(us > 0) * 5,
     }
 }
@@ -209,6 +210,7 @@ pub(crate) fn clone_operation() -> Operation {
             freeze_us: 187_400,
             skew_us: 1_900,
             memory_bytes: 310 << 20,
+            frozen_bytes: 18 << 20,
             ready_us: Some(1_240_000),
             parts: vec![
                 Timing {

@@ -214,7 +214,7 @@ fn details(operation: &Operation, paint: Paint, now: Timestamp) -> String {
     }
     if let Some(report) = &operation.report {
         rows.push(("Freeze", clone::freeze_line(report)));
-        rows.push(("Memory copied", human::bytes(report.memory_bytes)));
+        rows.push(("Memory copied", clone::memory_line(report)));
         if let Some(us) = report.ready_us {
             rows.push(("Answers after", human::duration(us)));
         }
