@@ -219,6 +219,14 @@ impl NodeCgroup {
         }
     }
 
+    /// Begins to freeze the node without waiting until it stands.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn begin_freeze(&self) -> Result<()> {
+        set(&self.host, &self.freezer(), Freezer::Frozen)
+    }
+
     /// Waits until everything stands, at most `max`.
     fn stands(&self, dir: &Path, max: Duration) -> Result<bool> {
         let start = Instant::now();
@@ -322,7 +330,6 @@ impl NodeCgroup {
     pub fn kill(&self) -> Result<()> {
         let deadline = Instant::now() + KILL_MAX;
         loop {
-            self.thaw()?;
             if let Hierarchies::V2 { .. } = self.host {
                 // Linux 5.14; where it is missing the loop below does it.
                 let _ = fs::write(self.freezer().join("cgroup.kill"), "1");
@@ -334,6 +341,8 @@ impl NodeCgroup {
                     let _ = process.signal(rustix::process::Signal::KILL.as_raw());
                 }
             }
+            // Only now: what was frozen shall not run again, not even for a moment.
+            self.thaw()?;
             let Some(first) = alive.first() else {
                 return Ok(());
             };

@@ -271,6 +271,22 @@ impl NodeClient {
         }
     }
 
+    /// Waits until all of the memory that the node was restored with is there, at most `max`. At once for a node that was started
+    /// afresh. Before a cut: the kernel does not let two look after the same memory.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Reported`] when it takes longer, or cannot come any more; the node is killed then.
+    pub fn wait_memory(&self, max: Duration) -> Result<()> {
+        let max_ms = u64::try_from(max.as_millis()).unwrap_or(u64::MAX);
+        match self.ask(&Request::Memory { max_ms }, max + ANSWER_MAX)? {
+            Answer::Done => Ok(()),
+            other => Err(RuntimeError::Protocol {
+                run_dir: self.run_dir.clone(),
+                answer: format!("{other:?}"),
+            }),
+        }
+    }
+
     /// Moves processes that do not descend from the main process (exec sessions, health checks) into a freezer of their own, beside the
     /// node's, so that CRIU does not meet them. A freeze does this by itself; they return with the thaw.
     ///
@@ -361,6 +377,7 @@ pub fn observe(run_dir: &Path) -> Result<NodeStatus> {
         exit,
         freezer: PathBuf::new(),
         warnings: Vec::new(),
+        memory_to_come: 0,
     })
 }
 

@@ -47,6 +47,11 @@ pub enum Request {
     },
     /// Ends the freeze of this connection.
     Thaw,
+    /// Answers when all of the memory that the node was restored with is there; it comes as fast as it can from now on.
+    Memory {
+        /// Milliseconds to wait at most.
+        max_ms: u64,
+    },
     /// Moves processes that do not descend from the main process (exec sessions) into a freezer of their own.
     Guests,
 }
@@ -59,7 +64,7 @@ pub enum Answer {
     Status(NodeStatus),
     /// To `Wait`, `Stop`, `Kill`.
     Ended(ExitRecord),
-    /// To `Signal`.
+    /// To `Signal` and `Memory`.
     Done,
     /// To `Freeze`.
     Frozen {
@@ -99,6 +104,9 @@ pub struct NodeStatus {
     pub freezer: PathBuf,
     /// What was asked for and could not be given in full, for people.
     pub warnings: Vec<String>,
+    /// Bytes of memory that the node was restored with and that have still to come; it cannot be cut until then.
+    #[serde(default)]
+    pub memory_to_come: u64,
 }
 
 /// State of a node.
@@ -128,6 +136,9 @@ pub struct ExitRecord {
     pub signal: Option<i32>,
     /// Whether the kernel killed a process of the node for want of memory while it ran.
     pub out_of_memory: bool,
+    /// Whether it was killed because memory that it was restored with could not come any more.
+    #[serde(default)]
+    pub memory_lost: bool,
     /// When.
     pub at: Timestamp,
 }

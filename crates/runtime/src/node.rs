@@ -221,7 +221,7 @@ pub fn ensure_node_removed(
 /// Programs that work for a node on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Helper {
-    /// `... node --spec <run_dir>/spec.json`
+    /// `... node --spec <run_dir>/spec.json`, and its page source, which is called `memory`.
     Shim,
     /// `... --root <run_dir>/runc ...`
     Runc,
@@ -236,7 +236,8 @@ fn processes_of(run_dir: &Path, helper: Helper) -> Vec<process::Process> {
     };
     let value = value.as_os_str().as_bytes();
     let is_helper = |arguments: &[Vec<u8>]| {
-        let node = helper == Helper::Runc || arguments.get(1).is_some_and(|a| a == b"node");
+        let mode = arguments.get(1).map_or(b"".as_slice(), Vec::as_slice);
+        let node = helper == Helper::Runc || [b"node".as_slice(), b"memory"].contains(&mode);
         node && arguments
             .windows(2)
             .any(|pair| matches!(pair, [a, b] if a == flag && b == value))

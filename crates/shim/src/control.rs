@@ -261,6 +261,10 @@ fn answer(request: Request, shared: &Shared) -> Result<Answer, Problem> {
         }
         Request::Kill => kill(shared),
         Request::Thaw => Err(misunderstood("a thaw without a freeze")),
+        Request::Memory { max_ms } => {
+            shared.wait_memory(Duration::from_millis(max_ms).min(FREEZE_MAX))?;
+            Ok(Answer::Done)
+        }
         Request::Guests => {
             let main = shared.main()?;
             let moved = shared.cgroup.move_guests(main.pid());

@@ -20,6 +20,7 @@ use offshoot_runtime::runc::{Runc, criu_errors};
 use offshoot_runtime::{ExitRecord, NodeSpec, Result, RuntimeError, Start};
 use offshoot_sys::process::{self, Ended, Process, Side, Visit};
 
+use crate::late::Late;
 use crate::mounts::Images;
 use crate::shared::Shared;
 use crate::stdio::NodeEnds;
@@ -112,7 +113,7 @@ fn lock(run_dir: &Path) -> Result<File> {
 
 type Created = (Arc<Process>, Vec<JoinHandle<()>>);
 
-fn create(shared: &Shared, runc: &Runc) -> std::result::Result<Created, Problem> {
+fn create(shared: &Arc<Shared>, runc: &Runc) -> std::result::Result<Created, Problem> {
     let spec = &shared.spec;
     let code = match spec.start {
         Start::Fresh => Code::StartFailed,
@@ -150,7 +151,7 @@ fn create(shared: &Shared, runc: &Runc) -> std::result::Result<Created, Problem>
     let (ends, pumps) = stdio::open(spec).map_err(problem)?;
     let main = match &spec.start {
         Start::Fresh => fresh(spec, runc, &bundle, ends),
-        Start::Restore { images } => restore(spec, runc, &bundle, images, ends),
+        Start::Restore { images } => restore(shared, runc, &bundle, images, ends),
     }?;
     if spec.start != Start::Fresh {
         mounts::forget_others(spec, &layout, Images::Done);
@@ -200,13 +201,15 @@ fn wait_program(main: &Process, before: &[Vec<u8>]) {
 }
 
 fn restore(
-    spec: &NodeSpec,
+    shared: &Arc<Shared>,
     runc: &Runc,
     bundle: &Path,
     images: &Path,
     ends: NodeEnds,
 ) -> std::result::Result<Process, Problem> {
+    let spec = &shared.spec;
     let problem = |e: RuntimeError| e.problem_as(Code::RestoreFailed);
+    let late = Late::prepare(spec, images).map_err(problem)?;
     let work = spec.run_dir.join("criu");
     fs::create_dir_all(&work).map_err(|e| problem(RuntimeError::io("make", &work, e)))?;
     let pid_file = spec.run_dir.join("pid");
@@ -243,6 +246,9 @@ fn restore(
             e,
         ))
     })?;
+    if let Some(late) = late {
+        late.begin(shared).map_err(problem)?;
+    }
     Ok(main)
 }
 
@@ -297,10 +303,13 @@ impl Running {
         while !self.pumps.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
+        // The page source sees the end by itself.
+        let _ = self.shared.wait_memory(SETTLE_MAX);
         let record = ExitRecord {
             status: ended.status(),
             signal,
             out_of_memory,
+            memory_lost: self.shared.is_memory_lost(),
             at,
         };
         let written = serde_json::to_vec(&record).map_err(|e| RuntimeError::spec(e.to_string()));

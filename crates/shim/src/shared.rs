@@ -1,5 +1,7 @@
 //! What the shim's threads share: the node's state, and who holds it frozen.
 
+use std::io::Write;
+use std::process::ChildStdin;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,8 +29,22 @@ enum Phase {
     Failed(Problem),
 }
 
+/// Where the memory is that the node was restored with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// In the node.
+    Whole,
+    /// This many bytes have still to come.
+    Coming(u64),
+    /// Some can never come; the node is killed.
+    Lost(String),
+}
+
 struct Inner {
     phase: Phase,
+    memory: Memory,
+    /// To the page source, to be told that somebody waits.
+    source: Option<ChildStdin>,
     warnings: Vec<String>,
     /// Number of the freeze that holds, if one does.
     lease: Option<u64>,
@@ -41,6 +57,8 @@ impl Shared {
     pub(crate) fn new(spec: NodeSpec, cgroup: NodeCgroup) -> Self {
         let inner = Inner {
             phase: Phase::Starting,
+            memory: Memory::Whole,
+            source: None,
             warnings: Vec::new(),
             lease: None,
             next_lease: 0,
@@ -93,6 +111,10 @@ impl Shared {
             exit: None,
             freezer: self.cgroup.freezer(),
             warnings: inner.warnings.clone(),
+            memory_to_come: match inner.memory {
+                Memory::Coming(bytes) => bytes,
+                Memory::Whole | Memory::Lost(_) => 0,
+            },
         };
         match &inner.phase {
             Phase::Starting => {}
@@ -113,6 +135,60 @@ impl Shared {
             Phase::Failed(_) => status.state = RunState::Absent,
         }
         status
+    }
+
+    /// Notes where the memory is.
+    pub(crate) fn memory(&self, memory: Memory) {
+        let mut inner = self.lock();
+        if !matches!(memory, Memory::Coming(_)) {
+            inner.source = None;
+        }
+        inner.memory = memory;
+        self.changed.notify_all();
+    }
+
+    /// Notes whom to tell that somebody waits for the memory. It stays open as long as memory comes: its end is the shim's.
+    pub(crate) fn source(&self, source: ChildStdin) {
+        self.lock().source = Some(source);
+    }
+
+    pub(crate) fn is_memory_lost(&self) -> bool {
+        matches!(self.lock().memory, Memory::Lost(_))
+    }
+
+    /// Waits until all memory is there, at most `max`.
+    pub(crate) fn wait_memory(&self, max: Duration) -> Result<(), Problem> {
+        let deadline = Instant::now() + max;
+        let mut inner = self.lock();
+        if let Some(source) = &mut inner.source {
+            // If it is gone, that is heard elsewhere.
+            let _ = source.write_all(b"hurry\n");
+        }
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match &inner.memory {
+                Memory::Whole => return Ok(()),
+                Memory::Lost(why) => return Err(memory_lost(&self.spec, why)),
+                Memory::Coming(bytes) if left.is_zero() => {
+                    return Err(Problem::new(
+                        Code::Busy,
+                        Fault::Host,
+                        format!(
+                            "{} MiB of the memory of node {} have still to come",
+                            bytes >> 20,
+                            self.spec.node
+                        ),
+                        "try again in a moment",
+                    ));
+                }
+                Memory::Coming(_) => {}
+            }
+            inner = self
+                .changed
+                .wait_timeout(inner, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
     }
 
     /// The main process, while it runs.
@@ -196,6 +272,10 @@ impl Shared {
     /// Freezes the node and its guests within `max`, for one holder at a time.
     pub(crate) fn freeze(&self, max: Duration) -> Result<u64, Problem> {
         let main = self.main()?;
+        // CRIU cannot dump memory that is not there.
+        let began = Instant::now();
+        self.wait_memory(max)?;
+        let max = max.saturating_sub(began.elapsed());
         let number = {
             let mut inner = self.lock();
             if inner.lease.is_some() {
@@ -271,6 +351,17 @@ impl Drop for Debt<'_> {
         self.0.lock().waiters -= 1;
         self.0.changed.notify_all();
     }
+}
+
+pub(crate) fn memory_lost(spec: &NodeSpec, why: &str) -> Problem {
+    let what = format!("the memory of node {} could not be brought back", spec.node);
+    Problem::new(
+        Code::RestoreFailed,
+        Fault::Host,
+        what,
+        "start or clone it again",
+    )
+    .detail(why)
 }
 
 pub(crate) fn not_running(spec: &NodeSpec) -> Problem {

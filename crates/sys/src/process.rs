@@ -170,6 +170,13 @@ impl Process {
     }
 }
 
+impl AsFd for Process {
+    /// Readable when it ended.
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 /// Waits until one of two processes ended; true when it was `one` (also when both did).
 ///
 /// # Errors

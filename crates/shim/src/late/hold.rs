@@ -1,0 +1,49 @@
+//! Run by CRIU at every stage of a restore (its `action-script`): freezes the node before any of its processes goes on.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use offshoot_runtime::cgroup::{Hierarchies, NodeCgroup};
+use offshoot_runtime::{NodeSpec, SPEC_FILE};
+use offshoot_sys::process::Process;
+
+/// Name of the link to this program in the node's directory: CRIU gives its script no arguments.
+pub(crate) const NAME: &str = "criu-action";
+/// The stage at which all processes are complete and still held by CRIU.
+const STAGE: &str = "pre-resume";
+
+/// Acts as CRIU's script, called by the name `link`. CRIU goes on whatever becomes of this stage, so what cannot be held is killed.
+pub(crate) fn run(link: &Path) -> ExitCode {
+    if std::env::var("CRTOOLS_SCRIPT_ACTION").as_deref() != Ok(STAGE) {
+        return ExitCode::SUCCESS;
+    }
+    let main = std::env::var("CRTOOLS_INIT_PID")
+        .ok()
+        .and_then(|pid| pid.parse().ok());
+    let held = main
+        .context("CRIU does not name the main process")
+        .and_then(|main| hold(link, main));
+    match held {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // To CRIU's log.
+            eprintln!("offshoot-shim: the node cannot be held: {error:#}");
+            // All of a PID namespace ends with its first process.
+            if let Some(Err(e)) = main.map(|main| Process::open(main).and_then(|p| p.signal(9))) {
+                eprintln!("offshoot-shim: nor killed: {e}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn hold(link: &Path, main: i32) -> Result<()> {
+    let dir = link.parent().context("no directory")?;
+    let spec = NodeSpec::read(&dir.join(SPEC_FILE))?;
+    let cgroup = NodeCgroup::new(Hierarchies::of_host()?, &spec.instance, &spec.node);
+    // runc starts CRIU inside the node's cgroup. It and this process are no part of the node and have to go on.
+    cgroup.move_guests(main)?;
+    // They stand when CRIU has let go.
+    Ok(cgroup.begin_freeze()?)
+}

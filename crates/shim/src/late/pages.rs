@@ -1,0 +1,159 @@
+//! The memory of processes beside CRIU's images: `memory-<pid>` holds the page of address A at offset A, `memory-<pid>.pages` says which
+//! pages there are.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::FallocateFlags;
+
+/// Bytes of a page.
+pub(crate) const PAGE: u64 = 4096;
+/// First address that no process has (x86-64, five levels of page tables).
+const ADDRESS_END: u64 = 1 << 56;
+/// Largest list, bytes.
+const LIST_MAX: u64 = 256 << 20;
+/// Says that pages were taken out of the files: nothing can be restored from them again.
+const USED: &str = "memory.used";
+const LIST: &str = ".pages";
+
+/// The pages of one process.
+#[derive(Debug)]
+pub(crate) struct Copy {
+    pub(crate) file: File,
+    /// Rising, apart from each other.
+    pub(crate) ranges: Vec<Range<u64>>,
+}
+
+impl Copy {
+    /// Gives the room of pages back that nobody will ask for again.
+    pub(crate) fn release(&self, offset: u64, len: u64) {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        // Where it is refused, the room is given back when the file is closed.
+        let _ = rustix::fs::fallocate(&self.file, flags, offset, len);
+    }
+}
+
+/// Whether memory that comes late belongs to these images.
+pub(crate) fn are_there(images: &Path) -> io::Result<bool> {
+    Ok(!lists(images)?.is_empty())
+}
+
+/// The lists by the number their process has inside the node.
+fn lists(images: &Path) -> io::Result<BTreeMap<i32, PathBuf>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(images)? {
+        let name = entry?.file_name();
+        let Some(number) = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("memory-")?.strip_suffix(LIST))
+        else {
+            continue;
+        };
+        let number = number.parse().map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{name:?} is no process's"),
+            )
+        })?;
+        found.insert(number, images.join(name));
+    }
+    Ok(found)
+}
+
+/// Opens the memory of all processes, once: pages are taken out as they are delivered.
+pub(crate) fn open(images: &Path) -> Result<BTreeMap<i32, Copy>> {
+    let lists = lists(images).with_context(|| format!("read {}", images.display()))?;
+    let mut copies = BTreeMap::new();
+    for (number, list) in lists {
+        let path = list.with_extension("");
+        let open = || -> Result<Copy> {
+            ensure!(
+                fs::metadata(&list)?.len() <= LIST_MAX,
+                "its list is too long"
+            );
+            let ranges = understand(&fs::read(&list)?).context("its list is wrong")?;
+            let file = File::options().read(true).write(true).open(&path)?;
+            let end = ranges.last().map_or(0, |range| range.end);
+            ensure!(file.metadata()?.len() >= end, "it is too short");
+            Ok(Copy { file, ranges })
+        };
+        copies.insert(
+            number,
+            open().with_context(|| format!("open {}", path.display()))?,
+        );
+    }
+    File::create_new(images.join(USED)).context("the images' memory was used already")?;
+    Ok(copies)
+}
+
+fn understand(list: &[u8]) -> Result<Vec<Range<u64>>> {
+    ensure!(list.len().is_multiple_of(16), "it ends in the middle");
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for pair in list.chunks_exact(16) {
+        let (start, pages) = pair.split_at(8);
+        let start = u64::from_le_bytes(start.try_into()?);
+        let pages = u64::from_le_bytes(pages.try_into()?);
+        let end = pages
+            .checked_mul(PAGE)
+            .and_then(|len| start.checked_add(len));
+        let end = end.filter(|end| *end > start && *end <= ADDRESS_END);
+        let end = end.context("a run has no sensible length")?;
+        ensure!(start.is_multiple_of(PAGE), "a run begins within a page");
+        match ranges.last_mut() {
+            Some(last) if last.end > start => anyhow::bail!("runs overlap"),
+            Some(last) if last.end == start => last.end = end,
+            _ => ranges.push(start..end),
+        }
+    }
+    Ok(ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(pairs: &[(u64, u64)]) -> Vec<u8> {
+        let words = pairs.iter().flat_map(|(start, pages)| [start, pages]);
+        words.flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn lists_are_understood_or_refused() {
+        let read = |pairs: &[(u64, u64)]| understand(&list(pairs)).ok();
+        assert_eq!(read(&[]), Some(vec![]));
+        assert_eq!(
+            read(&[(0x1000, 1), (0x2000, 2), (0x8000, 1)]),
+            Some(vec![0x1000..0x4000, 0x8000..0x9000])
+        );
+        for bad in [
+            &[(0x1000, 0)][..],
+            &[(0x1001, 1)],
+            &[(0x2000, 1), (0x1000, 1)],
+            &[(0x1000, 2), (0x2000, 1)],
+            &[(0x1000, u64::MAX)],
+            &[(u64::MAX - 4095, 1)],
+            &[(1 << 56, 1)],
+        ] {
+            assert_eq!(read(bad), None, "{bad:x?}");
+        }
+        assert!(understand(&[0; 15]).is_err());
+    }
+
+    #[test]
+    fn memory_is_used_once() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!are_there(dir.path()).unwrap());
+        fs::write(dir.path().join("memory-7.pages"), list(&[(0x1000, 1)])).unwrap();
+        assert!(are_there(dir.path()).unwrap());
+        assert!(open(dir.path()).is_err(), "no file");
+        let file = File::create(dir.path().join("memory-7")).unwrap();
+        assert!(open(dir.path()).is_err(), "too short");
+        file.set_len(0x2000).unwrap();
+        assert_eq!(open(dir.path()).unwrap()[&7].ranges, [0x1000..0x2000]);
+        assert!(format!("{:#}", open(dir.path()).unwrap_err()).contains("used already"));
+    }
+}

@@ -1,0 +1,203 @@
+//! Puts a held process into the state that its missing pages are asked for.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
+use std::time::Duration;
+
+use offshoot_sys::inject::Caught;
+use offshoot_sys::memory::{self, Area};
+use offshoot_sys::uffd::{Userfaultfd, Watch, feature};
+
+use super::pages::{Copy, PAGE};
+use super::pending::{Pending, Piece};
+use super::serve::Space;
+
+/// Bytes written at a time.
+const CHUNK: u64 = 256 << 10;
+/// Bound on the system calls of one process.
+const CALLS_MAX: Duration = Duration::from_secs(10);
+/// What the kernel keeps up to date of a `struct rseq` (rseq(2)): it wrote there when the process was restored and does not again until
+/// something changes, so what the parent had must not replace it.
+const KERNELS: [Range<u64>; 2] = [0..8, 20..28];
+/// Bits of an entry of /proc/<pid>/pagemap (the kernel's Documentation/admin-guide/mm/pagemap.rst): of a file, swapped out, in memory.
+const THERE: u64 = 0b111 << 61;
+
+/// Everything that a process may do to its memory while pages are missing.
+const EVENTS: u64 =
+    feature::EVENT_FORK | feature::EVENT_REMAP | feature::EVENT_REMOVE | feature::EVENT_UNMAP;
+
+/// Prepares process `pid`, whose pages are in `copy`. What is there already, and what cannot come late, is written at once; bytes of that are given
+/// back too. `None`: nothing comes late.
+pub(crate) fn plant(
+    caught: &Caught,
+    pid: i32,
+    copy: Copy,
+    device: Option<&File>,
+) -> io::Result<(Option<Space>, u64)> {
+    let uffd = device.and_then(|device| {
+        take(caught, pid, device)
+            .inspect_err(|e| {
+                tracing::warn!(pid, error = %e, "memory cannot come late, all of it is written");
+            })
+            .ok()
+    });
+    let sequences = caught.sequence_areas(pid).unwrap_or_default();
+    let target = Target {
+        pid,
+        memory: File::options()
+            .write(true)
+            .open(format!("/proc/{pid}/mem"))?,
+        pagemap: File::open(format!("/proc/{pid}/pagemap"))?,
+        sequences,
+        copy,
+    };
+    let areas = memory::areas(pid)?;
+    let mut pending = Pending::default();
+    let mut written = 0;
+    let mut areas = areas.iter().peekable();
+    for range in &target.copy.ranges {
+        let mut at = range.start;
+        while at < range.end {
+            while areas.next_if(|area| area.range.end <= at).is_some() {}
+            let area = areas.peek().filter(|area| area.range.start <= at);
+            let area = area.ok_or_else(|| {
+                let what =
+                    format!("the images have memory at {at:x} that process {pid} does not have");
+                io::Error::new(io::ErrorKind::InvalidData, what)
+            })?;
+            let part = at..range.end.min(area.range.end);
+            at = part.end;
+            let missing = match &uffd {
+                Some(_) if can_be_late(area) => target.missing(&part)?,
+                _ => Vec::new(),
+            };
+            let mut done = part.start;
+            for gap in missing
+                .into_iter()
+                .chain(std::iter::once(part.end..part.end))
+            {
+                written += gap.start - done;
+                target.write(done..gap.start)?;
+                done = gap.end;
+                if !gap.is_empty() {
+                    pending.insert(Piece {
+                        offset: gap.start,
+                        range: gap,
+                    });
+                }
+            }
+        }
+    }
+    let Some(uffd) = uffd.filter(|_| !pending.is_empty()) else {
+        return Ok((None, written));
+    };
+    for area in memory::areas(pid)? {
+        let pieces = pending.inside(&area.range);
+        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
+            continue;
+        };
+        let hull = first.range.start..last.range.end;
+        if let Err(e) = uffd.register(hull.clone(), Watch::Missing) {
+            tracing::warn!(pid, ?hull, error = %e, "memory cannot come late, it is written");
+            for piece in pending.remove(&hull) {
+                written += piece.len();
+                target.write(piece.range)?;
+            }
+        }
+    }
+    let space = Space::new(uffd, pending, Rc::new(target.copy));
+    Ok((Some(space), written))
+}
+
+fn take(caught: &Caught, pid: i32, device: &File) -> io::Result<Userfaultfd> {
+    let speaker = caught.speaker(pid, CALLS_MAX)?;
+    Userfaultfd::new(speaker.take_full_userfaultfd(device.as_fd())?, EVENTS)
+}
+
+fn can_be_late(area: &Area) -> bool {
+    area.private && area.anonymous
+}
+
+struct Target {
+    pid: i32,
+    /// Writes here pass over protections (proc_pid_mem(5)).
+    memory: File,
+    pagemap: File,
+    sequences: Vec<u64>,
+    copy: Copy,
+}
+
+impl Target {
+    /// The parts of a range where no page is. Those that the kernel writes to of its own accord are not among them.
+    fn missing(&self, range: &Range<u64>) -> io::Result<Vec<Range<u64>>> {
+        let mut missing: Vec<Range<u64>> = Vec::new();
+        let kernels: Vec<u64> = self
+            .sequences
+            .iter()
+            .flat_map(|area| [*area, area + KERNELS[1].end - 1])
+            .map(|address| address & !(PAGE - 1))
+            .collect();
+        let mut buffer = vec![0; usize::try_from(CHUNK).unwrap_or(0)];
+        let mut at = range.start;
+        while at < range.end {
+            let pages = ((range.end - at) / PAGE).min(CHUNK / 8);
+            let entries = usize::try_from(pages * 8).ok();
+            let entries = entries.and_then(|len| buffer.get_mut(..len));
+            let entries = entries.ok_or(io::ErrorKind::InvalidInput)?;
+            self.pagemap.read_exact_at(entries, at / PAGE * 8)?;
+            for entry in entries.chunks_exact(8) {
+                let entry = u64::from_le_bytes(entry.try_into().unwrap_or([0xff; 8]));
+                if entry & THERE == 0 && !kernels.contains(&at) {
+                    match missing.last_mut() {
+                        Some(last) if last.end == at => last.end += PAGE,
+                        _ => missing.push(at..at + PAGE),
+                    }
+                }
+                at += PAGE;
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Writes a range now.
+    fn write(&self, range: Range<u64>) -> io::Result<()> {
+        let mut buffer = vec![0; usize::try_from(CHUNK.min(range.end - range.start)).unwrap_or(0)];
+        let mut at = range.start;
+        while at < range.end {
+            let len = usize::try_from(CHUNK.min(range.end - at)).unwrap_or(0);
+            let bytes = buffer.get_mut(..len).ok_or(io::ErrorKind::InvalidInput)?;
+            self.copy.file.read_exact_at(bytes, at)?;
+            self.keep_kernels(at, bytes)?;
+            self.memory.write_all_at(bytes, at)?;
+            at += len as u64;
+        }
+        self.copy.release(range.start, range.end - range.start);
+        Ok(())
+    }
+
+    /// Puts what the kernel keeps into `bytes`, which are about to be written at `at`.
+    fn keep_kernels(&self, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let end = at + bytes.len() as u64;
+        for area in &self.sequences {
+            for kept in &KERNELS {
+                let (from, to) = ((area + kept.start).max(at), (area + kept.end).min(end));
+                if from >= to {
+                    continue;
+                }
+                let place = usize::try_from(from - at)
+                    .ok()
+                    .zip(usize::try_from(to - at).ok());
+                let place = place.and_then(|(from, to)| bytes.get_mut(from..to));
+                let place = place.ok_or(io::ErrorKind::InvalidInput)?;
+                if memory::read(self.pid, from, place)? != place.len() {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+        }
+        Ok(())
+    }
+}

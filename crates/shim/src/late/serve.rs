@@ -1,0 +1,275 @@
+//! Delivers missing pages: those that a process waits for at once, the rest when there is time.
+//!
+//! What must hold: whatever has been read of a process's events is known before a page is filled. The kernel refuses to fill pages
+//! (`EAGAIN`) while it has an event that was not read, so a page can never come from what was there before an munmap(2), mremap(2),
+//! madvise(2) or fork(2).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use offshoot_sys::uffd::{Event, Filled, Userfaultfd};
+use rustix::io::Errno;
+
+use super::pages::{Copy, PAGE};
+use super::pending::{Pending, Piece};
+
+/// Bytes delivered with a page that is waited for: neighbours are asked for next.
+const AROUND: u64 = 64 << 10;
+/// Bytes delivered at a time in the background: whoever waits for a page meanwhile waits at most that long.
+const CHUNK: u64 = 256 << 10;
+/// After each chunk this many times the time it took is left to others: half of one processor at most.
+const REST: u32 = 1;
+/// Until something is tried again that the kernel refused because the process was changing its memory.
+const AGAIN: Duration = Duration::from_micros(100);
+/// How long the kernel may have no room for a page before the process cannot go on.
+const NO_ROOM_MAX: Duration = Duration::from_secs(60);
+
+/// The memory of one process, and what of it has still to come.
+pub(crate) struct Space {
+    uffd: Userfaultfd,
+    pending: Pending,
+    /// Shared with forked children.
+    copy: Rc<Copy>,
+    /// Pages that threads wait for.
+    waiting: Vec<u64>,
+    /// Where the background goes on.
+    cursor: u64,
+    /// Since when there has been no room.
+    no_room: Option<Instant>,
+}
+
+/// How a delivery ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    /// Events have to be read first.
+    Later,
+    /// The process ended or executes another program.
+    Gone,
+}
+
+impl Space {
+    pub(crate) fn new(uffd: Userfaultfd, pending: Pending, copy: Rc<Copy>) -> Self {
+        Self {
+            uffd,
+            pending,
+            copy,
+            waiting: Vec::new(),
+            cursor: 0,
+            no_room: None,
+        }
+    }
+
+    /// Takes in all that happened; forked children are added to `born`.
+    fn listen(&mut self, born: &mut Vec<Self>) -> io::Result<()> {
+        loop {
+            let events = self.uffd.events()?;
+            if events.is_empty() {
+                return Ok(());
+            }
+            for event in events {
+                let gone = match event {
+                    Event::Fault(address) => {
+                        self.waiting.push(address & !(PAGE - 1));
+                        continue;
+                    }
+                    Event::Forked(uffd) => {
+                        let pending = self.pending.clone();
+                        born.push(Self::new(uffd, pending, Rc::clone(&self.copy)));
+                        continue;
+                    }
+                    Event::Moved { from, to, len } => {
+                        self.pending.relocate(&(from..from.saturating_add(len)), to)
+                    }
+                    Event::Removed(range) | Event::Unmapped(range) => self.pending.remove(&range),
+                };
+                self.release(&gone);
+            }
+        }
+    }
+
+    /// Delivers what is waited for.
+    fn answer(&mut self, buffer: &mut [u8]) -> io::Result<Outcome> {
+        while let Some(page) = self.waiting.last().copied() {
+            let wanted = page..page + PAGE;
+            let outcome = match self.pending.inside(&wanted).pop() {
+                Some(piece) => self.deliver(&piece, buffer)?,
+                None => {
+                    let filled = self.uffd.zero(wanted.clone());
+                    self.judge(filled, page, PAGE)?.1
+                }
+            };
+            if outcome != Outcome::Done {
+                return Ok(outcome);
+            }
+            self.waiting.pop();
+            self.cursor = wanted.end;
+            // Whether the neighbours come too does not matter.
+            let near = wanted.end..(page & !(AROUND - 1)) + AROUND;
+            if let Some(piece) = self.pending.inside(&near).into_iter().next() {
+                self.deliver(&piece, buffer)?;
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// Delivers the next pages that nobody waits for.
+    fn go_on(&mut self, buffer: &mut [u8]) -> io::Result<Outcome> {
+        let Some(piece) = self.pending.next(self.cursor, CHUNK) else {
+            return Ok(Outcome::Done);
+        };
+        let outcome = self.deliver(&piece, buffer)?;
+        if outcome == Outcome::Done {
+            self.cursor = piece.range.end;
+        }
+        Ok(outcome)
+    }
+
+    fn deliver(&mut self, piece: &Piece, buffer: &mut [u8]) -> io::Result<Outcome> {
+        let len = usize::try_from(piece.len()).map_err(io::Error::other)?;
+        let bytes = buffer.get_mut(..len).ok_or(io::ErrorKind::InvalidInput)?;
+        self.copy.file.read_exact_at(bytes, piece.offset)?;
+        let mut at = piece.range.start;
+        let mut rest = &*bytes;
+        while !rest.is_empty() {
+            let filled = self.uffd.copy(at, rest);
+            let (done, outcome) = self.judge(filled, at, rest.len() as u64)?;
+            let gone = self.pending.remove(&(at..at + done));
+            self.release(&gone);
+            at += done;
+            rest = usize::try_from(done)
+                .ok()
+                .and_then(|done| rest.get(done..))
+                .unwrap_or_default();
+            if outcome != Outcome::Done {
+                return Ok(outcome);
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// How many bytes need no further care after an attempt to fill `len` bytes at `at`, and what comes of it.
+    fn judge(&mut self, filled: Filled, at: u64, len: u64) -> io::Result<(u64, Outcome)> {
+        let Some(error) = filled.error else {
+            self.no_room = None;
+            return Ok((len, Outcome::Done));
+        };
+        let done = filled.bytes.min(len);
+        if done > 0 {
+            // The rest has its own answer.
+            return Ok((done, Outcome::Done));
+        }
+        match Errno::from_io_error(&error) {
+            Some(Errno::AGAIN) => Ok((0, Outcome::Later)),
+            Some(Errno::SRCH) => Ok((0, Outcome::Gone)),
+            // It is there already; or nothing is mapped there any more, or something else: whoever waits looks again.
+            Some(Errno::EXIST | Errno::NOENT) => {
+                self.uffd.wake(at..at + PAGE)?;
+                Ok((PAGE, Outcome::Done))
+            }
+            Some(Errno::NOMEM)
+                if self.no_room.get_or_insert_with(Instant::now).elapsed() < NO_ROOM_MAX =>
+            {
+                Ok((0, Outcome::Later))
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// Gives back the room of pages that nobody else will ask for.
+    fn release(&self, gone: &[Piece]) {
+        if Rc::strong_count(&self.copy) == 1 {
+            for piece in gone {
+                self.copy.release(piece.offset, piece.len());
+            }
+        }
+    }
+}
+
+/// All memory that has to be delivered.
+pub(crate) struct Service {
+    spaces: Vec<Space>,
+    turn: usize,
+    buffer: Vec<u8>,
+    /// When the background may go on.
+    due: Instant,
+    hurry: bool,
+}
+
+impl Service {
+    pub(crate) fn new(spaces: Vec<Space>) -> Self {
+        Self {
+            spaces,
+            turn: 0,
+            buffer: vec![0; usize::try_from(CHUNK).unwrap_or(0)],
+            due: Instant::now(),
+            hurry: false,
+        }
+    }
+
+    /// Bytes that have still to come.
+    pub(crate) fn left(&self) -> u64 {
+        self.spaces.iter().map(|space| space.pending.bytes()).sum()
+    }
+
+    /// From now on the background takes all the time there is: somebody waits for all pages.
+    pub(crate) fn hurry(&mut self) {
+        self.hurry = true;
+        self.due = Instant::now();
+    }
+
+    /// What to look at for something to do; and how long until there is something anyway.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.spaces.iter().map(|space| space.uffd.as_fd())
+    }
+
+    pub(crate) fn rest(&self) -> Duration {
+        self.due.saturating_duration_since(Instant::now())
+    }
+
+    /// Does what there is to do. False when all pages arrived: nothing is held any more.
+    ///
+    /// # Errors
+    /// When a page cannot be delivered. Nothing is let go: whoever waits for it waits on.
+    pub(crate) fn work(&mut self) -> io::Result<bool> {
+        let mut born = Vec::new();
+        let mut outcomes = Vec::with_capacity(self.spaces.len());
+        for space in &mut self.spaces {
+            space.listen(&mut born)?;
+            outcomes.push(space.answer(&mut self.buffer)?);
+        }
+        let mut changing = outcomes.contains(&Outcome::Later);
+        self.keep(&outcomes);
+        self.spaces.append(&mut born);
+        if self.rest().is_zero() && !self.spaces.is_empty() {
+            let began = Instant::now();
+            self.turn = (self.turn + 1) % self.spaces.len();
+            let mut outcome = Outcome::Done;
+            if let Some(space) = self.spaces.get_mut(self.turn) {
+                outcome = space.go_on(&mut self.buffer)?;
+            }
+            changing |= outcome == Outcome::Later;
+            let mut outcomes = vec![Outcome::Done; self.spaces.len()];
+            if let Some(place) = outcomes.get_mut(self.turn) {
+                *place = outcome;
+            }
+            self.keep(&outcomes);
+            let pause = if self.hurry { 0 } else { REST };
+            self.due = Instant::now() + began.elapsed() * pause;
+        }
+        if changing {
+            self.due = self.due.max(Instant::now() + AGAIN);
+        }
+        Ok(!self.spaces.is_empty())
+    }
+
+    /// Lets go of memory that is gone, or complete: no thread waits there for anything but zeros.
+    fn keep(&mut self, outcomes: &[Outcome]) {
+        let mut outcomes = outcomes.iter();
+        self.spaces
+            .retain(|space| outcomes.next() != Some(&Outcome::Gone) && !space.pending.is_empty());
+    }
+}
