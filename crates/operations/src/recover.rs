@@ -50,6 +50,10 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Problem> {
             let Some(_held) = shared.locks.try_hold(&environment.id) else {
                 return;
             };
+            // A change may have come first.
+            let Ok(environment) = shared.by_id(&environment.id) else {
+                return;
+            };
             if let Err(problem) = bring_back(&shared, &environment).await {
                 tracing::error!(environment = %environment.name, %problem, details = ?problem.details,
                     "an environment could not be brought back");

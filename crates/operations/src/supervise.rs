@@ -117,6 +117,11 @@ pub(crate) async fn supervise(shared: Arc<Shared>) {
             let Some(_held) = shared.locks.try_hold(&environment.id) else {
                 continue;
             };
+            // While the others were looked at it may have been removed, stopped or renamed.
+            let environment = match shared.by_id(&environment.id) {
+                Ok(now) if now.state == EnvironmentState::Running => now,
+                _ => continue,
+            };
             if repair
                 && let Err(problem) = shared.engine.ensure_network(&environment, Gate::Open).await
             {

@@ -181,3 +181,25 @@ async fn edge_and_networks_are_mended_every_five_seconds_also_when_one_cannot_be
         "{calls:?}"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_removed_while_others_were_mended_stays_removed() {
+    let looked = looked_after(RestartPolicy::No).await;
+    let world = &looked.world;
+    world.created("other", vec![layer("web")]).await;
+    world.engine.hang("network open");
+    world.engine.hangs.notified().await;
+    // One of the two is being mended; the other goes.
+    let both = ["shop", "other"].map(|name| world.named(name).unwrap());
+    let free = |env: &&Environment| world.shared.locks.try_hold(&env.id).is_some();
+    let gone = both.iter().find(free).unwrap();
+    let removed = world.run(Request::Remove(gone.name.to_string())).await;
+    assert_eq!(removed.state, OperationState::Done);
+    world.engine.go_on();
+    sleep(SECOND / 2).await;
+    assert!(
+        world
+            .engine
+            .nothing_of(&gone.id, &format!("{}.localhost", gone.name))
+    );
+}
