@@ -1,5 +1,6 @@
 //! Waiting for an operation: shows it, and lets Ctrl-C cancel it or leave it to the daemon.
 
+use offshoot_model::view::EnvironmentView;
 use offshoot_model::{Code, Fault, Operation, OperationState, Problem};
 
 use crate::api::{Client, Route, updates};
@@ -36,13 +37,35 @@ pub(crate) async fn complete(
     outcome(operation).map(Some)
 }
 
+/// Follows an operation to its end, then shows the environment that came of it, in words that `summary` finds.
+pub(crate) async fn complete_and_show(
+    context: &Context,
+    operation: Operation,
+    wait: Wait,
+    summary: impl FnOnce(&Operation, &EnvironmentView) -> String,
+) -> Result<(), Failure> {
+    let Some(operation) = complete(context, operation, wait).await? else {
+        return Ok(());
+    };
+    if context.format == Format::Json {
+        return context.json(&operation);
+    }
+    if context.is_quiet() {
+        return context.print(&operation.subject);
+    }
+    let route = Route::environment(&operation.subject);
+    let view: EnvironmentView = context.client.get(&route).await?;
+    context.print(&summary(&operation, &view))
+}
+
 /// Follows several operations, all already begun, one after the other. Goes on after a failure; the last failure is
-/// answered, those before it are printed.
+/// answered, those before it are printed. Prints what was done: names for people; for programs the operation, or a
+/// list when several were asked for.
 pub(crate) async fn complete_all(
     context: &Context,
     begun: Vec<Result<Operation, Problem>>,
     wait: Wait,
-) -> Result<Vec<Operation>, Failure> {
+) -> Result<(), Failure> {
     let mut done = Vec::new();
     let mut last: Option<Failure> = None;
     for operation in begun {
@@ -59,9 +82,21 @@ pub(crate) async fn complete_all(
             }
         }
     }
-    match last {
-        Some(failure) => Err(failure),
-        None => Ok(done),
+    if let Some(failure) = last {
+        return Err(failure);
+    }
+    if wait.detach {
+        return Ok(());
+    }
+    match (context.format, done.as_slice()) {
+        (Format::Json, [only]) => context.json(only),
+        (Format::Json, several) => context.json(&several),
+        (Format::Table, several) => context.print(
+            &several
+                .iter()
+                .map(|operation| format!("{}\n", operation.subject))
+                .collect::<String>(),
+        ),
     }
 }
 

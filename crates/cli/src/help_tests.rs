@@ -86,9 +86,9 @@ fn the_page_of_commands_is_current() {
          Answers go to standard output, progress and messages to standard error. Exit status: 0 done, 1 a problem, \
          2 a command that was not understood; `exec` passes on the status of what it ran. A problem is printed as\n\n\
          ```text\n\
-         error[name-taken]: an environment named \"shop\" exists\n  \
+         error[name-taken]: an environment named shop exists already\n  \
            fault: the request\n  \
-           next:  choose another name with --name\n\
+           next:  choose another name, or rename or remove that environment\n\
          ```\n\n\
          and with `-o json` as a JSON document with the same fields (`code`, `what`, `fault`, `next`, `details`) on \
          standard error. Codes keep their meaning. With `-o json` every command answers one document on standard \

@@ -7,9 +7,9 @@ use offshoot_model::{CloneReport, Operation, RungChoice};
 
 use super::plan_view::{self, rung_cell};
 use crate::api::Route;
-use crate::context::{Context, Format};
+use crate::context::Context;
 use crate::failure::Failure;
-use crate::follow::{Wait, complete};
+use crate::follow::{Wait, complete_and_show};
 use crate::human;
 use crate::table::{Grid, fields, optional, text};
 use crate::term::Paint;
@@ -114,20 +114,10 @@ pub(crate) async fn run(context: &Context, args: CloneArgs) -> Result<(), Failur
         return context.answer(&plan, || plan_view::render(&plan, context.out_paint));
     }
     let operation: Operation = context.client.post(&route, &request).await?;
-    let Some(operation) = complete(context, operation, args.wait).await? else {
-        return Ok(());
-    };
-    if context.format == Format::Json {
-        return context.json(&operation);
-    }
-    if context.is_quiet() {
-        return context.print(&operation.subject);
-    }
-    let view: EnvironmentView = context
-        .client
-        .get(&Route::environment(&operation.subject))
-        .await?;
-    context.print(&summary(&operation, &view, context.out_paint))
+    complete_and_show(context, operation, args.wait, |operation, view| {
+        summary(operation, view, context.out_paint)
+    })
+    .await
 }
 
 /// What a person wants to know of a clone that was made.
@@ -143,7 +133,7 @@ fn summary(operation: &Operation, view: &EnvironmentView, paint: Paint) -> Strin
         return fields(&rows, paint);
     };
     rows.push(("Freeze", freeze_line(report)));
-    rows.push(("Memory copied", human::bytes(report.memory_bytes)));
+    rows.push(("Memory copied", memory_line(report)));
     rows.push((
         "Answers after",
         optional(report.ready_us.map(human::duration)),
@@ -156,6 +146,15 @@ fn summary(operation: &Operation, view: &EnvironmentView, paint: Paint) -> Strin
         operation.id, view.name
     ));
     out
+}
+
+/// How much memory came along, and how much of it in the freeze.
+pub(crate) fn memory_line(report: &CloneReport) -> String {
+    format!(
+        "{}, {} of it in the freeze",
+        human::bytes(report.memory_bytes),
+        human::bytes(report.frozen_bytes)
+    )
 }
 
 /// The freeze of all nodes in milliseconds, with their skew.

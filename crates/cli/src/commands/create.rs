@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use offshoot_compose::LoadRequest;
-use offshoot_model::view::{CreateRequest, EnvironmentView, PlanView};
+use offshoot_model::view::{CreateRequest, PlanView};
 use offshoot_model::{Code, Operation};
 
 use super::manifest::{self, Read};
@@ -14,7 +14,7 @@ use super::show::summary;
 use crate::api::Route;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::follow::{Wait, complete};
+use crate::follow::{Wait, complete_and_show};
 
 /// Which Compose files make up the application.
 #[derive(Debug, Args)]
@@ -45,7 +45,8 @@ pub(crate) struct FileArgs {
 /// Create an environment from a Compose file and start it.
 ///
 /// Fetches or makes the images, sets up volumes and a private network, starts the services in the order they depend
-/// on each other, and waits until their health checks pass. If anything goes wrong, everything is taken back.
+/// on each other, and waits until their health checks pass; a check that is late is told, and the environment stays
+/// to be looked at. If anything else goes wrong, everything is taken back.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     offshoot create                                  the compose.yaml here, named after the directory\n  \
@@ -111,20 +112,10 @@ pub(crate) async fn create(context: &Context, args: CreateArgs) -> Result<(), Fa
         .client
         .post(&Route::to("environments"), &request)
         .await?;
-    let Some(operation) = complete(context, operation, args.wait).await? else {
-        return Ok(());
-    };
-    if context.format == crate::context::Format::Json {
-        return context.json(&operation);
-    }
-    if context.is_quiet() {
-        return context.print(&operation.subject);
-    }
-    let view: EnvironmentView = context
-        .client
-        .get(&Route::environment(&operation.subject))
-        .await?;
-    context.print(&summary(&view, context.out_paint))
+    complete_and_show(context, operation, args.wait, |_, view| {
+        summary(view, context.out_paint)
+    })
+    .await
 }
 
 pub(crate) async fn plan(context: &Context, args: PlanArgs) -> Result<(), Failure> {

@@ -137,20 +137,7 @@ async fn fetch(context: &Context, sources: Vec<ImageSource>, wait: Wait) -> Resu
                 .await,
         );
     }
-    let done = complete_all(context, begun, wait).await?;
-    if wait.detach {
-        return Ok(());
-    }
-    match (context.format, done.as_slice()) {
-        (Format::Json, [only]) => context.json(only),
-        (Format::Json, several) => context.json(&several),
-        (Format::Table, several) => context.print(
-            &several
-                .iter()
-                .map(|operation| format!("{}\n", operation.subject))
-                .collect::<String>(),
-        ),
-    }
+    complete_all(context, begun, wait).await
 }
 
 fn import_sources(context: &Context, text: &str) -> Result<Vec<ImageSource>, Failure> {

@@ -5,12 +5,12 @@ use offshoot_model::view::{EnvironmentView, RenameRequest};
 use offshoot_model::{Operation, Problem};
 
 use crate::api::Route;
-use crate::context::{Context, Format};
+use crate::context::Context;
 use crate::failure::{Failure, STATUS_PROBLEM};
-use crate::follow::{Wait, complete, complete_all};
+use crate::follow::{Wait, complete_all, complete_and_show};
 use crate::term;
 
-/// Start the nodes of stopped environments.
+/// Start the nodes of stopped environments, or those that ended in running ones.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     offshoot start shop\n  \
@@ -57,7 +57,8 @@ pub(crate) struct RenameArgs {
 
 /// Remove environments with their data, running or not.
 ///
-/// Clones of them stay: they are independent. Asks for each name unless --force is given.
+/// Clones of them stay: they are independent, but for one that shares a volume, which must go first. Asks for each
+/// name unless --force is given.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     offshoot rm experiment\n  \
@@ -75,44 +76,24 @@ pub(crate) struct RmArgs {
 
 pub(crate) async fn start(context: &Context, args: StartArgs) -> Result<(), Failure> {
     let begun = post_each(context, &args.environments, "start").await;
-    finish(
-        context,
-        complete_all(context, begun, args.wait).await,
-        args.wait,
-    )
+    complete_all(context, begun, args.wait).await
 }
 
 pub(crate) async fn stop(context: &Context, args: StopArgs) -> Result<(), Failure> {
     let begun = post_each(context, &args.environments, "stop").await;
-    finish(
-        context,
-        complete_all(context, begun, args.wait).await,
-        args.wait,
-    )
+    complete_all(context, begun, args.wait).await
 }
 
 pub(crate) async fn rename(context: &Context, args: RenameArgs) -> Result<(), Failure> {
     let route = Route::environment(&args.old).then("rename");
     let operation: Operation = context
         .client
-        .post(
-            &route,
-            &RenameRequest {
-                name: args.new.clone(),
-            },
-        )
+        .post(&route, &RenameRequest { name: args.new })
         .await?;
-    let Some(operation) = complete(context, operation, args.wait).await? else {
-        return Ok(());
-    };
-    if context.format == Format::Json {
-        return context.json(&operation);
-    }
-    if context.is_quiet() {
-        return context.print(&args.new);
-    }
-    let view: EnvironmentView = context.client.get(&Route::environment(&args.new)).await?;
-    context.print(&super::show::summary(&view, context.out_paint))
+    complete_and_show(context, operation, args.wait, |_, view| {
+        super::show::summary(view, context.out_paint)
+    })
+    .await
 }
 
 pub(crate) async fn rm(context: &Context, args: RmArgs) -> Result<(), Failure> {
@@ -138,11 +119,7 @@ pub(crate) async fn rm(context: &Context, args: RmArgs) -> Result<(), Failure> {
         );
     }
     if !chosen.is_empty() {
-        finish(
-            context,
-            complete_all(context, begun, args.wait).await,
-            args.wait,
-        )?;
+        complete_all(context, begun, args.wait).await?;
     }
     if kept {
         Err(Failure::Status(STATUS_PROBLEM))
@@ -195,26 +172,4 @@ async fn post_each(
         );
     }
     begun
-}
-
-/// Prints what was done: names for people; for programs the operation, or a list when several were asked for.
-fn finish(
-    context: &Context,
-    done: Result<Vec<Operation>, Failure>,
-    wait: Wait,
-) -> Result<(), Failure> {
-    let done = done?;
-    if wait.detach {
-        return Ok(());
-    }
-    match (context.format, done.as_slice()) {
-        (Format::Json, [only]) => context.json(only),
-        (Format::Json, several) => context.json(&several),
-        (Format::Table, several) => context.print(
-            &several
-                .iter()
-                .map(|operation| format!("{}\n", operation.subject))
-                .collect::<String>(),
-        ),
-    }
 }

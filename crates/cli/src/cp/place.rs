@@ -99,18 +99,20 @@ impl Remote {
     }
 }
 
+/// A place in a node, for tests.
+#[cfg(test)]
+pub(crate) fn remote(text: &str) -> Remote {
+    match Place::parse(text) {
+        Place::Remote(remote) => remote,
+        other => panic!("{text:?} is {other:?}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn remote(text: &str) -> Remote {
-        match Place::parse(text) {
-            Place::Remote(remote) => remote,
-            other => panic!("{text:?} is {other:?}"),
-        }
-    }
 
     #[test]
     fn places_in_nodes() {

@@ -189,14 +189,7 @@ fn named(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cp::place::Place;
-
-    fn remote(text: &str) -> Remote {
-        match Place::parse(text) {
-            Place::Remote(remote) => remote,
-            other => panic!("{other:?}"),
-        }
-    }
+    use crate::cp::place::remote;
 
     fn source(name: Option<&str>, is_dir: bool) -> LocalSource {
         LocalSource {

@@ -265,14 +265,7 @@ fn bar(context: &Context) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cp::place::Place;
-
-    fn remote(text: &str) -> Remote {
-        match Place::parse(text) {
-            Place::Remote(remote) => remote,
-            other => panic!("{other:?}"),
-        }
-    }
+    use crate::cp::place::remote;
 
     #[test]
     fn links_are_followed_by_their_text() {

@@ -178,15 +178,7 @@ impl Unpacker {
             }
             Err(error) => return Err(error.into()),
         }
-        if let Some((uid, gid)) = self.owner(header) {
-            chownat(
-                &parent,
-                name,
-                Some(uid),
-                Some(gid),
-                AtFlags::SYMLINK_NOFOLLOW,
-            )?;
-        }
+        self.give(&parent, name, header)?;
         self.directories.push((path.to_owned(), mode, time));
         Ok(())
     }
@@ -217,16 +209,7 @@ impl Unpacker {
         make_way(&parent, name)?;
         // It may point anywhere, as it does in the node; it is never followed here.
         symlinkat(to, &parent, name)?;
-        if let Some((uid, gid)) = self.owner(header) {
-            chownat(
-                &parent,
-                name,
-                Some(uid),
-                Some(gid),
-                AtFlags::SYMLINK_NOFOLLOW,
-            )?;
-        }
-        Ok(())
+        self.give(&parent, name, header)
     }
 
     fn hard_link(&mut self, path: &Path, to: &Path) -> io::Result<()> {
@@ -266,6 +249,15 @@ impl Unpacker {
             }
         }
         Ok((open_dir(&self.target.dir, parent)?, name))
+    }
+
+    /// Gives what has this name to the owner that the archive says, where owners are kept.
+    fn give(&self, parent: &OwnedFd, name: &OsStr, header: &tar::Header) -> io::Result<()> {
+        if let Some((uid, gid)) = self.owner(header) {
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            chownat(parent, name, Some(uid), Some(gid), flags)?;
+        }
+        Ok(())
     }
 
     fn owner(&self, header: &tar::Header) -> Option<(Uid, Gid)> {
