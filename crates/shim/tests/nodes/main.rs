@@ -2,6 +2,7 @@
 
 mod exec;
 mod freeze;
+mod late;
 mod life;
 mod limits;
 mod probe;
@@ -10,3 +11,4 @@ mod restore;
 mod security;
 mod storage;
 mod support;
+mod thin;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Where a working criu is.
-fn criu_dir() -> Option<PathBuf> {
+pub(crate) fn criu_dir() -> Option<PathBuf> {
     let own = std::env::var_os("OFFSHOOT_CRIU_DIR").map(PathBuf::from);
     let dirs = own
         .into_iter()
@@ -26,7 +26,7 @@ fn criu_dir() -> Option<PathBuf> {
 }
 
 /// Takes images with runc's own checkpoint and leaves the node running.
-fn checkpoint(node: &TestNode, images: &Path) {
+pub(crate) fn checkpoint(node: &TestNode, images: &Path) {
     let runc = Runc::new(&node.spec.tools, &node.spec.run_dir);
     let mut command = runc.command([
         "checkpoint",
@@ -57,7 +57,7 @@ fn checkpoint(node: &TestNode, images: &Path) {
     }
 }
 
-fn copy_tree(from: &Path, to: &Path) {
+pub(crate) fn copy_tree(from: &Path, to: &Path) {
     let status = Command::new("/bin/cp")
         .arg("-a")
         .arg(from)

@@ -224,9 +224,13 @@ pub(crate) struct Mounted(pub(crate) PathBuf);
 
 impl Mounted {
     pub(crate) fn tmpfs(at: PathBuf) -> Self {
+        Self::tmpfs_of(at, 64 << 20)
+    }
+
+    pub(crate) fn tmpfs_of(at: PathBuf, bytes: u64) -> Self {
         fs::create_dir_all(&at).unwrap();
         let mounted = Self(at);
-        offshoot_sys::mount::tmpfs(&mounted.0, 64 << 20).unwrap();
+        offshoot_sys::mount::tmpfs(&mounted.0, bytes).unwrap();
         mounted
     }
 }

@@ -1,0 +1,211 @@
+//! A node that runs while its memory still comes.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use offshoot_runtime::*;
+use offshoot_sys::process;
+
+use crate::restore::{checkpoint, copy_tree, criu_dir};
+use crate::support::*;
+use crate::thin::thin;
+
+/// A parent whose memory was taken and moved out of CRIU's images, and a clone that waits to be started.
+struct Pair {
+    parent: TestNode,
+    clone: TestNode,
+    _memory: Mounted,
+}
+
+impl Pair {
+    fn of(criu: PathBuf, mib: u64, how: &str) -> Self {
+        let parent = TestNode::new("").with(|spec| {
+            let rootfs = &spec.rootfs;
+            for dir in ["lib", "lib64"] {
+                std::os::unix::fs::symlink(format!("usr/{dir}"), rootfs.join(dir)).unwrap();
+            }
+            spec.binds.push(Bind {
+                source: "/usr".into(),
+                target: "/usr".into(),
+                access: Access::ReadOnly,
+            });
+            fs::write(rootfs.join("player.py"), include_str!("player.py")).unwrap();
+            let command = format!("/usr/bin/python3 -S -E /player.py {mib} {how}");
+            spec.process.args = command.split_whitespace().map(String::from).collect();
+            spec.tools.criu_dir = Some(criu);
+            spec.init = true;
+        });
+        parent.start();
+        parent.wait_log("ready");
+        let memory = Mounted::tmpfs_of(parent.dir.join("memory"), (4 * mib + 512) << 20);
+        let images = memory.0.join("images");
+        checkpoint(&parent, &images);
+        let moved = thin(&images);
+        assert!(moved >= mib * 256, "{moved} pages");
+        let clone = TestNode::new("").with(|spec| {
+            fs::remove_dir_all(&spec.rootfs).unwrap();
+            copy_tree(&parent.spec.rootfs, &spec.rootfs);
+            fs::write(spec.rootfs.join("tmp/go"), "").unwrap();
+            let own = spec.clone();
+            *spec = NodeSpec {
+                node: own.node,
+                run_dir: own.run_dir,
+                log_dir: own.log_dir,
+                rootfs: own.rootfs,
+                hostname: "clone.test".into(),
+                start: Start::Restore { images },
+                ..parent.spec.clone()
+            };
+        });
+        Self {
+            parent,
+            clone,
+            _memory: memory,
+        }
+    }
+
+    fn new(mib: u64, how: &str) -> Option<Self> {
+        if !fs::exists("/usr/bin/python3").unwrap() || !fs::exists("/dev/userfaultfd").unwrap() {
+            println!("SKIPPED: needs python3 and /dev/userfaultfd");
+            return None;
+        }
+        let criu = criu_dir().filter(|_| fit())?;
+        Some(Self::of(criu, mib, how))
+    }
+
+    /// Processes that deliver the clone's pages.
+    fn sources(&self) -> Vec<process::Process> {
+        let spec = self.clone.spec.path().into_os_string().into_encoded_bytes();
+        let serves = |pid: i32| {
+            let arguments = process::arguments(pid).unwrap_or_default();
+            arguments.get(1).is_some_and(|mode| mode == b"memory") && arguments.contains(&spec)
+        };
+        let all = process::all().unwrap().into_iter();
+        all.filter(|pid| serves(*pid))
+            .filter_map(|pid| process::Process::open(pid).ok())
+            .collect()
+    }
+
+    fn log_of_shim(&self) -> String {
+        fs::read_to_string(self.clone.spec.run_dir.join("shim.log")).unwrap_or_default()
+    }
+
+    fn assert_never_wrong(&self) {
+        let log = self.clone.log();
+        assert!(!log.contains("bad") && !log.contains("Error"), "{log}");
+    }
+}
+
+#[test]
+fn a_node_runs_while_its_memory_comes() {
+    let Some(pair) = Pair::new(96, "") else {
+        return;
+    };
+    let began = Instant::now();
+    let client = pair.clone.start();
+    let started = began.elapsed();
+    let to_come = client.status().unwrap().memory_to_come;
+    pair.clone.wait_log("first");
+    println!(
+        "started after {started:?}, first word after {:?}, {to_come} bytes to come",
+        began.elapsed()
+    );
+    assert!(to_come > 0, "{}", pair.log_of_shim());
+    wait_for("the end of the checks", || {
+        let log = pair.clone.log();
+        (log.contains("all ok") && log.contains("other ok")
+            || log.contains("bad")
+            || log.contains("Error"))
+        .then_some(())
+    });
+    pair.assert_never_wrong();
+    client.wait_memory(LONG).unwrap();
+    assert_eq!(client.status().unwrap().memory_to_come, 0);
+    println!("{}", pair.log_of_shim());
+    // Nothing is left of it.
+    wait_for("the end of the page source", || {
+        pair.sources().is_empty().then_some(())
+    });
+    for pid in pair.clone.cgroup().processes() {
+        let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+        let watched = |line: &str| line.starts_with("VmFlags") && line.contains(" um");
+        assert!(!maps.lines().any(watched), "{maps}");
+        for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten() {
+            let target = fs::read_link(fd.path()).unwrap_or_default();
+            assert!(
+                !target.to_string_lossy().contains("userfault"),
+                "{target:?}"
+            );
+        }
+    }
+    // It can be frozen and cut again.
+    drop(client.freeze(LONG).unwrap());
+    checkpoint(&pair.clone, &pair._memory.0.join("again"));
+    assert_eq!(client.status().unwrap().state, RunState::Running);
+    pair.assert_never_wrong();
+    // The images are used up: nobody can take what is left for the whole.
+    client.kill().unwrap();
+    let problem = ensure_node(&pair.clone.spec).unwrap_err().problem();
+    assert_eq!(problem.code, offshoot_model::Code::RestoreFailed);
+    assert_eq!(pair.parent.exec("true").status, 0);
+}
+
+/// Ends one of the processes beside a node whose memory comes: the node ends, and never goes on with wrong memory.
+fn ends_with(which: impl Fn(&Pair, &NodeClient)) -> Option<(Pair, Option<ExitRecord>)> {
+    let pair = Pair::new(384, "forever")?;
+    let client = pair.clone.start();
+    which(&pair, &client);
+    wait_for("the end of the node", || {
+        pair.clone.cgroup().processes().is_empty().then_some(())
+    });
+    let record = wait_for("the shim's end", || match client.wait(LONG) {
+        Ok(record) => Some(record),
+        Err(RuntimeError::NotRunning { .. }) => Some(None),
+        Err(other) => panic!("{other:?}"),
+    });
+    wait_for("the end of the page source", || {
+        pair.sources()
+            .iter()
+            .all(|source| !alive(source.pid()))
+            .then_some(())
+    });
+    pair.assert_never_wrong();
+    Some((pair, record))
+}
+
+#[test]
+fn a_node_ends_with_its_page_source() {
+    let killed = ends_with(|pair, _| {
+        let sources = pair.sources();
+        let first = sources.iter().min_by_key(|source| source.pid()).unwrap();
+        first.signal(9).unwrap();
+    });
+    if let Some((pair, record)) = killed {
+        let record = record.expect("the shim wrote how it ended");
+        assert!(record.memory_lost, "{record:?}\n{}", pair.log_of_shim());
+    }
+}
+
+#[test]
+fn a_node_goes_on_without_the_guard() {
+    let Some(pair) = Pair::new(128, "forever") else {
+        return;
+    };
+    let client = pair.clone.start();
+    let sources = pair.sources();
+    assert_eq!(sources.len(), 2);
+    let guard = sources.iter().max_by_key(|source| source.pid()).unwrap();
+    guard.signal(9).unwrap();
+    pair.clone.wait_log("round");
+    client.wait_memory(LONG).unwrap();
+    pair.assert_never_wrong();
+}
+
+#[test]
+fn a_node_ends_with_its_shim_while_memory_comes() {
+    ends_with(|_, client| {
+        let shim = client.status().unwrap().shim.unwrap();
+        process::Process::open(shim).unwrap().signal(9).unwrap();
+    });
+}
