@@ -24,6 +24,11 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::disks::volume_subvolume;
 
+/// Processes with less come with all of their memory: it is quicker than to prepare them for the rest.
+const LATE_FROM: u64 = 32 << 20;
+/// How long a cut waits for the memory of a node that is a fresh clone itself.
+const MEMORY_MAX: Duration = Duration::from_secs(120);
+
 /// Where the memory of the nodes of one clone is kept until it is restored.
 pub(crate) fn images_of(cuts: &Path, clone: &EnvId, node: &str) -> PathBuf {
     cuts.join(clone.as_str()).join(node)
@@ -152,6 +157,7 @@ impl Cutter<'_> {
             ));
         }
         let freezer = Freezers::of(running.iter().map(|node| node.node.as_str()), self.node_dir)?;
+        freezer.wait_memory()?;
         let isolation = self
             .isolation
             .map(|prepared| Isolator(Mutex::new(Some(prepared))));
@@ -164,7 +170,7 @@ impl Cutter<'_> {
             max_freeze,
             insist,
             plant: self.plant,
-            late: Late::Never,
+            late: Late::From(LATE_FROM),
             // What a busy database wrote since `prepare_cut` need not wait for the freeze.
             settle: &|| {
                 if let Err(error) = self.pool.sync() {
@@ -292,6 +298,15 @@ impl Freezers {
             })
             .collect::<Result<_, Problem>>()
             .map(Self)
+    }
+}
+
+impl Freezers {
+    /// Waits until the memory of nodes that are fresh clones themselves is all there.
+    fn wait_memory(&self) -> Result<(), Problem> {
+        self.0
+            .values()
+            .try_for_each(|node| node.wait_memory(MEMORY_MAX).map_err(|e| e.problem()))
     }
 }
 

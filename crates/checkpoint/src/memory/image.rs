@@ -24,6 +24,14 @@ pub(super) struct Run {
     /// First address.
     pub(super) start: u64,
     pub(super) pages: u64,
+    /// They may come when the clone already runs.
+    pub(super) can_be_late: bool,
+}
+
+impl Run {
+    fn bytes(&self) -> u64 {
+        self.pages * PAGE
+    }
 }
 
 /// What is still needed of the copy when the images are complete.
@@ -35,9 +43,24 @@ pub(super) enum Kept {
     Late,
 }
 
-/// The name of the file with the pages that come late.
+/// The name of the file with the pages that come late; the list of them is beside it.
 pub(super) fn late_name(number: u32) -> String {
     format!("memory-{number}")
+}
+
+/// Pairs of first address and number of pages, little-endian, rising.
+fn write_late(images: &Path, number: u32, late: &[Run]) -> Result<(), CriuError> {
+    let path = images.join(format!("{}.pages", late_name(number)));
+    let list: Vec<u8> = late
+        .iter()
+        .flat_map(|run| [run.start.to_le_bytes(), run.pages.to_le_bytes()])
+        .flatten()
+        .collect();
+    fs::write(&path, list).map_err(|source| CriuError::Image {
+        path: path.clone(),
+        what: "cannot be written".to_owned(),
+        source: Some(source),
+    })
 }
 
 /// Adds `runs`, whose pages are in `copy` at the offsets of their addresses, to what CRIU wrote of process `number`.
@@ -46,8 +69,14 @@ pub(super) fn complete(
     number: u32,
     copy: &File,
     runs: &[Run],
-    _late: Late,
+    late: Late,
 ) -> Result<Kept, CriuError> {
+    let (late_runs, runs): (Vec<Run>, Vec<Run>) = runs.iter().partition(|run| run.can_be_late);
+    let can_be_late: u64 = late_runs.iter().map(Run::bytes).sum();
+    let (late_runs, runs) = match late {
+        Late::From(bytes) if can_be_late >= bytes => (late_runs, runs),
+        _ => (Vec::new(), [late_runs, runs].concat()),
+    };
     let path = images.join(format!("pagemap-{number}.img"));
     let broken = |what: &str, source| CriuError::Image {
         path: path.clone(),
@@ -68,13 +97,14 @@ pub(super) fn complete(
         }
         let run = Run {
             start: entry.vaddr,
+            can_be_late: false,
             pages: entry.nr_pages.unwrap_or(entry.compat_nr_pages.into()),
         };
         dumped.push((run, offset));
-        offset += run.pages * PAGE;
+        offset += run.bytes();
     }
     let pages_path = images.join(format!("pages-{id}.img"));
-    let all = merge(&dumped, runs);
+    let all = merge(&dumped, &runs);
     let write = || -> io::Result<()> {
         let old = File::open(&pages_path)?;
         let new_path = pages_path.with_extension("new");
@@ -85,7 +115,7 @@ pub(super) fn complete(
                 From::Criu(offset) => (&old, *offset),
                 From::Copy => (copy, run.start),
             };
-            at = append(file, offset, run.pages * PAGE, &new, at)?;
+            at = append(file, offset, run.bytes(), &new, at)?;
         }
         fs::rename(new_path, &pages_path)
     };
@@ -106,7 +136,11 @@ pub(super) fn complete(
         .encode_to_vec()
     }));
     write_records(&path, &[COMMON_MAGIC, PAGEMAP_MAGIC], &records)?;
-    Ok(Kept::Nothing)
+    if late_runs.is_empty() {
+        return Ok(Kept::Nothing);
+    }
+    write_late(images, number, &late_runs)?;
+    Ok(Kept::Late)
 }
 
 /// Where the pages of a run are.
@@ -126,10 +160,10 @@ fn merge(dumped: &[(Run, u64)], copied: &[Run]) -> Vec<(Run, From)> {
         .collect();
     for run in copied {
         let mut start = run.start;
-        let end = run.start + run.pages * PAGE;
+        let end = run.start + run.bytes();
         let mut gaps = Vec::new();
         for (other, _) in dumped {
-            let other_end = other.start + other.pages * PAGE;
+            let other_end = other.start + other.bytes();
             if other_end <= start || other.start >= end {
                 continue;
             }
@@ -145,6 +179,7 @@ fn merge(dumped: &[(Run, u64)], copied: &[Run]) -> Vec<(Run, From)> {
             let run = Run {
                 start: from,
                 pages: (to - from) / PAGE,
+                ..*run
             };
             (run, From::Copy)
         }));
@@ -174,6 +209,7 @@ mod tests {
         Run {
             start: start * PAGE,
             pages,
+            can_be_late: false,
         }
     }
 

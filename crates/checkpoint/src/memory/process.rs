@@ -19,6 +19,8 @@ use crate::error::CriuError;
 
 /// Page tables are locked for so much memory at a time: the process wants them too.
 const STRIDE: u64 = 64 << 20;
+/// Smaller areas are in use at once: they come with the process.
+const LATE_AREA: u64 = 1 << 20;
 /// Bytes copied at a time: stays in the processor's cache between reading and writing.
 const CHUNK: usize = 256 << 10;
 /// Pages that CRIU dumps: there, not the kernel's zeros, not the file's own.
@@ -165,6 +167,7 @@ impl Tracked {
                 self.runs.push(Run {
                     start: region.start,
                     pages: bytes / PAGE,
+                    can_be_late: area.can_be_late && area.range.end - area.range.start >= LATE_AREA,
                 });
                 if known && is_unchanged(&region) && !self.is_unsure(&range) {
                     continue;
