@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead, Read, Write};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::exit;
@@ -30,8 +30,8 @@ const STAND_MAX: Duration = Duration::from_secs(10);
 /// Time between two reports.
 const REPORT: Duration = Duration::from_millis(200);
 
-/// Serves the node described by `spec`. Standard input: a line when the node has been restored, another when somebody waits for all
-/// pages; its end is the end of the shim. Standard output: a [`Word`] a line.
+/// Serves the node described by `spec`. Standard input: a word when the node has been restored, more when somebody waits for all pages;
+/// its end is the end of the shim. Standard output: a [`Word`] a line.
 pub(crate) fn run(spec: &Path) -> Result<()> {
     let spec = NodeSpec::read(spec)?;
     let cgroup = NodeCgroup::new(Hierarchies::of_host()?, &spec.instance, &spec.node);
@@ -42,10 +42,7 @@ pub(crate) fn run(spec: &Path) -> Result<()> {
     let device = File::open(uffd::DEVICE)
         .inspect_err(|e| tracing::warn!(error = %e, "no {}", uffd::DEVICE))
         .ok();
-    let mut line = String::new();
-    // Byte by byte, or a later line would be lost in a buffer.
-    let mut stdin = std::io::BufReader::with_capacity(1, std::io::stdin().lock());
-    if stdin.read_line(&mut line).context("wait for the restore")? == 0 {
+    if hear(&mut [0; 64]).context("wait for the restore")? == 0 {
         return Ok(());
     }
     // From here on nobody else answers for the node's memory.
@@ -82,8 +79,7 @@ fn serve(cgroup: &NodeCgroup, copies: BTreeMap<i32, Copy>, device: Option<&File>
         }
         let (shim, guarded) = wait(&service, &guard)?;
         if shim {
-            let mut byte = [0];
-            match std::io::stdin().read(&mut byte).context("hear the shim")? {
+            match hear(&mut [0; 64]).context("hear the shim")? {
                 0 => bail!("the shim ended"),
                 _ => service.hurry(),
             }
@@ -190,6 +186,17 @@ fn wait(service: &Service, guard: &Process) -> Result<(bool, bool)> {
         ready.next().unwrap_or_default(),
         ready.next().unwrap_or_default(),
     ))
+}
+
+/// Waits for a word of the shim; its length, 0 when there will be none any more. What it says does not matter: the first is that the node
+/// was restored, any other that somebody waits.
+fn hear(buffer: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match rustix::io::read(std::io::stdin(), &mut *buffer) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return Ok(other?),
+        }
+    }
 }
 
 /// Tells the shim; if it is gone, that is seen elsewhere.
