@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -17,13 +18,15 @@ use crate::{http, image, program, residue, stretch, wait_for};
 /// Where every test daemon's edge listens: namespaces keep them apart.
 pub const EDGE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 
-/// A daemon for one test. Dropping it ends everything that it started, also when the test fails.
+/// A daemon for one test. Dropping it ends everything that it started, also when the test fails; and fails the test when
+/// the daemon's log has warnings or errors that nobody expects ([`TestDaemon::may_complain`]).
 pub struct TestDaemon {
     /// Label in the name of everything it owns on the host.
     pub instance: String,
     dir: TempDir,
     netns: Netns,
     child: Option<Child>,
+    provoked: Mutex<Vec<&'static str>>,
 }
 
 impl TestDaemon {
@@ -72,6 +75,7 @@ impl TestDaemon {
             dir,
             netns,
             child: None,
+            provoked: Mutex::default(),
         })
     }
 
@@ -135,6 +139,27 @@ impl TestDaemon {
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
+    }
+
+    /// Warnings and errors with this text in the daemon's log do not fail the test: it provokes them.
+    ///
+    /// # Panics
+    /// When another thread panicked in here.
+    pub fn may_complain(&self, text: &'static str) {
+        self.provoked.lock().expect("not poisoned").push(text);
+    }
+
+    /// Warnings and errors in the daemon's log that the test does not provoke.
+    fn complaints(&self) -> Vec<String> {
+        let provoked = self.provoked.lock().map(|all| all.clone());
+        let provoked = provoked.unwrap_or_default();
+        let log = self.log();
+        let complains = |line: &&str| {
+            let level = line.split_whitespace().nth(1);
+            matches!(level, Some("WARN" | "ERROR"))
+                && !provoked.iter().any(|text| line.contains(text))
+        };
+        log.lines().filter(complains).map(str::to_owned).collect()
     }
 
     /// Ends the daemon with SIGKILL; nodes, routers and the edge go on.
@@ -344,6 +369,13 @@ impl Drop for TestDaemon {
         }
         self.kill();
         residue::remove(self.dir.path(), &self.instance);
+        if !std::thread::panicking() {
+            let complaints = self.complaints();
+            assert!(
+                complaints.is_empty(),
+                "the daemon complained of what the test does not provoke: {complaints:#?}"
+            );
+        }
     }
 }
 

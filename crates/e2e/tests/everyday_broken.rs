@@ -34,6 +34,21 @@ fn end(daemon: &TestDaemon, wanted: &[&str]) {
     }
 }
 
+/// A daemon that may notice what is broken while the test breaks it.
+fn watchful() -> TestDaemon {
+    let daemon = TestDaemon::start();
+    for noticed in [
+        "the edge does not run",
+        "its network is not whole",
+        "its nodes could not be looked at",
+        "it could not be started again",
+        "an environment could not be brought back",
+    ] {
+        daemon.may_complain(noticed);
+    }
+    daemon
+}
+
 fn id_of(daemon: &TestDaemon, name: &str) -> String {
     let view = daemon.json(&["show", name]);
     view["id"].as_str().expect("an id").to_owned()
@@ -51,7 +66,7 @@ fn shovel(dir: &Path) {
 
 #[test]
 fn rm_of_anything_half_broken_works() {
-    let mut daemon = TestDaemon::start();
+    let mut daemon = watchful();
     let file = daemon.create("good", PAIR);
     let before = answers(&daemon, "good");
     let residue = daemon.residue();
@@ -110,7 +125,7 @@ fn rm_of_anything_half_broken_works() {
 
 #[test]
 fn what_ends_is_put_back() {
-    let mut daemon = TestDaemon::start();
+    let mut daemon = watchful();
     daemon.create("shop", PAIR);
     let before = answers(&daemon, "shop");
     let processes = pids(&daemon, "shop");
