@@ -153,7 +153,10 @@ mod tests {
         let file = File::create(dir.path().join("memory-7")).unwrap();
         assert!(open(dir.path()).is_err(), "too short");
         file.set_len(0x2000).unwrap();
-        assert_eq!(open(dir.path()).unwrap()[&7].ranges, [0x1000..0x2000]);
+        assert_eq!(
+            open(dir.path()).unwrap()[&7].ranges.first(),
+            Some(&(0x1000..0x2000))
+        );
         assert!(format!("{:#}", open(dir.path()).unwrap_err()).contains("used already"));
     }
 }

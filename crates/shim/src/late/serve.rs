@@ -236,14 +236,19 @@ impl Service {
     /// When a page cannot be delivered. Nothing is let go: whoever waits for it waits on.
     pub(crate) fn work(&mut self) -> io::Result<bool> {
         let mut born = Vec::new();
+        let heard = self
+            .spaces
+            .iter_mut()
+            .try_for_each(|space| space.listen(&mut born));
+        // Kept whatever happened: a child that is let go too early has zeros.
+        self.spaces.append(&mut born);
+        heard?;
         let mut outcomes = Vec::with_capacity(self.spaces.len());
         for space in &mut self.spaces {
-            space.listen(&mut born)?;
             outcomes.push(space.answer(&mut self.buffer)?);
         }
         let mut changing = outcomes.contains(&Outcome::Later);
         self.keep(&outcomes);
-        self.spaces.append(&mut born);
         if self.rest().is_zero() && !self.spaces.is_empty() {
             let began = Instant::now();
             self.turn = (self.turn + 1) % self.spaces.len();

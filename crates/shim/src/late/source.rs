@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
+use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::exit;
@@ -61,14 +62,20 @@ pub(crate) fn run(spec: &Path) -> Result<()> {
 fn serve(cgroup: &NodeCgroup, copies: BTreeMap<i32, Copy>, device: Option<&File>) -> Result<()> {
     let began = Instant::now();
     let (caught, spaces, written) = hold(cgroup, copies, device)?;
-    let mut service = Service::new(spaces);
-    let mut guard = guard(cgroup)?;
+    // Never dropped: what it holds may be let go when all pages are there, or when nobody lives who could see them.
+    let mut service = ManuallyDrop::new(Service::new(spaces));
+    let guard = guard(cgroup)?;
     caught.release();
     say(&Word::Planted {
         left: service.left(),
         written,
         took_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
     });
+    deliver(cgroup, &mut service, guard)
+}
+
+/// Delivers until nothing is missing.
+fn deliver(cgroup: &NodeCgroup, service: &mut Service, mut guard: Process) -> Result<()> {
     let mut said = Instant::now();
     while service.work().context("deliver a page")? {
         if said.elapsed() >= REPORT {
@@ -77,7 +84,7 @@ fn serve(cgroup: &NodeCgroup, copies: BTreeMap<i32, Copy>, device: Option<&File>
             });
             said = Instant::now();
         }
-        let (shim, guarded) = wait(&service, &guard)?;
+        let (shim, guarded) = wait(service, &guard)?;
         if shim {
             match hear(&mut [0; 64]).context("hear the shim")? {
                 0 => bail!("the shim ended"),
@@ -104,8 +111,8 @@ fn hold(
     let deadline = Instant::now() + STAND_MAX;
     while !cgroup.is_frozen() {
         anyhow::ensure!(
-            Instant::now() < deadline,
-            "the node does not stand after its restore"
+            Instant::now() < deadline && !cgroup.processes().is_empty(),
+            "the node was not held after its restore; CRIU's log says why"
         );
         std::thread::sleep(Duration::from_micros(200));
     }
@@ -146,7 +153,7 @@ fn inner_number(pid: i32) -> Option<i32> {
 fn guard(cgroup: &NodeCgroup) -> Result<Process> {
     let source = Process::open(std::process::id().cast_signed()).context("hold myself")?;
     // It stays in the table until the guard has looked.
-    let source = std::mem::ManuallyDrop::new(source);
+    let source = ManuallyDrop::new(source);
     if let Some(guard) = process::fork_with_descriptors().context("start a guard")? {
         return Ok(guard);
     }

@@ -11,6 +11,13 @@ use crate::restore::{checkpoint, copy_tree, criu_dir};
 use crate::support::*;
 use crate::thin::thin;
 
+/// Whether the memory of a pair is moved out of CRIU's images.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    Late,
+    AtOnce,
+}
+
 /// A parent whose memory was taken and moved out of CRIU's images, and a clone that waits to be started.
 struct Pair {
     parent: TestNode,
@@ -19,7 +26,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn of(criu: PathBuf, mib: u64, how: &str) -> Self {
+    fn of(criu: PathBuf, mib: u64, how: &str, when: When) -> Self {
         let parent = TestNode::new("").with(|spec| {
             let rootfs = &spec.rootfs;
             for dir in ["lib", "lib64"] {
@@ -41,8 +48,10 @@ impl Pair {
         let memory = Mounted::tmpfs_of(parent.dir.join("memory"), (4 * mib + 512) << 20);
         let images = memory.0.join("images");
         checkpoint(&parent, &images);
-        let moved = thin(&images);
-        assert!(moved >= mib * 256, "{moved} pages");
+        if when == When::Late {
+            let moved = thin(&images);
+            assert!(moved >= mib * 256, "{moved} pages");
+        }
         let clone = TestNode::new("").with(|spec| {
             fs::remove_dir_all(&spec.rootfs).unwrap();
             copy_tree(&parent.spec.rootfs, &spec.rootfs);
@@ -71,7 +80,7 @@ impl Pair {
             return None;
         }
         let criu = criu_dir().filter(|_| fit())?;
-        Some(Self::of(criu, mib, how))
+        Some(Self::of(criu, mib, how, When::Late))
     }
 
     /// Processes that deliver the clone's pages.
@@ -197,8 +206,8 @@ fn a_node_goes_on_without_the_guard() {
     assert_eq!(sources.len(), 2);
     let guard = sources.iter().max_by_key(|source| source.pid()).unwrap();
     guard.signal(9).unwrap();
-    pair.clone.wait_log("round");
     client.wait_memory(LONG).unwrap();
+    pair.clone.wait_log("round");
     pair.assert_never_wrong();
 }
 
@@ -208,4 +217,34 @@ fn a_node_ends_with_its_shim_while_memory_comes() {
         let shim = client.status().unwrap().shim.unwrap();
         process::Process::open(shim).unwrap().signal(9).unwrap();
     });
+}
+
+/// A measurement: `cargo nextest run -p offshoot-shim --run-ignored only first_instruction`.
+#[test]
+#[ignore = "takes a minute and needs 6 GiB"]
+fn first_instruction_of_a_node_with_a_gibibyte() {
+    let Some(criu) = criu_dir().filter(|_| fit()) else {
+        return;
+    };
+    for when in [When::AtOnce, When::Late] {
+        let pair = Pair::of(criu.clone(), 1024, "alone", when);
+        let began = Instant::now();
+        let client = pair.clone.start();
+        let started = began.elapsed();
+        wait_for("the first word", || {
+            pair.clone.log().contains("first").then_some(())
+        });
+        let first = began.elapsed();
+        client.wait_memory(LONG).unwrap();
+        let name = if when == When::Late {
+            "late"
+        } else {
+            "at once"
+        };
+        println!(
+            "{name}: restored {started:.1?}, first instruction {first:.1?}, all memory {:.1?}",
+            began.elapsed()
+        );
+        println!("{}", pair.log_of_shim());
+    }
 }

@@ -1,5 +1,5 @@
 # Fills memory with a pattern, waits for /tmp/go, then does to it whatever a program may do, and checks it all the while.
-import mmap, os, struct, sys, threading, time
+import ctypes, mmap, os, struct, sys, threading, time
 
 MIB = 1 << 20
 SIZE = int(sys.argv[1]) * MIB
@@ -55,6 +55,15 @@ goes = filled(4, 4 * MIB)
 kernel = filled(5, 8 * MIB)
 shared = filled(6, 16 * MIB)
 twice = filled(7, 8 * MIB)
+closed = filled(8, 4 * MIB)
+
+
+def protect(memory, how):
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), ctypes.c_size_t(len(memory)), how) == 0
+
+
+protect(closed, 0)
 with open("/tmp/file", "wb") as file:
     for index in range(256):
         file.write(page(99, index))
@@ -81,7 +90,7 @@ threads = [threading.Thread(target=spin, daemon=True), threading.Thread(target=t
 for thread in threads:
     thread.start()
 # A child that shares memory with its parent and lives through the cut.
-other = os.fork()
+other = None if "alone" in sys.argv else os.fork()
 if other == 0:
     while not os.path.exists("/tmp/go"):
         time.sleep(0.002)
@@ -96,7 +105,7 @@ while not os.path.exists("/tmp/go"):
 stop = True
 say("first")
 
-if len(sys.argv) > 2:
+if "forever" in sys.argv:
     # until somebody ends it
     while True:
         check("on and on", big, 1)
@@ -138,6 +147,10 @@ check("after the child", twice, 7)
 grows.resize(16 * MIB)
 check("moved", grows, 3, 0, 1024)
 zeros("new", grows, 1024, 4096)
+protect(closed, mmap.PROT_READ)
+check("closed", closed, 8, 0, 512)
+protect(closed, mmap.PROT_READ | mmap.PROT_WRITE)
+check("opened", closed, 8)
 goes.close()
 fresh = mmap.mmap(-1, 4 * MIB, flags=PRIVATE)
 zeros("fresh", fresh, 0, 1024)
