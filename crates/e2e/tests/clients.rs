@@ -1,6 +1,7 @@
 //! People use an environment while it is cloned, and while others come and go: they notice nothing.
 
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use hyper::Request;
 use hyper::body::Bytes;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use offshoot_e2e::support::{ONE, PAIR, SOON, answers, node, rungs};
+use offshoot_e2e::support::{ONE, PAIR, SOON, answers, node, rungs, sh};
 use offshoot_e2e::{EDGE, TestDaemon, http, wait_for};
 use serde_json::Value;
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
@@ -69,6 +70,28 @@ impl Drop for SendHome<'_> {
     }
 }
 
+/// Who answers a first packet at this port never gets a third: its connections stay half open.
+fn drop_answers(daemon: &TestDaemon, port: u16) {
+    let rules = format!(
+        "table inet knock {{\nchain answers {{\ntype filter hook input priority 0;\n\
+         tcp sport {port} tcp flags & (syn | ack) == (syn | ack) drop\n}}\n}}\n"
+    );
+    let ruled = daemon.inside(|| Command::new("nft").arg(rules).output());
+    let ruled = ruled.expect("nft is there");
+    assert!(ruled.status.success(), "{ruled:?}");
+}
+
+/// Half-open connections of a node, by its own kernel tables.
+fn half_open(daemon: &TestDaemon, environment: &str, node: &str) -> usize {
+    let table = sh(
+        daemon,
+        environment,
+        node,
+        "cat /proc/net/tcp /proc/net/tcp6",
+    );
+    table.lines().filter(|line| line.contains(" 03 ")).count()
+}
+
 #[test]
 fn clones_are_live_and_no_request_fails_while_connections_come_and_go() {
     let daemon = TestDaemon::start();
@@ -81,6 +104,8 @@ fn clones_are_live_and_no_request_fails_while_connections_come_and_go() {
         format!("{address}:8080").parse().expect("an address")
     };
     let (web, db) = (outer("web-1"), outer("db-1"));
+    let knocked = SocketAddr::new(db.ip(), 9000);
+    drop_answers(&daemon, knocked.port());
     let crowd = Crowd::default();
     std::thread::scope(|scope| {
         let _home = SendHome(&crowd);
@@ -94,6 +119,10 @@ fn clones_are_live_and_no_request_fails_while_connections_come_and_go() {
             wait_for("the crowd to be served", SOON, || {
                 (crowd.answered.load(Ordering::Relaxed) > then + 100).then_some(())
             });
+            let tried =
+                daemon.inside(|| TcpStream::connect_timeout(&knocked, Duration::from_millis(50)));
+            assert!(tried.is_err(), "the answer is dropped");
+            assert!(half_open(&daemon, "shop", "db") > 0);
             let operation = daemon.json(&["clone", "shop", "--name", "copy"]);
             for (node, rung) in rungs(&operation) {
                 assert_eq!(rung, "live", "{round}, {node}: {operation:#}");
