@@ -86,3 +86,24 @@ pub(crate) fn area(line: &str) -> Option<Area> {
         anonymous: fields.nth(2) == Some("0"),
     })
 }
+
+/// The areas that a child of fork(2) gets empty (madvise(2), `MADV_WIPEONFORK`), from `/proc/<pid>/smaps`. The kernel looks at every page
+/// for this.
+///
+/// # Errors
+/// As [`areas`].
+pub fn wiped_on_fork(pid: i32) -> io::Result<Vec<Range<u64>>> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let mut last = None;
+    let mut wiped = Vec::new();
+    for line in smaps.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            if flags.split_ascii_whitespace().any(|flag| flag == "wf") {
+                wiped.extend(last.take());
+            }
+        } else if let Some(area) = area(line) {
+            last = Some(area.range);
+        }
+    }
+    Ok(wiped)
+}

@@ -56,6 +56,11 @@ pub(crate) fn plant(
         copy,
     };
     let areas = memory::areas(pid)?;
+    // A child's userfaultfd does not tell that it gets these empty.
+    let wiped = memory::wiped_on_fork(pid)?;
+    let can_be_late = |area: &Area| {
+        area.private && area.anonymous && wiped.iter().all(|range| range.start != area.range.start)
+    };
     let mut pending = Pending::default();
     let mut written = 0;
     let mut areas = areas.iter().peekable();
@@ -116,10 +121,6 @@ pub(crate) fn plant(
 fn take(caught: &Caught, pid: i32, device: &File) -> io::Result<Userfaultfd> {
     let speaker = caught.speaker(pid, CALLS_MAX)?;
     Userfaultfd::new(speaker.take_full_userfaultfd(device.as_fd())?, EVENTS)
-}
-
-fn can_be_late(area: &Area) -> bool {
-    area.private && area.anonymous
 }
 
 struct Target {

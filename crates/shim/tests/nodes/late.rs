@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use offshoot_runtime::*;
 use offshoot_sys::process;
@@ -96,6 +96,11 @@ impl Pair {
             .collect()
     }
 
+    fn source(&self) -> process::Process {
+        let first = self.sources().into_iter().min_by_key(process::Process::pid);
+        first.expect("a page source")
+    }
+
     fn log_of_shim(&self) -> String {
         fs::read_to_string(self.clone.spec.run_dir.join("shim.log")).unwrap_or_default()
     }
@@ -160,6 +165,36 @@ fn a_node_runs_while_its_memory_comes() {
     assert_eq!(pair.parent.exec("true").status, 0);
 }
 
+#[test]
+fn whatever_a_process_does_to_memory_that_still_comes() {
+    let Some(pair) = Pair::new(256, "random alone") else {
+        return;
+    };
+    let client = pair.clone.start();
+    let source = pair.source();
+    // Most of the time it stands, so that there is something to come until the end.
+    let (mut looks, mut early) = (0, 0);
+    wait_for("the end of the play", || {
+        let _ = source.signal(19);
+        std::thread::sleep(Duration::from_millis(20));
+        let log = pair.clone.log();
+        let _ = source.signal(18);
+        std::thread::sleep(Duration::from_micros(100));
+        ["all ok", "bad", "Error"]
+            .iter()
+            .any(|word| log.contains(word))
+            .then_some(())
+            .or_else(|| {
+                looks += 1;
+                early += u32::from(client.status().unwrap().memory_to_come > 0);
+                None
+            })
+    });
+    println!("{early} of {looks} times there was something to come");
+    pair.assert_never_wrong();
+    client.wait_memory(LONG).unwrap();
+}
+
 /// Ends one of the processes beside a node whose memory comes: the node ends, and never goes on with wrong memory.
 fn ends_with(which: impl Fn(&Pair, &NodeClient)) -> Option<(Pair, Option<ExitRecord>)> {
     let pair = Pair::new(384, "forever")?;
@@ -186,9 +221,7 @@ fn ends_with(which: impl Fn(&Pair, &NodeClient)) -> Option<(Pair, Option<ExitRec
 #[test]
 fn a_node_ends_with_its_page_source() {
     let killed = ends_with(|pair, _| {
-        let sources = pair.sources();
-        let first = sources.iter().min_by_key(|source| source.pid()).unwrap();
-        first.signal(9).unwrap();
+        pair.source().signal(9).unwrap();
     });
     if let Some((pair, record)) = killed {
         let record = record.expect("the shim wrote how it ended");

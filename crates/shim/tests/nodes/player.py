@@ -1,5 +1,5 @@
 # Fills memory with a pattern, waits for /tmp/go, then does to it whatever a program may do, and checks it all the while.
-import ctypes, mmap, os, struct, sys, threading, time
+import ctypes, mmap, os, random, struct, sys, threading, time
 
 MIB = 1 << 20
 SIZE = int(sys.argv[1]) * MIB
@@ -77,6 +77,58 @@ def wander():
         check("wander", big, 1, at, at + 1)
 
 
+class Region:
+    """Memory with a note of what each page must be: a pattern, or None for zeros."""
+
+    def __init__(self, base, pages):
+        self.base = base
+        self.memory = filled(base, pages * 4096)
+        self.expected = [page(base, index) for index in range(pages)]
+
+    def check(self, what):
+        for index, expected in enumerate(self.expected):
+            found = self.memory[index * 4096:(index + 1) * 4096]
+            if found != (expected or bytes(4096)):
+                say("bad", what, self.base, index, found[:16], (expected or b"")[:16])
+                os._exit(1)
+
+    def give_up(self, start, end):
+        self.memory.madvise(mmap.MADV_DONTNEED, start * 4096, (end - start) * 4096)
+        self.expected[start:end] = [None] * (end - start)
+
+    def write(self, index):
+        self.expected[index] = page(self.base + 1000000, index)
+        self.memory[index * 4096:(index + 1) * 4096] = self.expected[index]
+
+    def resize(self, pages):
+        self.memory.resize(pages * 4096)
+        self.expected = (self.expected + [None] * pages)[:pages]
+
+
+def play(regions, rounds, deep):
+    """Does random things to memory of which each is noted."""
+    for _ in range(rounds):
+        region = random.choice(regions)
+        start, end = sorted(random.sample(range(len(region.expected) + 1), 2))
+        what = random.randrange(12)
+        if what < 4:
+            region.check("play")
+        elif what < 6:
+            region.give_up(start, end)
+        elif what < 8:
+            region.write(start)
+        elif what < 10:
+            region.resize(random.randrange(1, 600))
+        elif what == 10 and len(regions) > 4:
+            regions.remove(region)
+            region.memory.close()
+        elif what == 11 and deep:
+            child("play", lambda: play(regions, 20, deep - 1))
+    for region in regions:
+        region.check("end of play")
+
+
+regions = [Region(100 + number, 256) for number in range(96)] if "random" in sys.argv else []
 # Somebody in the middle of its program, and somebody asleep, when all of it is cut.
 stop = False
 
@@ -110,6 +162,12 @@ if "forever" in sys.argv:
     while True:
         check("on and on", big, 1)
         say("round")
+
+if regions:
+    random.seed()
+    play(regions, 150, 2)
+    say("all ok")
+    time.sleep(1000)
 
 walkers = [threading.Thread(target=wander) for _ in range(2)]
 for thread in walkers:
