@@ -1,7 +1,7 @@
 //! A small server for tests: keeps a value in memory and on disk, and talks without pause to a peer.
 //!
 //! - `HTTP_PORT` (8080): `GET /` answers what it knows as JSON; `GET /set?v=TEXT` changes the value in memory and
-//!   in `/data/value`. A request for a WebSocket gets one that echoes text behind the host name.
+//!   in `/data/value`; `GET /ballast` says whether all of `BALLAST_MIB` MiB of memory are as they were filled. A request for a WebSocket gets one that echoes text behind the host name.
 //! - `PEER` (`host:port`): keeps one TCP connection and exchanges growing numbers over it.
 //! - `PEER_PORT`: answers such a peer.
 
@@ -22,10 +22,22 @@ struct Known {
     answered: AtomicU64,
     gaps: AtomicU64,
     connects: AtomicU64,
+    ballast: Vec<u8>,
+}
+
+/// What the ballast is at a place: neighbouring pages differ.
+fn ballast_at(place: usize) -> u8 {
+    (place / 4096) as u8
 }
 
 fn main() {
-    let known = Arc::new(Known::default());
+    let megabytes = std::env::var("BALLAST_MIB")
+        .ok()
+        .and_then(|n| n.parse().ok());
+    let known = Arc::new(Known {
+        ballast: (0..megabytes.unwrap_or(0) << 20).map(ballast_at).collect(),
+        ..Known::default()
+    });
     let boot = uuid::Uuid::new_v4().to_string();
     if let Ok(port) = std::env::var("PEER_PORT") {
         let known = Arc::clone(&known);
@@ -34,11 +46,6 @@ fn main() {
     if let Ok(peer) = std::env::var("PEER") {
         let known = Arc::clone(&known);
         std::thread::spawn(move || talk(&peer, &known));
-    }
-    if let Ok(megabytes) = std::env::var("BALLAST_MIB") {
-        let size = megabytes.parse::<usize>().unwrap_or(0) << 20;
-        let ballast: Vec<u8> = (0..size).map(|i| (i / 4096) as u8).collect();
-        std::mem::forget(ballast);
     }
     let port = std::env::var("HTTP_PORT").unwrap_or_else(|_| "8080".into());
     let listener = TcpListener::bind(format!("[::]:{port}"))
@@ -91,6 +98,10 @@ fn serve(stream: TcpStream, known: &Known, boot: &str) -> std::io::Result<()> {
                 eprintln!("/data/value: {error}");
             }
         }
+        let whole = (path == "/ballast").then(|| {
+            let mut all = known.ballast.iter().enumerate();
+            all.all(|(place, byte)| *byte == ballast_at(place))
+        });
         let number = |n: &AtomicU64| n.load(Ordering::SeqCst);
         let body = serde_json::json!({
             "boot": boot,
@@ -101,6 +112,7 @@ fn serve(stream: TcpStream, known: &Known, boot: &str) -> std::io::Result<()> {
             "answered": number(&known.answered),
             "gaps": number(&known.gaps),
             "connects": number(&known.connects),
+            "ballast": whole,
         })
         .to_string();
         write!(
