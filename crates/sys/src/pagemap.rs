@@ -124,7 +124,7 @@ impl Pagemap {
         mut found: impl FnMut(Region),
     ) -> io::Result<()> {
         let mut regions = [Region::default(); BATCH];
-        let mut at = range.start;
+        let (mut at, mut done) = (range.start, range.start);
         loop {
             let mut arg = ScanArg {
                 size: size_of::<ScanArg>() as u64,
@@ -146,11 +146,24 @@ impl Pagemap {
             // that lives until the call returns.
             let count = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
             let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
-            regions.iter().take(count).copied().for_each(&mut found);
-            if arg.walk_end >= range.end || arg.walk_end <= at {
+            // The kernel may stop, and say a place to go on from, that lies before what it found (seen with 6.18 and a full
+            // buffer): nothing is told twice.
+            for region in regions.iter().take(count) {
+                let start = region.start.max(done);
+                if start < region.end {
+                    found(Region { start, ..*region });
+                    done = region.end;
+                }
+            }
+            let next = arg.walk_end.max(done);
+            if next >= range.end {
                 return Ok(());
             }
-            at = arg.walk_end;
+            if next <= at {
+                // not the end, and no way on: what was not looked at must not be taken for empty
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            at = next;
         }
     }
 
