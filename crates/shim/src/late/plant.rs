@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::iter;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use offshoot_sys::inject::Caught;
 use offshoot_sys::memory::{self, Area};
+use offshoot_sys::pagemap::{Pagemap, Protect, Wanted, page};
 use offshoot_sys::uffd::{Userfaultfd, Watch, feature};
 
 use super::pages::{Copy, PAGE};
@@ -23,8 +25,13 @@ const CALLS_MAX: Duration = Duration::from_secs(10);
 /// What the kernel keeps up to date of a `struct rseq` (rseq(2)): it wrote there when the process was restored and does not again until
 /// something changes, so what the parent had must not replace it.
 const KERNELS: [Range<u64>; 2] = [0..8, 20..28];
-/// Bits of an entry of /proc/<pid>/pagemap (the kernel's Documentation/admin-guide/mm/pagemap.rst): of a file, swapped out, in memory.
-const THERE: u64 = 0b111 << 61;
+/// Pages that are there.
+const THERE: Wanted = Wanted {
+    mask: 0,
+    inverted: 0,
+    any_of: page::PRESENT | page::SWAPPED,
+    told: page::PRESENT | page::SWAPPED,
+};
 
 /// Everything that a process may do to its memory while pages are missing.
 const EVENTS: u64 =
@@ -38,6 +45,7 @@ pub(crate) fn plant(
     copy: Copy,
     device: Option<&File>,
 ) -> io::Result<(Option<Space>, u64)> {
+    let device = device.filter(|_| Pagemap::is_supported());
     let uffd = device.and_then(|device| {
         take(caught, pid, device)
             .inspect_err(|e| {
@@ -51,7 +59,7 @@ pub(crate) fn plant(
         memory: File::options()
             .write(true)
             .open(format!("/proc/{pid}/mem"))?,
-        pagemap: File::open(format!("/proc/{pid}/pagemap"))?,
+        pagemap: Pagemap::open(pid)?,
         sequences,
         copy,
     };
@@ -81,10 +89,7 @@ pub(crate) fn plant(
                 _ => Vec::new(),
             };
             let mut done = part.start;
-            for gap in missing
-                .into_iter()
-                .chain(std::iter::once(part.end..part.end))
-            {
+            for gap in missing.into_iter().chain(iter::once(part.end..part.end)) {
                 written += gap.start - done;
                 target.write(done..gap.start)?;
                 done = gap.end;
@@ -127,7 +132,7 @@ struct Target {
     pid: i32,
     /// Writes here pass over protections (proc_pid_mem(5)).
     memory: File,
-    pagemap: File,
+    pagemap: Pagemap,
     sequences: Vec<u64>,
     copy: Copy,
 }
@@ -135,31 +140,26 @@ struct Target {
 impl Target {
     /// The parts of a range where no page is. Those that the kernel writes to of its own accord are not among them.
     fn missing(&self, range: &Range<u64>) -> io::Result<Vec<Range<u64>>> {
-        let mut missing: Vec<Range<u64>> = Vec::new();
-        let kernels: Vec<u64> = self
-            .sequences
-            .iter()
-            .flat_map(|area| [*area, area + KERNELS[1].end - 1])
-            .map(|address| address & !(PAGE - 1))
-            .collect();
-        let mut buffer = vec![0; usize::try_from(CHUNK).unwrap_or(0)];
-        let mut at = range.start;
-        while at < range.end {
-            let pages = ((range.end - at) / PAGE).min(CHUNK / 8);
-            let entries = usize::try_from(pages * 8).ok();
-            let entries = entries.and_then(|len| buffer.get_mut(..len));
-            let entries = entries.ok_or(io::ErrorKind::InvalidInput)?;
-            self.pagemap.read_exact_at(entries, at / PAGE * 8)?;
-            for entry in entries.chunks_exact(8) {
-                let entry = u64::from_le_bytes(entry.try_into().unwrap_or([0xff; 8]));
-                if entry & THERE == 0 && !kernels.contains(&at) {
-                    match missing.last_mut() {
-                        Some(last) if last.end == at => last.end += PAGE,
-                        _ => missing.push(at..at + PAGE),
-                    }
-                }
-                at += PAGE;
+        let mut there = Vec::new();
+        self.pagemap
+            .scan(range.clone(), THERE, Protect::No, |region| {
+                there.push(region.start..region.end);
+            })?;
+        for area in &self.sequences {
+            for address in [*area, area + KERNELS[1].end - 1] {
+                let page = address & !(PAGE - 1);
+                there.push(page..page + PAGE);
             }
+        }
+        there.sort_by_key(|range| range.start);
+        let mut missing = Vec::new();
+        let mut at = range.start;
+        for known in there.into_iter().chain(iter::once(range.end..range.end)) {
+            let end = known.start.min(range.end);
+            if at < end {
+                missing.push(at..end);
+            }
+            at = at.max(known.end);
         }
         Ok(missing)
     }
