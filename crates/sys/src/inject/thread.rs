@@ -16,7 +16,9 @@ const OPTIONS: libc::c_int = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_SUSPEN
 const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;
 const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
 const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
-/// A stop is looked for this often.
+/// Most stops follow in microseconds; a sleep would be longer.
+const SPIN: Duration = Duration::from_micros(200);
+/// After that a stop is looked for this often.
 const LOOK: Duration = Duration::from_micros(100);
 
 /// What becomes of a seized thread when the process that seized it ends.
@@ -70,13 +72,18 @@ fn is_over(thread: Pid) -> bool {
 }
 
 pub(super) fn wait_stop(thread: Pid, deadline: Instant) -> io::Result<Stop> {
+    let began = Instant::now();
     loop {
         match waitpid(thread, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) => {
                 if Instant::now() >= deadline {
                     return Err(io::ErrorKind::TimedOut.into());
                 }
-                std::thread::sleep(LOOK);
+                if began.elapsed() < SPIN {
+                    std::thread::yield_now();
+                } else {
+                    std::thread::sleep(LOOK);
+                }
             }
             Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::ECHILD) => {
                 return Ok(Stop::Gone);
