@@ -165,7 +165,7 @@ if "forever" in sys.argv:
 
 if regions:
     random.seed()
-    play(regions, 150, 2)
+    play(regions, 80, 2)
     say("all ok")
     time.sleep(1000)
 
