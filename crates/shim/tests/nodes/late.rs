@@ -20,9 +20,10 @@ enum When {
 
 /// A parent whose memory was taken and moved out of CRIU's images, and a clone that waits to be started.
 struct Pair {
+    // first: it is inside the parent's directory, which goes with the parent
+    memory: Mounted,
     parent: TestNode,
     clone: TestNode,
-    _memory: Mounted,
 }
 
 impl Pair {
@@ -70,7 +71,7 @@ impl Pair {
         Self {
             parent,
             clone,
-            _memory: memory,
+            memory,
         }
     }
 
@@ -155,7 +156,7 @@ fn a_node_runs_while_its_memory_comes() {
     }
     // It can be frozen and cut again.
     drop(client.freeze(LONG).unwrap());
-    checkpoint(&pair.clone, &pair._memory.0.join("again"));
+    checkpoint(&pair.clone, &pair.memory.0.join("again"));
     assert_eq!(client.status().unwrap().state, RunState::Running);
     pair.assert_never_wrong();
     // The images are used up: nobody can take what is left for the whole.
