@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,7 +15,7 @@ use offshoot_engine::failpoint;
 use offshoot_model::clone::NodeCloneReport;
 use offshoot_model::manifest::VolumeClone;
 use offshoot_model::{CloneReport, Code, EnvId, Environment, Fault, Problem, Rung};
-use offshoot_network::{IsolationLease, PreparedIsolation};
+use offshoot_network::{IsolationLease, PreparedIsolation, Router};
 use offshoot_plan::NodePlan;
 use offshoot_pool::{Pool, Subvolume};
 use offshoot_runtime::{FreezeLease, NodeClient};
@@ -97,8 +96,8 @@ pub(crate) struct Cutter<'a> {
     pub(crate) node_dir: &'a dyn Fn(&str) -> PathBuf,
     /// The container of a node that runs.
     pub(crate) container: &'a dyn Fn(&str) -> Result<Container, Problem>,
-    /// Makes ready to isolate the parent's nodes.
-    pub(crate) isolation: Option<PreparedIsolation>,
+    /// Isolates the parent's nodes.
+    pub(crate) router: Option<Router>,
     /// Gets at the memory of processes that run.
     pub(crate) plant: &'a dyn Plant,
     pub(crate) cancelled: &'a (dyn Fn() -> bool + Sync),
@@ -158,9 +157,10 @@ impl Cutter<'_> {
         }
         let freezer = Freezers::of(running.iter().map(|node| node.node.as_str()), self.node_dir)?;
         freezer.wait_memory()?;
-        let isolation = self
-            .isolation
-            .map(|prepared| Isolator(Mutex::new(Some(prepared))));
+        let isolation = self.router.map(|router| Isolator {
+            router,
+            prepared: Mutex::default(),
+        });
         let nobody = Criu::at(PathBuf::from("/nonexistent"));
         let request = CutRequest {
             criu: self.criu.unwrap_or(&nobody),
@@ -173,6 +173,9 @@ impl Cutter<'_> {
             late: Late::From(LATE_FROM),
             // What a busy database wrote since `prepare_cut` need not wait for the freeze.
             settle: &|| {
+                if let Some(isolator) = &isolation {
+                    isolator.prepare();
+                }
                 if let Err(error) = self.pool.sync() {
                     tracing::warn!(%error, "the pool could not be synced before a cut");
                 }
@@ -330,13 +333,34 @@ impl Lease for Frozen {
 }
 
 /// The router, which keeps the nodes apart.
-struct Isolator(Mutex<Option<PreparedIsolation>>);
+struct Isolator {
+    router: Router,
+    prepared: Mutex<Option<PreparedIsolation>>,
+}
+
+impl Isolator {
+    /// Does what can be done before the freeze, shortly before it: the router does not wait for long.
+    fn prepare(&self) {
+        match self.router.prepare_isolation() {
+            Ok(prepared) => *self.lock() = Some(prepared),
+            // then it is tried once more, and what is wrong is said
+            Err(error) => tracing::warn!(%error, "isolation could not be prepared"),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<PreparedIsolation>> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Isolate for Isolator {
     fn isolate(&self, max: Duration) -> Result<Box<dyn Lease>, Foreign> {
-        let prepared = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let prepared = prepared.ok_or_else(|| Foreign::from("the nodes were isolated before"))?;
-        Ok(Box::new(Isolated(prepared.isolate(max)?)))
+        let prepared = self.lock().take();
+        let lease = match prepared {
+            Some(prepared) => prepared.isolate(max)?,
+            None => self.router.isolate(max)?,
+        };
+        Ok(Box::new(Isolated(lease)))
     }
 }
 

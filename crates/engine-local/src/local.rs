@@ -22,9 +22,9 @@ use offshoot_pool::{Backing, Pool, Subvolume};
 use tokio::sync::mpsc;
 
 use crate::blocking::blocking;
-use crate::plant::Planter;
 use crate::config::LocalConfig;
 use crate::dirs::ensure_passable;
+use crate::plant::Planter;
 use crate::{copy, cut, disks, doctor, edge, exec, logs, net, nodes, sweep};
 
 /// The engine of this host.
@@ -226,10 +226,6 @@ impl Inner {
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<CutOutcome, Problem> {
         let parent_node = |name: &str| parent.nodes.iter().find(|node| node.name() == name);
-        let isolation = match self.router(&parent.id) {
-            Ok(router) => Some(router.prepare_isolation().map_err(|e| e.problem())?),
-            Err(_) => None,
-        };
         let cutter = cut::Cutter {
             pool: &self.pool,
             criu: self.criu.as_ref(),
@@ -246,7 +242,7 @@ impl Inner {
                     |node| self.container(node),
                 )
             },
-            isolation,
+            router: self.router(&parent.id).ok(),
             plant: &Planter(&self.config.shim),
             cancelled,
         };
