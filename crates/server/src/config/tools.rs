@@ -21,7 +21,7 @@ pub struct Tools {
     /// Directory with `criu`, put first in PATH for runc; else the one that setup.sh made, else PATH alone.
     #[serde(deserialize_with = "value::absolute_or_none")]
     pub criu_dir: Option<PathBuf>,
-    /// offshoot-shim; else beside the daemon, where packages put it ([`HELPERS`]), or in PATH.
+    /// offshoot-shim; else beside the daemon, where packages put it (`HELPERS`), or in PATH.
     #[serde(deserialize_with = "value::absolute_or_none")]
     pub shim: Option<PathBuf>,
     /// offshoot-edge; else found as the shim is.
