@@ -23,7 +23,7 @@ use crate::commands::output;
 use crate::instance::Instance;
 use crate::wordpress::Site;
 
-/// Fills Redis: from value number ARGV[1] to ARGV[2], ARGV[3] bytes each.
+/// Fills Redis: from value number `ARGV[1]` to `ARGV[2]`, `ARGV[3]` bytes each.
 pub(super) const FILL: &str = "for i = ARGV[1], ARGV[2] do redis.call('SET', 'bulk:' .. i, string.rep(string.format('%016x', i), ARGV[3] / 16)) end";
 
 const PATIENCE: Duration = Duration::from_secs(120);
