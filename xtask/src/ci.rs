@@ -57,7 +57,9 @@ pub(crate) fn ci() -> anyhow::Result<()> {
     check(
         "doc",
         cargo()
+            // those who read it work on it, and the links lead into modules
             .args(["doc", "--workspace", "--no-deps"])
+            .arg("--document-private-items")
             .env("RUSTDOCFLAGS", "-D warnings"),
     );
     for (tool, arguments) in [

@@ -56,12 +56,19 @@ pub(super) struct Tracked {
     buffer: Vec<u8>,
 }
 
+impl Drop for Tracked {
+    /// What was not brought into the images is of no use to anybody.
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
 impl Tracked {
     /// Begins to track process `pid`. If that cannot be done, it is copied all the same: what is copied twice
     /// is quicker the second time, because the copy has its room by then.
     pub(super) fn new(pid: i32, images: &Path, plant: &dyn Plant) -> io::Result<Self> {
         let mut tracked = Self::untracked(pid, images)?;
-        if areas::of_running(pid)?.has_aio || writes_directly(pid) {
+        if is_written_by_disk(pid)? {
             tracing::debug!(pid, "is not tracked: the disk writes into its memory");
             return Ok(tracked);
         }
@@ -142,6 +149,10 @@ impl Tracked {
             }
         }
         self.rounds += 1;
+        // After the scan: what the disk was writing meanwhile, it writes into a file that is open by now.
+        if self.writes.is_some() && is_written_by_disk(pid)? {
+            self.writes = None;
+        }
         Ok(pages)
     }
 
@@ -194,19 +205,15 @@ impl Tracked {
 
     /// Brings the pages into CRIU's images.
     pub(super) fn complete(self, images: &Path, late: Late) -> Result<(), CriuError> {
-        let result = image::complete(images, self.number, &self.file, &self.runs, late);
-        let kept = matches!(result, Ok(image::Kept::Late));
-        let moved = if kept {
-            fs::rename(&self.path, images.join(image::late_name(self.number)))
-        } else {
-            fs::remove_file(&self.path)
-        };
-        moved.map_err(|source| CriuError::Image {
-            path: self.path.clone(),
-            what: "cannot be put in its place".to_owned(),
-            source: Some(source),
-        })?;
-        result.map(|_| ())
+        match image::complete(images, self.number, &self.file, &self.runs, late)? {
+            image::Kept::Nothing => Ok(()),
+            image::Kept::Late => fs::rename(&self.path, images.join(image::late_name(self.number)))
+                .map_err(|source| CriuError::Image {
+                    path: self.path.clone(),
+                    what: "cannot be put in its place".to_owned(),
+                    source: Some(source),
+                }),
+        }
     }
 
     fn is_unsure(&self, range: &Range<u64>) -> bool {
@@ -271,8 +278,12 @@ fn strides(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         .map(move |start| start..start.saturating_add(STRIDE).min(end))
 }
 
-/// Whether the process has a file open with `O_DIRECT`: reading such a file, the disk writes into its pages, some time after the
-/// page tables say so.
+/// Whether the disk may write into the process's pages some time after the page tables say so: it has a file open with
+/// `O_DIRECT`, or asynchronous I/O of the kernel's own.
+fn is_written_by_disk(pid: i32) -> io::Result<bool> {
+    Ok(areas::of_running(pid)?.has_aio || writes_directly(pid))
+}
+
 fn writes_directly(pid: i32) -> bool {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else {
         return true;
