@@ -60,7 +60,10 @@ pub(crate) fn ci() -> anyhow::Result<()> {
             // those who read it work on it, and the links lead into modules
             .args(["doc", "--workspace", "--no-deps"])
             .arg("--document-private-items")
-            .env("RUSTDOCFLAGS", "-D warnings"),
+            .env(
+                "RUSTDOCFLAGS",
+                "-D warnings -A rustdoc::private-intra-doc-links",
+            ),
     );
     for (tool, arguments) in [
         ("deny", &["deny", "check"][..]),
