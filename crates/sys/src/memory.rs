@@ -61,6 +61,8 @@ pub struct Area {
     pub private: bool,
     /// Whether no file is behind it.
     pub anonymous: bool,
+    /// Its name up to the first space: a path, or `[heap]`, `[vdso]` and the like, or nothing.
+    pub name: String,
 }
 
 /// What a process has mapped, in rising order.
@@ -73,7 +75,7 @@ pub fn areas(pid: i32) -> io::Result<Vec<Area>> {
 }
 
 /// Understands one line of that file.
-pub(crate) fn area(line: &str) -> Option<Area> {
+pub fn area(line: &str) -> Option<Area> {
     let mut fields = line.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
     let access = fields.next()?.as_bytes();
@@ -84,6 +86,7 @@ pub(crate) fn area(line: &str) -> Option<Area> {
         writable: access.get(1) == Some(&b'w'),
         private: access.get(3) == Some(&b'p'),
         anonymous: fields.nth(2) == Some("0"),
+        name: fields.next().unwrap_or_default().to_owned(),
     })
 }
 

@@ -5,6 +5,8 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
+use offshoot_sys::memory;
+
 use crate::error::CriuError;
 use crate::images::{COMMON_MAGIC, MM_MAGIC, decode, read_records};
 use crate::rpc::Mm;
@@ -38,30 +40,18 @@ pub(super) struct Private {
     pub(super) has_aio: bool,
 }
 
-/// Reads `/proc/<pid>/maps` (proc_pid_maps(5)).
+/// What process `pid` has mapped right now.
 pub(super) fn of_running(pid: i32) -> io::Result<Private> {
-    Ok(parse(&fs::read_to_string(format!("/proc/{pid}/maps"))?))
+    Ok(private(memory::areas(pid)?))
 }
 
-fn parse(maps: &str) -> Private {
+fn private(areas: impl IntoIterator<Item = memory::Area>) -> Private {
     let mut private = Private::default();
-    for line in maps.lines() {
-        // the name is the sixth field and may hold spaces
-        let mut fields = line.splitn(6, ' ');
-        let (Some(range), Some(access)) = (fields.next(), fields.next()) else {
-            continue;
-        };
-        let name = fields.nth(3).unwrap_or_default().trim();
-        private.has_aio |= name.starts_with("/[aio]");
+    for area in areas {
+        private.has_aio |= area.name.starts_with("/[aio]");
         let special = ["[vdso]", "[vvar", "[vsyscall]"];
-        if !access.ends_with('p') || special.iter().any(|s| name.starts_with(s)) {
-            continue;
-        }
-        let address = |text: &str| u64::from_str_radix(text, 16).ok();
-        if let Some((start, end)) = range.split_once('-')
-            && let (Some(start), Some(end)) = (address(start), address(end))
-        {
-            private.ranges.push(start..end);
+        if area.private && !special.iter().any(|s| area.name.starts_with(s)) {
+            private.ranges.push(area.range);
         }
     }
     private
@@ -123,7 +113,7 @@ mod tests {
 7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0 [stack]
 rubbish
 ";
-        let found = parse(maps);
+        let found = private(maps.lines().filter_map(memory::area));
         assert!(found.has_aio);
         assert_eq!(
             found.ranges.iter().map(|r| r.start).collect::<Vec<_>>(),
