@@ -20,13 +20,15 @@ mod speaker;
 #[cfg(test)]
 mod tests;
 mod thread;
+mod twin;
 
 pub use caught::Caught;
 pub use speaker::Speaker;
+pub use twin::Twin;
 
 use thread::{Orphan, Stop, resume, resume_with, seize, wait_stop};
 
-/// A process whose threads all stand still. Dropping it lets them go on.
+/// A process whose threads, or one of them, stand still. Dropping it lets them go on.
 #[derive(Debug)]
 pub struct Stopped {
     // in this order: it is put back before it is let go
@@ -67,6 +69,51 @@ impl Stopped {
             speaker: Speaker::choose(pid, &threads.0, deadline)?,
             _threads: threads,
         })
+    }
+
+    /// Stops one thread of process `pid`; the others run on. One that waits in the kernel is preferred, and the first is the last
+    /// choice: it is most often the one that works.
+    ///
+    /// # Errors
+    /// As [`Self::stop`].
+    pub fn stop_one(pid: i32, max: Duration) -> io::Result<Self> {
+        if cfg!(not(target_arch = "x86_64")) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let deadline = Instant::now() + max;
+        let mut threads: Vec<(bool, bool, i32)> = Vec::new();
+        for entry in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+            if let Some(id) = entry.file_name().to_str().and_then(|n| n.parse().ok()) {
+                threads.push((!thread::is_asleep(pid, id), id == pid, id));
+            }
+        }
+        threads.sort_unstable();
+        let mut outcome = Err(io::Error::from_raw_os_error(libc::ESRCH));
+        for (_, _, id) in threads {
+            let thread = Pid::from_raw(id);
+            if !stop_thread(thread, deadline)? {
+                continue;
+            }
+            let threads = Threads(vec![thread]);
+            match Speaker::choose(pid, &threads.0, deadline) {
+                Ok(speaker) => {
+                    return Ok(Self {
+                        speaker,
+                        _threads: threads,
+                    });
+                }
+                Err(error) => outcome = Err(error),
+            }
+        }
+        outcome
+    }
+
+    /// As [`Speaker::twin`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn twin(&self) -> io::Result<Twin> {
+        self.speaker.twin()
     }
 
     /// As [`Speaker::call`].
@@ -112,7 +159,7 @@ fn stop_thread(thread: Pid, deadline: Instant) -> io::Result<bool> {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             Stop::Signal(number) => resume_with(thread, libc::PTRACE_CONT, number)?,
-            Stop::Call => resume(thread, libc::PTRACE_CONT)?,
+            Stop::Call | Stop::Born => resume(thread, libc::PTRACE_CONT)?,
         }
     }
 }

@@ -124,7 +124,7 @@ fn stand(thread: Pid, deadline: Instant) -> io::Result<bool> {
             Stop::Event | Stop::Group => return Ok(true),
             Stop::Gone => return Ok(false),
             Stop::Signal(number) => resume_with(thread, libc::PTRACE_CONT, number)?,
-            Stop::Call => resume(thread, libc::PTRACE_CONT)?,
+            Stop::Call | Stop::Born => resume(thread, libc::PTRACE_CONT)?,
         }
     }
 }

@@ -4,16 +4,17 @@ use std::cell::Cell;
 use std::fs;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Pid;
 
 use super::thread::{
-    Stop, get_registers, get_signals, interrupt, is_outside_sequences, resume, resume_with,
-    set_registers, set_signals, wait_stop,
+    Births, Orphan, Stop, born, get_registers, get_signals, interrupt, is_outside_sequences, resume,
+    resume_with, set_options, set_registers, set_signals, wait_stop,
 };
+use super::twin::Twin;
 use crate::memory::{self, Area};
 use crate::uffd::{IOC_NEW, SYS_USERFAULTFD, USER_MODE_ONLY};
 
@@ -36,6 +37,8 @@ pub struct Speaker {
     /// Address of a `syscall` instruction.
     gate: u64,
     deadline: Instant,
+    /// It was let go to make a call, and has not stopped since: its registers are out of reach.
+    away: Cell<bool>,
     /// A SIGSTOP arrived, which no mask holds back; it is sent again at the end.
     stopped: Cell<bool>,
 }
@@ -69,6 +72,42 @@ impl Speaker {
             signals,
             gate,
             deadline,
+            away: Cell::new(false),
+            stopped: Cell::new(false),
+        })
+    }
+
+    /// Has the process make a child, which never runs: it stands with the memory that the process had at this instant, until the returned
+    /// [`Twin`] is dropped. The process hears nothing of it: no signal at its end, and wait(2) without `__WALL` does not see it.
+    ///
+    /// # Errors
+    /// As [`Self::call`]; `EAGAIN` or `ENOMEM` where the process may have no more children or the host no more memory.
+    pub fn twin(&self) -> io::Result<Twin> {
+        set_options(self.thread, Orphan::GoesOn, Births::AreHeld)?;
+        let born = Cell::new(None);
+        let made = self.speak(libc::SYS_clone as u64, [0; 6], &born);
+        let twin = born.get().map(|child| {
+            set_options(child, Orphan::IsKilled, Births::Unseen)
+                .and_then(|()| Ok(Twin::new(child, self.pid, self.standing(child)?)))
+        });
+        set_options(self.thread, Orphan::GoesOn, Births::Unseen)?;
+        made?;
+        twin.unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()))
+    }
+
+    /// The speaker of a child that this one just made: it stands before its first instruction.
+    fn standing(&self, child: Pid) -> io::Result<Self> {
+        while wait_stop(child, self.deadline)? != Stop::Event {
+            resume(child, libc::PTRACE_CONT)?;
+        }
+        Ok(Self {
+            pid: child.as_raw(),
+            thread: child,
+            registers: get_registers(child)?,
+            signals: u64::MAX,
+            gate: self.gate,
+            deadline: self.deadline,
+            away: Cell::new(false),
             stopped: Cell::new(false),
         })
     }
@@ -78,6 +117,16 @@ impl Speaker {
     /// # Errors
     /// Those of the call, and of ptrace(2) when the process is killed meanwhile.
     pub fn call(&self, number: u64, args: [u64; 6]) -> io::Result<u64> {
+        self.speak(number, args, &Cell::new(None))
+    }
+
+    /// As [`Self::call`]; notes a child that is born meanwhile.
+    fn speak(
+        &self,
+        number: u64,
+        args: [u64; 6],
+        child: &Cell<Option<Pid>>,
+    ) -> io::Result<u64> {
         let mut registers = self.registers;
         registers.rip = self.gate;
         registers.rax = number;
@@ -93,7 +142,7 @@ impl Speaker {
         ] = args;
         set_registers(self.thread, &registers)?;
         for _ in ["entry", "exit"] {
-            self.run_to_call()?;
+            self.run_to_call(child)?;
         }
         let result = get_registers(self.thread)?.rax.cast_signed();
         if (-4095..0).contains(&result) {
@@ -102,11 +151,15 @@ impl Speaker {
         Ok(result.cast_unsigned())
     }
 
-    fn run_to_call(&self) -> io::Result<()> {
+    fn run_to_call(&self, child: &Cell<Option<Pid>>) -> io::Result<()> {
         loop {
             resume(self.thread, libc::PTRACE_SYSCALL)?;
-            match wait_stop(self.thread, self.deadline)? {
+            self.away.set(true);
+            let stop = wait_stop(self.thread, self.deadline)?;
+            self.away.set(false);
+            match stop {
                 Stop::Call => return Ok(()),
+                Stop::Born => child.set(Some(born(self.thread)?)),
                 Stop::Signal(libc::SIGSTOP) => self.stopped.set(true),
                 Stop::Gone => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
                 Stop::Event | Stop::Group | Stop::Signal(_) => {}
@@ -218,18 +271,27 @@ impl Speaker {
     }
 
     /// Puts the thread back to where it was. It ends in a stop from which the kernel restarts the interrupted call.
+    ///
+    /// A call that lasts longer than anybody waits for it is waited for here all the same: with what it was lent, the thread would go
+    /// astray. The call is one that ends, however busy the host is.
     fn put_back(&self) -> io::Result<()> {
         let thread = self.thread;
+        if self.away.get() {
+            interrupt(thread)?;
+            if wait_stop(thread, far_away())? == Stop::Gone {
+                return Ok(());
+            }
+        }
         set_registers(thread, &self.registers)?;
         set_signals(thread, self.signals)?;
         interrupt(thread)?;
         resume(thread, libc::PTRACE_CONT)?;
         // A signal that became possible with the mask is delivered when the thread goes on: it is no stop of ours.
         loop {
-            match wait_stop(thread, self.deadline)? {
+            match wait_stop(thread, far_away())? {
                 Stop::Event | Stop::Group | Stop::Gone => break,
                 Stop::Signal(number) => resume_with(thread, libc::PTRACE_CONT, number)?,
-                Stop::Call => resume(thread, libc::PTRACE_CONT)?,
+                Stop::Call | Stop::Born => resume(thread, libc::PTRACE_CONT)?,
             }
         }
         if self.stopped.get() {
@@ -237,6 +299,11 @@ impl Speaker {
         }
         Ok(())
     }
+}
+
+/// No bound, or one that nobody lives to see.
+fn far_away() -> Instant {
+    Instant::now() + Duration::from_secs(365 * 24 * 60 * 60)
 }
 
 impl Drop for Speaker {

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 
 use super::*;
+use crate::memory;
 use crate::pagemap::{Pagemap, Protect, Wanted, page};
 use crate::uffd::{Userfaultfd, Watch, feature};
 
@@ -195,4 +196,51 @@ fn a_process_in_the_middle_of_its_program_speaks_too() {
     assert!(child.try_wait().unwrap().is_none());
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn a_twin_keeps_what_was() {
+    let mut echo = Echo::start("x=before; while read -r line; do x=$x$line; echo $line; done");
+    let children = |pid: i32| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let stopped = Stopped::stop_one(echo.pid(), BOUND).unwrap();
+    let twin = stopped.twin().unwrap();
+    drop(stopped);
+    assert_eq!(echo.ask("word"), "word");
+    twin.let_go_of_files().unwrap();
+    assert_eq!(
+        fs::read_dir(format!("/proc/{}/fd", twin.pid())).unwrap().count(),
+        0
+    );
+    let heap = |pid| {
+        let areas = memory::areas(pid).unwrap();
+        let area = areas.into_iter().find(|area| area.name == "[heap]").unwrap();
+        area.range
+    };
+    let read = |pid: i32| {
+        let range = heap(twin.pid());
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap()];
+        let file = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, range.start).unwrap();
+        bytes
+    };
+    let has = |bytes: &[u8], text: &[u8]| bytes.windows(text.len()).any(|part| part == text);
+    assert!(has(&read(echo.pid()), b"beforefirstword"));
+    assert!(has(&read(twin.pid()), b"beforefirst"));
+    assert!(!has(&read(twin.pid()), b"firstword"));
+    assert_eq!(children(echo.pid()).unwrap().trim(), twin.pid().to_string());
+    // The shell, who waits for all of its children, does not see it.
+    assert_eq!(echo.ask("again"), "again");
+    drop(twin);
+    assert_eq!(children(echo.pid()).unwrap(), "");
+    assert_eq!(echo.ask("end"), "end");
+}
+
+#[test]
+fn a_call_that_lasts_too_long_does_no_harm() {
+    let mut echo = Echo::start("while read -r line; do echo $line; done");
+    let stopped = Stopped::stop(echo.pid(), Duration::from_millis(50)).unwrap();
+    let error = stopped.call(libc::SYS_pause as u64, [0; 6]).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    drop(stopped);
+    assert_eq!(echo.ask("again"), "again");
 }

@@ -30,6 +30,24 @@ pub(super) enum Orphan {
     IsKilled,
 }
 
+impl Orphan {
+    fn options(self) -> libc::c_int {
+        match self {
+            Self::GoesOn => OPTIONS,
+            Self::IsKilled => OPTIONS | libc::PTRACE_O_EXITKILL,
+        }
+    }
+}
+
+/// What becomes of a process or thread that a traced thread makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Births {
+    /// It runs, and nobody is told.
+    Unseen,
+    /// It is traced as its maker is, and stands before its first instruction.
+    AreHeld,
+}
+
 /// What a thread stopped for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
@@ -41,16 +59,15 @@ pub(super) enum Stop {
     Call,
     /// It is about to get this signal.
     Signal(i32),
+    /// It made a process or a thread, and [`Births::AreHeld`] holds: [`born`] tells which.
+    Born,
     /// It ended.
     Gone,
 }
 
 /// Takes hold of a thread and asks it to stop. False when it ended.
 pub(super) fn seize(thread: Pid, orphan: Orphan) -> io::Result<bool> {
-    let options = match orphan {
-        Orphan::GoesOn => OPTIONS,
-        Orphan::IsKilled => OPTIONS | libc::PTRACE_O_EXITKILL,
-    };
+    let options = orphan.options();
     // SAFETY: seizing passes two numbers; it does not touch memory of the calling process.
     let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, thread.as_raw(), 0, options) };
     if seized < 0 {
@@ -62,6 +79,14 @@ pub(super) fn seize(thread: Pid, orphan: Orphan) -> io::Result<bool> {
     }
     interrupt(thread)?;
     Ok(true)
+}
+
+/// Whether a thread waits in the kernel (state S of proc_pid_stat(5)).
+pub(super) fn is_asleep(pid: i32, thread: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat")).is_ok_and(|stat| {
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('S'))
+    })
 }
 
 fn is_over(thread: Pid) -> bool {
@@ -89,6 +114,7 @@ pub(super) fn wait_stop(thread: Pid, deadline: Instant) -> io::Result<Stop> {
                 return Ok(Stop::Gone);
             }
             Ok(WaitStatus::PtraceSyscall(_)) => return Ok(Stop::Call),
+            Ok(WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_CLONE)) => return Ok(Stop::Born),
             Ok(WaitStatus::PtraceEvent(_, signal, _)) => {
                 return Ok(match signal {
                     nix::sys::signal::Signal::SIGTRAP => Stop::Event,
@@ -101,6 +127,31 @@ pub(super) fn wait_stop(thread: Pid, deadline: Instant) -> io::Result<Stop> {
             Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+/// Sets what a stopped thread stops for besides, and what becomes of it with the calling process.
+pub(super) fn set_options(thread: Pid, orphan: Orphan, births: Births) -> io::Result<()> {
+    let births = match births {
+        Births::Unseen => 0,
+        Births::AreHeld => libc::PTRACE_O_TRACECLONE,
+    };
+    // SAFETY: passes two numbers, no memory.
+    check(unsafe {
+        libc::ptrace(
+            libc::PTRACE_SETOPTIONS,
+            thread.as_raw(),
+            0,
+            libc::c_long::from(orphan.options() | births),
+        )
+    })
+}
+
+/// Who was born, in the numbers of the calling process, right after [`Stop::Born`].
+pub(super) fn born(thread: Pid) -> io::Result<Pid> {
+    let number = nix::sys::ptrace::getevent(thread)?;
+    i32::try_from(number)
+        .map(Pid::from_raw)
+        .map_err(io::Error::other)
 }
 
 pub(super) fn interrupt(thread: Pid) -> io::Result<()> {
