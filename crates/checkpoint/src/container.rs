@@ -33,6 +33,8 @@ pub struct Container {
     pub pid: i32,
     /// The folder of its freezer: a cgroup v1 freezer or a cgroup v2 group.
     pub freezer: PathBuf,
+    /// The folder where its memory is limited: the cgroup v1 controller's, or the same as `freezer`.
+    pub memory: PathBuf,
     /// What its file descriptors 0, 1 and 2 were when it was started, as `readlink` shows them.
     pub descriptors: Vec<String>,
     /// The bundle it was started from.
@@ -102,12 +104,17 @@ impl Container {
             .labels
             .iter()
             .find_map(|label| label.strip_prefix("bundle="));
-        let freezer = ["freezer", ""]
-            .iter()
-            .find_map(|name| state.cgroup_paths.get(*name));
+        let group = |names: [&str; 2]| {
+            names
+                .iter()
+                .find_map(|name| state.cgroup_paths.get(*name))
+                .cloned()
+        };
+        let freezer = group(["freezer", ""]);
         Ok(Self {
             pid: state.init_process_pid,
-            freezer: freezer.ok_or_else(|| missing("freezer cgroup"))?.clone(),
+            memory: group(["memory", ""]).unwrap_or_default(),
+            freezer: freezer.ok_or_else(|| missing("freezer cgroup"))?,
             descriptors: state.external_descriptors,
             bundle: PathBuf::from(bundle.ok_or_else(|| missing("bundle"))?),
         })

@@ -257,7 +257,7 @@ fn run(
     watched(request, &stop, || {
         parallel(nodes, |node| {
             if node.node.rung == Rung::Live {
-                match Dump::prepare(request.criu, &node.node, request.plant, until) {
+                match Dump::prepare(request.criu, &node.node, request.plant, request.late, until) {
                     Ok(dump) => node.dump = Some(dump),
                     Err(why) => node.why = Some(why),
                 }
@@ -417,12 +417,11 @@ fn finish(request: &CutRequest<'_>, nodes: Vec<Working>, run: Run) -> Result<Cut
             let _ = fs::remove_dir_all(&working.node.images);
             return Ok(());
         }
-        let summary = dump::complete(&working.node, memory, request.late).map_err(|source| {
-            CutError::Prepare {
+        let summary =
+            dump::complete(&working.node, memory).map_err(|source| CutError::Prepare {
                 node: report.node.clone(),
                 source,
-            }
-        })?;
+            })?;
         report.memory_bytes = summary.memory_bytes.saturating_add(working.taken.all);
         report.frozen_bytes = summary.memory_bytes.saturating_add(working.taken.frozen);
         report.processes = summary.processes;

@@ -38,6 +38,7 @@ impl Dump {
         criu: &Criu,
         node: &CutNode,
         plant: &dyn Plant,
+        late: Late,
         until: Until<'_>,
     ) -> Result<Self, CriuError> {
         let io = |what: &str, source| CriuError::Image {
@@ -49,8 +50,8 @@ impl Dump {
         let folder = File::open(&node.images).map_err(|e| io("cannot be opened", e))?;
         lay_tar(&node.images).map_err(|e| io("cannot be written to", e))?;
         let container = &node.container;
-        let mut memory =
-            NodeMemory::new(&node.images).map_err(|e| io("cannot be written to", e))?;
+        let mut memory = NodeMemory::new(&node.images, &node.node, late)
+            .map_err(|e| io("cannot be written to", e))?;
         let preload = memory.as_ref().map(NodeMemory::preload);
         let swrk = Swrk::start(
             criu.path(),
@@ -58,7 +59,7 @@ impl Dump {
             &container.freezer,
             LOG,
             Some(container.pid),
-            preload.as_deref(),
+            preload.as_ref(),
         )?;
         swrk.send(&Request {
             kind: Kind::Dump as i32,
@@ -173,16 +174,12 @@ fn lay_tar(images: &Path) -> std::io::Result<()> {
 }
 
 /// Completes the images of a finished dump.
-pub(crate) fn complete(
-    node: &CutNode,
-    memory: Option<NodeMemory>,
-    late: Late,
-) -> Result<Summary, CriuError> {
+pub(crate) fn complete(node: &CutNode, memory: Option<NodeMemory>) -> Result<Summary, CriuError> {
     for leftover in ["tar", "criu.stderr"] {
         let _ = fs::remove_file(node.images.join(leftover));
     }
     if let Some(memory) = memory {
-        memory.complete(late)?;
+        memory.complete()?;
     }
     images::compress_tmpfs(&node.images)?;
     images::complete(&node.images, &node.container)

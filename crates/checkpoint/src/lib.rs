@@ -27,6 +27,6 @@ pub use cut::{
 pub use error::{CriuError, CutError, Foreign};
 pub use images::rewrite_ids;
 pub use log::errors_in;
-pub use memory::{Late, Plant};
+pub use memory::{Late, Plant, Twin};
 pub use preflight::{Obstacle, preflight};
 pub use probe::{Criu, CriuInfo, probe};

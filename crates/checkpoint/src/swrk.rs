@@ -22,6 +22,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use crate::error::CriuError;
 use crate::log::errors_in;
+use crate::memory::Preload;
 use crate::rpc::{Answer, Kind, Request};
 
 /// Arguments: CRIU, the freezer's folder, a process in whose network namespace CRIU runs, or nothing, a shared object that CRIU
@@ -84,7 +85,7 @@ pub(crate) struct Swrk {
 }
 
 impl Swrk {
-    /// Starts CRIU, in the network namespace of process `network` and with the shared object `preload` when given. `work` gets its
+    /// Starts CRIU, in the network namespace of process `network` and with what `preload` says when given. `work` gets its
     /// log; `freezer` is the cgroup that is thawed if the daemon dies.
     pub(crate) fn start(
         criu: &Path,
@@ -92,7 +93,7 @@ impl Swrk {
         freezer: &Path,
         log: &str,
         network: Option<i32>,
-        preload: Option<&Path>,
+        preload: Option<&Preload>,
     ) -> Result<Self, CriuError> {
         let start = |source| CriuError::Start {
             path: criu.to_owned(),
@@ -118,9 +119,12 @@ impl Swrk {
             .arg(criu)
             .arg(freezer)
             .arg(network.map(|pid| pid.to_string()).unwrap_or_default())
-            .arg(preload.unwrap_or(Path::new("")));
+            .arg(preload.map_or(Path::new(""), |preload| &preload.object));
         let path =
             std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+        if let Some(preload) = preload {
+            keeper.env("OFFSHOOT_TWINS", &preload.twins);
+        }
         // CRIU changes to `work`: see `dump::lay_tar`.
         keeper.env_clear().env("PATH", format!(".:{path}"));
         keeper.current_dir("/").process_group(0);

@@ -226,15 +226,16 @@ impl Inner {
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<CutOutcome, Problem> {
         let parent_node = |name: &str| parent.nodes.iter().find(|node| node.name() == name);
+        let node_dir = |name: &str| {
+            parent_node(name)
+                .map(|node| nodes::node_dir(&self.config, &node.id))
+                .unwrap_or_default()
+        };
         let cutter = cut::Cutter {
             pool: &self.pool,
             criu: self.criu.as_ref(),
             cuts: &self.config.cuts(),
-            node_dir: &|name| {
-                parent_node(name)
-                    .map(|node| nodes::node_dir(&self.config, &node.id))
-                    .unwrap_or_default()
-            },
+            node_dir: &node_dir,
             container: &|name| {
                 let node = parent_node(name);
                 node.map_or_else(
@@ -243,7 +244,10 @@ impl Inner {
                 )
             },
             router: self.router(&parent.id).ok(),
-            plant: &Planter(&self.config.shim),
+            plant: &Planter {
+                shim: &self.config.shim,
+                node_dir: &node_dir,
+            },
             cancelled,
         };
         let insist = match fallback {

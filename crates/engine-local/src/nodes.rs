@@ -22,6 +22,7 @@ use crate::config::LocalConfig;
 use crate::cut::images_of;
 use crate::disks::volume_subvolume;
 use crate::net;
+use crate::plant::wait_twins;
 use crate::usage::usage;
 
 /// Run-time directory of a node.
@@ -205,6 +206,7 @@ pub(crate) fn ensure_stopped(
 ) -> Result<(), Problem> {
     let dir = node_dir(config, &node.id);
     let layer = layer_of(environment, node)?;
+    wait_twins(&dir)?;
     if let Ok(client) = NodeClient::connect(&dir) {
         let named = layer
             .stop_signal
@@ -338,12 +340,15 @@ pub(crate) fn ensure_halted(config: &LocalConfig, env: &EnvId) -> Result<(), Pro
         let Ok(node) = NodeId::new(env.clone(), &name) else {
             continue;
         };
-        let removed = offshoot_runtime::ensure_node_removed(
-            &node_dir(config, &node),
-            &node,
-            &config.instance,
-            &tools(config),
-        );
+        let dir = node_dir(config, &node);
+        if let Err(error) = wait_twins(&dir)
+            && first.is_ok()
+        {
+            first = Err(error);
+            continue;
+        }
+        let removed =
+            offshoot_runtime::ensure_node_removed(&dir, &node, &config.instance, &tools(config));
         if let Err(error) = removed
             && first.is_ok()
         {

@@ -74,6 +74,18 @@ impl Hierarchies {
         Ok(Self::V1 { roots, freezer })
     }
 
+    /// Takes a process out of whatever group it is in, as far as the freezer and the list of processes go: in version 1 it stays in the
+    /// groups of the other controllers.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or there is no such process.
+    pub fn take_out(&self, pid: i32) -> Result<()> {
+        let path = self.freezer_root().join("cgroup.procs");
+        fs::write(&path, pid.to_string()).map_err(|e| {
+            RuntimeError::doing(format!("move process {pid} to {}", path.display()), e)
+        })
+    }
+
     fn roots(&self) -> &[PathBuf] {
         match self {
             Self::V1 { roots, .. } => roots,

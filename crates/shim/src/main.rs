@@ -7,6 +7,7 @@
 //! - `memory --spec FILE`: beside a restored node while its memory comes ([`late::source`]).
 //! - called by the name `criu-action`: run by CRIU during such a restore ([`late::hold`]).
 //! - `plant PID`: for a moment, beside a process whose memory is about to be copied ([`plant`]).
+//! - `twin PID SOCKET LOCK`: beside the standing copy of a process, while a clone takes memory from it ([`twin`]).
 //!
 //! People do not call it.
 
@@ -22,6 +23,7 @@ mod node;
 mod plant;
 mod shared;
 mod stdio;
+mod twin;
 
 fn main() -> ExitCode {
     let name = std::env::args_os().next().unwrap_or_default();
@@ -35,6 +37,9 @@ fn main() -> ExitCode {
     }
     if let ["plant", pid] = args.as_slice() {
         return plant::run(pid);
+    }
+    if let ["twin", pid, socket, lock] = args.as_slice() {
+        return twin::run(pid, Path::new(socket), Path::new(lock));
     }
     let run: fn(&Path) -> anyhow::Result<()> = match args.as_slice() {
         ["node", "--spec", _] => node::run,

@@ -2,14 +2,11 @@
 //!
 //! A program of its own, because nobody may be killed in the middle of it: the daemon can be, this cannot without intent.
 
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use offshoot_sys::inject::Stopped;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use offshoot_sys::passing;
 
 /// How long the process may be held.
 const HELD_MAX: Duration = Duration::from_millis(500);
@@ -23,20 +20,9 @@ pub(crate) fn run(pid: &str) -> ExitCode {
         .map_err(|_| std::io::Error::other("that is no process id"))
         .and_then(|pid| Stopped::stop(pid, HELD_MAX))
         .and_then(|stopped| stopped.take_userfaultfd())
-        .and_then(|fd| {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut message = SendAncillaryBuffer::new(&mut space);
-            let fds = [fd.as_fd()];
-            message.push(SendAncillaryMessage::ScmRights(&fds));
-            Ok(sendmsg(
-                rustix::stdio::stdin(),
-                &[IoSlice::new(b"x")],
-                &mut message,
-                SendFlags::NOSIGNAL,
-            )?)
-        });
+        .and_then(|fd| passing::give(rustix::stdio::stdin(), fd));
     match planted {
-        Ok(_) => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE

@@ -1,10 +1,14 @@
-//! A shared object for `LD_PRELOAD`: a program with it finds no page of any process present.
+//! A shared object for `LD_PRELOAD`: a program with it finds no page of any process present, and no child that is a twin.
 //!
 //! Made for CRIU, which asks the kernel by the `PAGEMAP_SCAN` ioctl (Linux 6.7) which pages to dump. Whoever starts it with this
 //! takes care of the pages. Scans for anything else, and areas that CRIU dumps without asking (vDSO, AIO rings), are as ever.
+//!
+//! CRIU reads which children a process has from `/proc/<pid>/task/<tid>/children`. Twins (`inject::Twin`) are children that are no
+//! part of the program: the ones whose numbers are in the file that the environment variable `OFFSHOOT_TWINS` names, in decimal,
+//! separated by anything else, are left out.
 #![no_std]
 
-use core::ffi::{c_int, c_long, c_ulong};
+use core::ffi::{CStr, c_char, c_int, c_long, c_ulong, c_void};
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: u32 = 0xc060_6610;
@@ -31,6 +35,10 @@ struct ScanArg {
 unsafe extern "C" {
     /// What ioctl(2) is made of, in the C library.
     fn syscall(number: c_long, ...) -> c_long;
+    fn getenv(name: *const c_char) -> *const c_char;
+    fn read(fd: c_int, into: *mut c_void, len: usize) -> isize;
+    fn write(fd: c_int, from: *const c_void, len: usize) -> isize;
+    fn close(fd: c_int) -> c_int;
 }
 
 /// ioctl(2), in the place of the C library's.
@@ -52,6 +60,119 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: *mut ScanArg) -
     const SYS_IOCTL: c_long = 16;
     // SAFETY: the caller's arguments, handed on.
     unsafe { syscall(SYS_IOCTL, fd, request, arg) as c_int }
+}
+
+const AT_FDCWD: c_int = -100;
+const SYS_OPENAT: c_long = 257;
+const SYS_MEMFD_CREATE: c_long = 319;
+const SYS_LSEEK: c_long = 8;
+const O_CLOEXEC: c_int = 0o2_000_000;
+/// More twins than one dump has.
+const TWINS_MAX: usize = 256;
+
+/// openat(2), in the place of the C library's.
+///
+/// # Safety
+/// As openat(2): `path` is a string. `mode` is not there, and not used, unless `flags` say that a file is made.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn openat64(dir: c_int, path: *const c_char, flags: c_int, mode: u32) -> c_int {
+    // SAFETY: the caller's arguments, handed on.
+    let opened = unsafe { syscall(SYS_OPENAT, dir, path, flags, mode) as c_int };
+    // SAFETY: the caller's string.
+    let path = unsafe { CStr::from_ptr(path) }.to_bytes();
+    if opened < 0 || !path.ends_with(b"/children") {
+        return opened;
+    }
+    let mut twins = [0; TWINS_MAX];
+    let twins = match twins_into(&mut twins) {
+        0 => return opened,
+        count => twins.get(..count).unwrap_or_default(),
+    };
+    let without = without(opened, twins);
+    // SAFETY: opened above, and given to nobody.
+    unsafe { close(opened) };
+    without
+}
+
+/// Reads the numbers of the twins; how many there are.
+fn twins_into(twins: &mut [u32; TWINS_MAX]) -> usize {
+    // SAFETY: a string; what comes back is a string of the environment, or null.
+    let list = unsafe { getenv(c"OFFSHOOT_TWINS".as_ptr()) };
+    if list.is_null() {
+        return 0;
+    }
+    // SAFETY: `list` is a string.
+    let fd = unsafe { syscall(SYS_OPENAT, AT_FDCWD, list, O_CLOEXEC, 0) as c_int };
+    if fd < 0 {
+        return 0;
+    }
+    let mut count = 0;
+    numbers(fd, |number| {
+        if let Some(place) = twins.get_mut(count) {
+            *place = number;
+            count += 1;
+        }
+    });
+    // SAFETY: opened above.
+    unsafe { close(fd) };
+    count
+}
+
+/// A file with the numbers that are in `fd` but not in `twins`, each followed by a space, as the kernel writes them.
+fn without(fd: c_int, twins: &[u32]) -> c_int {
+    // SAFETY: a name, no flags.
+    let file = unsafe { syscall(SYS_MEMFD_CREATE, c"children".as_ptr(), 0) as c_int };
+    if file < 0 {
+        return file;
+    }
+    numbers(fd, |number| {
+        if twins.contains(&number) {
+            return;
+        }
+        let mut text = [b' '; 11];
+        let mut at = text.len() - 1;
+        let mut rest = number;
+        while at > 0 {
+            at -= 1;
+            if let Some(digit) = text.get_mut(at) {
+                *digit = b'0' + (rest % 10) as u8;
+            }
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        let text = text.get(at..).unwrap_or_default();
+        // SAFETY: as many bytes as there are.
+        unsafe { write(file, text.as_ptr().cast(), text.len()) };
+    });
+    // SAFETY: numbers only.
+    unsafe { syscall(SYS_LSEEK, file, 0, 0) };
+    file
+}
+
+/// Calls `each` with every decimal number in what is read from `fd`.
+fn numbers(fd: c_int, mut each: impl FnMut(u32)) {
+    let mut number = None;
+    let mut buffer = [0_u8; 1024];
+    loop {
+        // SAFETY: at most as many bytes as there is room for.
+        let got = unsafe { read(fd, buffer.as_mut_ptr().cast(), buffer.len()) };
+        for byte in buffer.iter().take(usize::try_from(got).unwrap_or(0)) {
+            if byte.is_ascii_digit() {
+                let digit = u32::from(byte - b'0');
+                number = Some(number.unwrap_or(0_u32).wrapping_mul(10).wrapping_add(digit));
+            } else if let Some(number) = number.take() {
+                each(number);
+            }
+        }
+        if got <= 0 {
+            break;
+        }
+    }
+    if let Some(number) = number {
+        each(number);
+    }
 }
 
 #[panic_handler]

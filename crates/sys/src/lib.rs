@@ -11,6 +11,7 @@ pub mod memory;
 pub mod mount;
 pub mod netns;
 pub mod pagemap;
+pub mod passing;
 pub mod preload;
 pub mod process;
 pub mod sock_diag;

@@ -24,18 +24,31 @@ const MAP_GROWSDOWN: u32 = 0x0100;
 const MAP_LOCKED: u32 = 0x2000;
 const MAP_HUGETLB: u32 = 0x0004_0000;
 
-/// An area that was dumped.
+/// Smaller areas are in use at once: they come with the process.
+const LATE_AREA: u64 = 1 << 20;
+
+/// A private area.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Area {
     pub(super) range: Range<u64>,
-    /// Its pages may come later than the process: it is plain anonymous memory.
+    /// Its pages may come later than the process: it is large and plain anonymous memory. Of a running process not all is known that
+    /// speaks against it.
     pub(super) can_be_late: bool,
+}
+
+impl Area {
+    fn new(range: Range<u64>, is_plain: bool) -> Self {
+        Self {
+            can_be_late: is_plain && range.end - range.start >= LATE_AREA,
+            range,
+        }
+    }
 }
 
 /// The private areas of a running process.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Private {
-    pub(super) ranges: Vec<Range<u64>>,
+    pub(super) areas: Vec<Area>,
     /// Asynchronous I/O of the kernel's own (io_setup(2)) writes where no page table shows it.
     pub(super) has_aio: bool,
 }
@@ -51,7 +64,7 @@ fn private(areas: impl IntoIterator<Item = memory::Area>) -> Private {
         private.has_aio |= area.name.starts_with("/[aio]");
         let special = ["[vdso]", "[vvar", "[vsyscall]"];
         if area.private && !special.iter().any(|s| area.name.starts_with(s)) {
-            private.ranges.push(area.range);
+            private.areas.push(Area::new(area.range, area.anonymous));
         }
     }
     private
@@ -84,10 +97,10 @@ pub(super) fn dumped(images: &Path) -> Result<Vec<(u32, Vec<Area>)>, CriuError> 
             found.push((
                 number,
                 areas
-                    .map(|vma| Area {
-                        range: vma.start..vma.end,
-                        can_be_late: vma.status & ANON_PRIVATE != 0
-                            && vma.flags & (MAP_GROWSDOWN | MAP_LOCKED | MAP_HUGETLB) == 0,
+                    .map(|vma| {
+                        let is_plain = vma.status & ANON_PRIVATE != 0
+                            && vma.flags & (MAP_GROWSDOWN | MAP_LOCKED | MAP_HUGETLB) == 0;
+                        Area::new(vma.start..vma.end, is_plain)
                     })
                     .collect(),
             ));
@@ -116,7 +129,11 @@ rubbish
         let found = private(maps.lines().filter_map(memory::area));
         assert!(found.has_aio);
         assert_eq!(
-            found.ranges.iter().map(|r| r.start).collect::<Vec<_>>(),
+            found
+                .areas
+                .iter()
+                .map(|area| area.range.start)
+                .collect::<Vec<_>>(),
             [
                 0x5555_0000_0000,
                 0x5555_0000_3000,

@@ -3,11 +3,13 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use prost::Message;
 
+use super::twin::{Source, within};
 use super::{Late, PAGE};
 use crate::error::CriuError;
 use crate::images::{COMMON_MAGIC, PAGEMAP_MAGIC, decode, read_records, write_records};
@@ -32,6 +34,19 @@ impl Run {
     fn bytes(&self) -> u64 {
         self.pages * PAGE
     }
+
+    /// First address behind it.
+    pub(super) fn end(&self) -> u64 {
+        self.start + self.bytes()
+    }
+
+    fn late(range: Range<u64>) -> Self {
+        Self {
+            start: range.start,
+            pages: (range.end - range.start) / PAGE,
+            can_be_late: true,
+        }
+    }
 }
 
 /// What is still needed of the copy when the images are complete.
@@ -41,6 +56,8 @@ pub(super) enum Kept {
     Nothing,
     /// All of it: pages that come late are read from it.
     Late,
+    /// And so are some from the twin.
+    LateAndTwin,
 }
 
 /// The name of the file with the pages that come late; the list of them is beside it.
@@ -48,9 +65,15 @@ pub(super) fn late_name(number: u32) -> String {
     format!("memory-{number}")
 }
 
+/// The name of the socket where the memory of the twin is handed out; the list of the pages that are read from there, and not from the
+/// file, is beside it.
+pub(super) fn twin_name(number: u32) -> String {
+    format!("twin-{number}")
+}
+
 /// Pairs of first address and number of pages, little-endian, rising.
-fn write_late(images: &Path, number: u32, late: &[Run]) -> Result<(), CriuError> {
-    let path = images.join(format!("{}.pages", late_name(number)));
+fn write_late(images: &Path, name: &str, late: &[Run]) -> Result<(), CriuError> {
+    let path = images.join(format!("{name}.pages"));
     let list: Vec<u8> = late
         .iter()
         .flat_map(|run| [run.start.to_le_bytes(), run.pages.to_le_bytes()])
@@ -63,11 +86,11 @@ fn write_late(images: &Path, number: u32, late: &[Run]) -> Result<(), CriuError>
     })
 }
 
-/// Adds `runs`, whose pages are in `copy` at the offsets of their addresses, to what CRIU wrote of process `number`.
+/// Adds `runs`, whose pages are in `source`, to what CRIU wrote of process `number`.
 pub(super) fn complete(
     images: &Path,
     number: u32,
-    copy: &File,
+    source: Source<'_>,
     runs: &[Run],
     late: Late,
 ) -> Result<Kept, CriuError> {
@@ -111,11 +134,16 @@ pub(super) fn complete(
         let new = File::create(&new_path)?;
         let mut at = 0;
         for (run, from) in &all {
-            let (file, offset) = match from {
-                From::Criu(offset) => (&old, *offset),
-                From::Copy => (copy, run.start),
+            at = match from {
+                From::Criu(offset) => {
+                    let old = Source {
+                        copy: &old,
+                        twin: None,
+                    };
+                    append(old, *offset, run.bytes(), &new, at)?
+                }
+                From::Copy => append(source, run.start, run.bytes(), &new, at)?,
             };
-            at = append(file, offset, run.bytes(), &new, at)?;
         }
         fs::rename(new_path, &pages_path)
     };
@@ -139,8 +167,22 @@ pub(super) fn complete(
     if late_runs.is_empty() {
         return Ok(Kept::Nothing);
     }
-    write_late(images, number, &late_runs)?;
-    Ok(Kept::Late)
+    write_late(images, &late_name(number), &late_runs)?;
+    let Some((_, left)) = source.twin else {
+        return Ok(Kept::Late);
+    };
+    let of_twin: Vec<Run> = late_runs
+        .iter()
+        .flat_map(|run| {
+            let range = run.start..run.start + run.bytes();
+            within(left, &range).map(Run::late).collect::<Vec<_>>()
+        })
+        .collect();
+    if of_twin.is_empty() {
+        return Ok(Kept::Late);
+    }
+    write_late(images, &twin_name(number), &of_twin)?;
+    Ok(Kept::LateAndTwin)
 }
 
 /// Where the pages of a run are.
@@ -188,15 +230,16 @@ fn merge(dumped: &[(Run, u64)], copied: &[Run]) -> Vec<(Run, From)> {
     all
 }
 
-fn append(from: &File, offset: u64, length: u64, to: &File, at: u64) -> io::Result<u64> {
+fn append(from: Source<'_>, offset: u64, length: u64, to: &File, at: u64) -> io::Result<u64> {
     let mut buffer = vec![0; CHUNK];
     let mut done = 0;
     while done < length {
         let part = usize::try_from(length - done).map_or(CHUNK, |left| left.min(CHUNK));
         let part = buffer.get_mut(..part).unwrap_or_default();
-        from.read_exact_at(part, offset + done)?;
+        let read = from.read(part, offset + done)?;
+        let part = part.get(..read).unwrap_or_default();
         to.write_all_at(part, at + done)?;
-        done += part.len() as u64;
+        done += read as u64;
     }
     Ok(at + length)
 }

@@ -1,11 +1,15 @@
 //! A node's memory, taken while the node runs; in the freeze only what changed since.
 //!
 //! ```text
-//! runs     every process is tracked, its pages are copied, in rounds, until little changes between two
+//! runs     every process is tracked; large memory is left to a twin of its process, other pages are copied; and what is
+//!          written from then on is copied, in rounds, until little changes between two
 //! frozen   CRIU dumps everything but private pages: it is told that there are none (`offshoot_sys::preload`);
 //!          then one pass over the page tables, and the pages that changed are copied once more
 //! runs     what was copied is completed to the images that a restore expects
 //! ```
+//!
+//! A twin is a child that stands still with the memory of the instant when it was made (fork(2)): the clone gets from it what was not
+//! written since, while it runs already.
 //!
 //! A page that is not certainly unchanged since it was copied counts as changed: pages of processes that were not
 //! tracked, of memory mapped since, of programs executed since. Where the kernel cannot tell (before Linux 6.7), CRIU copies every
@@ -14,11 +18,12 @@
 mod areas;
 mod image;
 mod process;
+mod twin;
 mod warm;
 
 use std::collections::HashMap;
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -28,6 +33,7 @@ use offshoot_sys::preload;
 use rustix::process::Pid;
 
 use self::process::Tracked;
+pub use self::twin::Twin;
 pub(crate) use self::warm::warm;
 use crate::container::Container;
 use crate::error::{CriuError, Foreign};
@@ -41,6 +47,11 @@ pub(crate) const PAGE: u64 = 4096;
 const GHOST_LIMIT: u32 = 64 * 1024 * 1024;
 /// The shared object that CRIU is started with, in the folder of images.
 const PRELOAD: &str = "no-pages.so";
+
+/// The list of twins, in the same place.
+const TWINS: &str = "twins";
+/// A process gets a twin if its node may have this part of the twin's memory more: what it writes meanwhile, it has twice.
+const ROOM_SHARE: u64 = 8;
 
 /// A round that copied no more pages than this is the last.
 const FEW_PAGES: u64 = 1024;
@@ -58,6 +69,47 @@ pub trait Plant: Sync {
     /// # Errors
     /// When the process cannot be stopped or the kernel refuses; then its pages are copied in the freeze.
     fn plant(&self, pid: i32) -> Result<OwnedFd, Foreign>;
+
+    /// Makes a twin of process `pid` of node `node`. It has none of the process's files open, is in none of the node's freezers, and its memory
+    /// is handed out at `socket`, which is made.
+    ///
+    /// # Errors
+    /// When it cannot be made; then the process's memory is copied.
+    fn twin(&self, node: &str, pid: i32, socket: &Path) -> Result<Twin, Foreign>;
+}
+
+/// Makes the twins of one node.
+pub(crate) struct Twins<'a> {
+    plant: &'a dyn Plant,
+    node: &'a str,
+    container: &'a Container,
+    /// Processes with less in large areas get none, bytes.
+    from: u64,
+    /// The file that lists them for CRIU.
+    list: PathBuf,
+}
+
+impl Twins<'_> {
+    /// A twin of process `pid`, to which `bytes` would be left; `None` where that is not worth it, or not possible.
+    fn of(&self, pid: i32, bytes: u64, socket: &Path) -> Option<Twin> {
+        if bytes < self.from {
+            return None;
+        }
+        if !twin::has_room(&self.container.memory, bytes / ROOM_SHARE) {
+            tracing::debug!(pid, bytes, "no twin: the node is close to its memory limit");
+            return None;
+        }
+        let made = self.plant.twin(self.node, pid, socket).and_then(|twin| {
+            let mut list = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(&self.list)?;
+            writeln!(list, "{}", twin.pid)?;
+            Ok(twin)
+        });
+        made.inspect_err(|error| tracing::debug!(pid, error = &**error, "no twin"))
+            .ok()
+    }
 }
 
 /// Which pages a clone may get while it already runs.
@@ -68,6 +120,15 @@ pub enum Late {
     /// Large areas of processes with at least so many bytes in them: in files of their own beside CRIU's images (see
     /// `docs/live.md`).
     From(u64),
+}
+
+/// What CRIU is started with, so that it leaves to others what is theirs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Preload {
+    /// The shared object (`offshoot_sys::preload`).
+    pub(crate) object: PathBuf,
+    /// The list of twins.
+    pub(crate) twins: PathBuf,
 }
 
 /// What was taken of a node.
@@ -83,25 +144,32 @@ pub(crate) struct Taken {
 #[derive(Debug)]
 pub(crate) struct NodeMemory {
     images: PathBuf,
+    node: String,
+    late: Late,
     processes: Vec<Tracked>,
 }
 
 impl NodeMemory {
-    /// For a node whose images go to `images`; `None` where the kernel cannot tell which pages were written.
-    pub(crate) fn new(images: &Path) -> io::Result<Option<Self>> {
+    /// For node `node`, whose images go to `images`; `None` where the kernel cannot tell which pages were written.
+    pub(crate) fn new(images: &Path, node: &str, late: Late) -> io::Result<Option<Self>> {
         if preload::NO_PAGES.is_empty() || !Pagemap::is_supported() {
             return Ok(None);
         }
         fs::write(images.join(PRELOAD), preload::NO_PAGES)?;
         Ok(Some(Self {
             images: images.to_owned(),
+            node: node.to_owned(),
+            late,
             processes: Vec::new(),
         }))
     }
 
     /// What CRIU has to be started with.
-    pub(crate) fn preload(&self) -> PathBuf {
-        self.images.join(PRELOAD)
+    pub(crate) fn preload(&self) -> Preload {
+        Preload {
+            object: self.images.join(PRELOAD),
+            twins: self.images.join(TWINS),
+        }
     }
 
     /// Copies while the node runs, until the rest is small or does not get smaller. `wanted` is asked between two steps.
@@ -133,6 +201,16 @@ impl NodeMemory {
         wanted: &dyn Fn() -> bool,
     ) -> Result<u64, CriuError> {
         let mut pages = 0_u64;
+        let twins = match self.late {
+            Late::Never => None,
+            Late::From(from) => Some(Twins {
+                plant,
+                node: &self.node,
+                container,
+                from,
+                list: self.images.join(TWINS),
+            }),
+        };
         for pid in container.processes() {
             if !wanted() {
                 break;
@@ -147,7 +225,7 @@ impl NodeMemory {
                 }
             }
             if let Some(process) = self.processes.iter_mut().find(|known| known.pid() == pid) {
-                match process.round(wanted) {
+                match process.round(twins.as_ref(), wanted) {
                     Ok(copied) => pages = pages.saturating_add(copied),
                     Err(error) if is_over(&error) => {}
                     Err(error) => return Err(self.failed(pid, error)),
@@ -195,11 +273,13 @@ impl NodeMemory {
     }
 
     /// Completes CRIU's images.
-    pub(crate) fn complete(self, late: Late) -> Result<(), CriuError> {
+    pub(crate) fn complete(self) -> Result<(), CriuError> {
         for process in self.processes {
-            process.complete(&self.images, late)?;
+            process.complete(&self.images, self.late)?;
         }
-        let _ = fs::remove_file(self.images.join(PRELOAD));
+        for used in [PRELOAD, TWINS] {
+            let _ = fs::remove_file(self.images.join(used));
+        }
         Ok(())
     }
 

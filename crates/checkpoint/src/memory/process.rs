@@ -1,4 +1,5 @@
-//! One process: its pages are copied into a sparse file, the page of address A at offset A.
+//! One process: its pages are copied into a sparse file, the page of address A at offset A. Large memory is left to a twin, and only what is
+//! written after that is copied.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -10,17 +11,17 @@ use offshoot_sys::memory;
 use offshoot_sys::pagemap::{Pagemap, Protect, Region, Wanted, page};
 use offshoot_sys::process::Process;
 use offshoot_sys::uffd::{Userfaultfd, Watch, feature};
+use rangemap::RangeSet;
 use rustix::fs::OFlags;
 
 use super::areas::{self, Area};
 use super::image::{self, Run};
-use super::{Late, PAGE, Plant, Taken};
+use super::twin::{self, Source, Twin};
+use super::{Late, PAGE, Plant, Taken, Twins};
 use crate::error::CriuError;
 
 /// Page tables are locked for so much memory at a time: the process wants them too.
 const STRIDE: u64 = 64 << 20;
-/// Smaller areas are in use at once: they come with the process.
-const LATE_AREA: u64 = 1 << 20;
 /// Bytes copied at a time: stays in the processor's cache between reading and writing.
 const CHUNK: usize = 256 << 10;
 /// Pages that CRIU dumps: there, not the kernel's zeros, not the file's own.
@@ -45,6 +46,10 @@ pub(super) struct Tracked {
     file: File,
     /// Tells what is written; `None`: nothing does, and every page counts as changed.
     writes: Option<Userfaultfd>,
+    /// Has the pages that are in `left`.
+    twin: Option<Twin>,
+    /// Pages that were not copied. They have not been written since the twin was made, as far as is known.
+    left: RangeSet<u64>,
     /// Addresses that could not be copied when it was their turn.
     unsure: Vec<Range<u64>>,
     /// Rounds so far.
@@ -60,7 +65,13 @@ impl Drop for Tracked {
     /// What was not brought into the images is of no use to anybody.
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(socket_of(&self.path));
     }
+}
+
+/// Where the twin of the process that is copied to `path` is handed out.
+fn socket_of(path: &Path) -> PathBuf {
+    path.with_extension("twin")
 }
 
 impl Tracked {
@@ -98,6 +109,8 @@ impl Tracked {
             path,
             file,
             writes: None,
+            twin: None,
+            left: RangeSet::new(),
             unsure: Vec::new(),
             rounds: 0,
             runs: Vec::new(),
@@ -117,17 +130,24 @@ impl Tracked {
             .unwrap_or(true)
     }
 
-    /// Copies what was written since the last round (the first time: everything); the number of pages.
-    pub(super) fn round(&mut self, wanted: &dyn Fn() -> bool) -> io::Result<u64> {
+    /// Copies what was written since the last round; the number of pages. The first time that is everything, but for what is left to a
+    /// twin, if `twins` makes one.
+    pub(super) fn round(
+        &mut self,
+        twins: Option<&Twins<'_>>,
+        wanted: &dyn Fn() -> bool,
+    ) -> io::Result<u64> {
         let pid = self.pid();
         // Opened each time: after execve(2) an older one shows what is gone.
         let pagemap = Pagemap::open(pid)?;
         let mut pages = 0;
-        for area in areas::of_running(pid)?.ranges {
+        let twins = twins.filter(|_| self.rounds == 0);
+        for area in areas::of_running(pid)?.areas {
             let tracked = self
                 .writes
                 .as_ref()
-                .is_some_and(|writes| writes.register(area.clone(), Watch::Written).is_ok());
+                .is_some_and(|writes| writes.register(area.range.clone(), Watch::Written).is_ok());
+            let leave = tracked && area.can_be_late && twins.is_some();
             if !tracked && self.rounds > 0 {
                 continue; // it got its room in the first round
             }
@@ -136,17 +156,24 @@ impl Tracked {
             } else {
                 (CONTENT, Protect::No)
             };
-            for stride in strides(area) {
+            for stride in strides(area.range) {
                 if !wanted() {
                     return Ok(pages);
                 }
                 let mut found = Vec::new();
                 pagemap.scan(stride, looking_for, protect, |region| found.push(region))?;
                 for region in found {
+                    if leave {
+                        self.left.insert(region.start..region.end);
+                        continue;
+                    }
                     pages += (region.end - region.start) / PAGE;
                     self.copy_or_note(region.start..region.end)?;
                 }
             }
+        }
+        if let Some(twins) = twins {
+            pages += self.leave(twins)?;
         }
         self.rounds += 1;
         // After the scan: what the disk was writing meanwhile, it writes into a file that is open by now.
@@ -154,6 +181,29 @@ impl Tracked {
             self.writes = None;
         }
         Ok(pages)
+    }
+
+    /// Has a twin made for what was left, or copies it where there can be none; the pages that were copied.
+    ///
+    /// All of it is protected by now: what is written from here on, before the twin is made or after, counts as changed.
+    fn leave(&mut self, twins: &Twins<'_>) -> io::Result<u64> {
+        let all = std::mem::take(&mut self.left);
+        let mut copied = all.clone();
+        let twin = twins.of(self.pid(), twin::bytes(&all), &socket_of(&self.path));
+        // if it is gone already, it has nothing
+        if let Some(twin) = twin
+            && let Ok(held) = twin.holds()
+        {
+            for range in held.iter() {
+                self.left.extend(twin::within(&all, range));
+                copied.remove(range.clone());
+            }
+            self.twin = Some(twin);
+        }
+        for range in copied.iter() {
+            self.copy_or_note(range.clone())?;
+        }
+        Ok(twin::bytes(&copied) / PAGE)
     }
 
     /// Finds every page that there is, and copies those that are not known to be unchanged.
@@ -178,7 +228,7 @@ impl Tracked {
                 self.runs.push(Run {
                     start: region.start,
                     pages: bytes / PAGE,
-                    can_be_late: area.can_be_late && area.range.end - area.range.start >= LATE_AREA,
+                    can_be_late: area.can_be_late,
                 });
                 if known && is_unchanged(&region) && !self.is_unsure(&range) {
                     continue;
@@ -195,8 +245,8 @@ impl Tracked {
         let Some(writes) = self.writes.take() else {
             return;
         };
-        for area in areas::of_running(self.pid()).unwrap_or_default().ranges {
-            for stride in strides(area) {
+        for area in areas::of_running(self.pid()).unwrap_or_default().areas {
+            for stride in strides(area.range) {
                 // what is not tracked any more needs nothing; closing the descriptor is the end in any case
                 let _ = writes.unregister(stride);
             }
@@ -204,16 +254,34 @@ impl Tracked {
     }
 
     /// Brings the pages into CRIU's images.
-    pub(super) fn complete(self, images: &Path, late: Late) -> Result<(), CriuError> {
-        match image::complete(images, self.number, &self.file, &self.runs, late)? {
-            image::Kept::Nothing => Ok(()),
-            image::Kept::Late => fs::rename(&self.path, images.join(image::late_name(self.number)))
-                .map_err(|source| CriuError::Image {
-                    path: self.path.clone(),
-                    what: "cannot be put in its place".to_owned(),
-                    source: Some(source),
-                }),
-        }
+    pub(super) fn complete(mut self, images: &Path, late: Late) -> Result<(), CriuError> {
+        let source = Source {
+            copy: &self.file,
+            twin: self.twin.as_ref().map(|twin| (twin, &self.left)),
+        };
+        let kept = image::complete(images, self.number, source, &self.runs, late)?;
+        let mut keep = || -> io::Result<()> {
+            if kept == image::Kept::Nothing {
+                return Ok(());
+            }
+            // pages that are in the twin are none of the copy's, but they have their place in it
+            let end = self.runs.last().map_or(0, Run::end);
+            self.file.set_len(end)?;
+            fs::rename(&self.path, images.join(image::late_name(self.number)))?;
+            match self.twin.take() {
+                Some(twin) if kept == image::Kept::LateAndTwin => {
+                    let socket = images.join(image::twin_name(self.number));
+                    fs::rename(socket_of(&self.path), socket)?;
+                    twin.promise()
+                }
+                _ => Ok(()),
+            }
+        };
+        keep().map_err(|source| CriuError::Image {
+            path: images.to_owned(),
+            what: format!("cannot hold the memory of process {}", self.number),
+            source: Some(source),
+        })
     }
 
     fn is_unsure(&self, range: &Range<u64>) -> bool {
@@ -234,6 +302,7 @@ impl Tracked {
     }
 
     fn copy(&mut self, range: Range<u64>) -> io::Result<()> {
+        self.left.remove(range.clone());
         let mut at = range.start;
         while at < range.end {
             let length = usize::try_from(range.end - at).map_or(CHUNK, |left| left.min(CHUNK));
@@ -316,6 +385,10 @@ mod tests {
         fn plant(&self, pid: i32) -> Result<OwnedFd, Foreign> {
             Ok(Stopped::stop(pid, Duration::from_secs(10))?.take_userfaultfd()?)
         }
+
+        fn twin(&self, _: &str, _: i32, _: &Path) -> Result<Twin, Foreign> {
+            Err("no twins here".into())
+        }
     }
 
     /// Works on its memory without end, looks whether all is as it left it, and says so.
@@ -380,7 +453,7 @@ while True:
             let mut tracked = Tracked::new(pid, dir.path(), &InProcess).unwrap();
             assert!(tracked.writes.is_some());
             for _ in 0..3 {
-                tracked.round(&|| true).unwrap();
+                tracked.round(None, &|| true).unwrap();
                 worker.works_on();
             }
             tracked.let_go();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 pub(crate) use offshoot_checkpoint::Late;
 use offshoot_checkpoint::{
     Container, Criu, CutNode, CutReport, CutRequest, Foreign, Freezer, Insist, Isolate, Lease,
-    Plant,
+    Plant, Twin,
 };
 use offshoot_model::clone::Rung;
 use offshoot_sys::inject::Stopped;
@@ -138,6 +138,10 @@ pub(crate) struct InProcess;
 impl Plant for InProcess {
     fn plant(&self, pid: i32) -> Result<OwnedFd, Foreign> {
         Ok(Stopped::stop(pid, PATIENCE)?.take_userfaultfd()?)
+    }
+
+    fn twin(&self, _: &str, _: i32, _: &Path) -> Result<Twin, Foreign> {
+        Err("a twin needs somebody who keeps it".into())
     }
 }
 

@@ -1,13 +1,19 @@
 //! The memory of processes beside CRIU's images: `memory-<pid>` holds the page of address A at offset A, `memory-<pid>.pages` says which
-//! pages there are.
+//! pages there are. Those in `twin-<pid>.pages` are not in the file: a twin of the parent's process has them, whose memory is handed out at
+//! the socket `twin-<pid>` (`crate::twin`).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use offshoot_sys::passing;
 use rustix::fs::FallocateFlags;
 
 /// Bytes of a page.
@@ -19,16 +25,86 @@ const LIST_MAX: u64 = 256 << 20;
 /// Says that pages were taken out of the files: nothing can be restored from them again.
 const USED: &str = "memory.used";
 const LIST: &str = ".pages";
+const TWIN: &str = "twin-";
+/// The one that keeps a twin has nothing else to do.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// The pages of one process.
 #[derive(Debug)]
 pub(crate) struct Copy {
-    pub(crate) file: File,
+    file: File,
+    twin: Option<Twin>,
     /// Rising, apart from each other.
     pub(crate) ranges: Vec<Range<u64>>,
 }
 
+/// Memory of the parent's process.
+#[derive(Debug)]
+struct Twin {
+    memory: File,
+    /// Rising, apart from each other: what is read from there.
+    ranges: Vec<Range<u64>>,
+    /// The twin lives as long as this is open.
+    _line: UnixStream,
+}
+
+impl Twin {
+    fn open(images: &File, number: i32) -> Result<Option<Self>> {
+        let name = format!("{TWIN}{number}");
+        let beside = |name: &str| format!("/proc/self/fd/{}/{name}", images.as_raw_fd());
+        let ranges = match read_list(Path::new(&beside(&format!("{name}{LIST}")))) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            list => understand(&list?).context("the list of the twin's pages is wrong")?,
+        };
+        let gone = "the process of the parent that has the rest of the memory is gone";
+        let line = UnixStream::connect(beside(&name)).context(gone)?;
+        line.set_read_timeout(Some(ANSWER_MAX))?;
+        let memory = passing::take(&line)?.context(gone)?;
+        Ok(Some(Self {
+            memory: memory.into(),
+            ranges,
+            _line: line,
+        }))
+    }
+
+    /// Whether it has what is at `offset`, and up to where that stays so.
+    fn has(&self, offset: u64) -> (bool, u64) {
+        let at = self.ranges.partition_point(|range| range.end <= offset);
+        match self.ranges.get(at) {
+            Some(range) if range.start <= offset => (true, range.end),
+            Some(range) => (false, range.start),
+            None => (false, u64::MAX),
+        }
+    }
+}
+
 impl Copy {
+    /// Reads what belongs to the addresses from `offset` on.
+    ///
+    /// # Errors
+    /// Those of reading; when the twin is gone.
+    pub(crate) fn read(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        let Some(twin) = &self.twin else {
+            return self.file.read_exact_at(into, offset);
+        };
+        let (mut at, mut rest) = (offset, into);
+        while !rest.is_empty() {
+            let (of_twin, end) = twin.has(at);
+            let len = usize::try_from(end - at).map_or(rest.len(), |len| len.min(rest.len()));
+            let (part, others) = rest.split_at_mut(len);
+            if of_twin {
+                twin.memory.read_exact_at(part, at).map_err(|e| {
+                    io::Error::new(e.kind(), format!("the process of the parent that has the rest of the memory is gone ({e})"))
+                })?;
+            } else {
+                self.file.read_exact_at(part, at)?;
+            }
+            at += len as u64;
+            rest = others;
+        }
+        Ok(())
+    }
+
     /// Gives the room of pages back that nobody will ask for again.
     pub(crate) fn release(&self, offset: u64, len: u64) {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -67,19 +143,17 @@ fn lists(images: &Path) -> io::Result<BTreeMap<i32, PathBuf>> {
 /// Opens the memory of all processes, once: pages are taken out as they are delivered.
 pub(crate) fn open(images: &Path) -> Result<BTreeMap<i32, Copy>> {
     let lists = lists(images).with_context(|| format!("read {}", images.display()))?;
+    let folder = File::open(images).with_context(|| format!("read {}", images.display()))?;
     let mut copies = BTreeMap::new();
     for (number, list) in lists {
         let path = list.with_extension("");
         let open = || -> Result<Copy> {
-            ensure!(
-                fs::metadata(&list)?.len() <= LIST_MAX,
-                "its list is too long"
-            );
-            let ranges = understand(&fs::read(&list)?).context("its list is wrong")?;
+            let ranges = understand(&read_list(&list)?).context("its list is wrong")?;
             let file = File::options().read(true).write(true).open(&path)?;
             let end = ranges.last().map_or(0, |range| range.end);
             ensure!(file.metadata()?.len() >= end, "it is too short");
-            Ok(Copy { file, ranges })
+            let twin = Twin::open(&folder, number)?;
+            Ok(Copy { file, twin, ranges })
         };
         copies.insert(
             number,
@@ -88,6 +162,16 @@ pub(crate) fn open(images: &Path) -> Result<BTreeMap<i32, Copy>> {
     }
     File::create_new(images.join(USED)).context("the images' memory was used already")?;
     Ok(copies)
+}
+
+fn read_list(path: &Path) -> io::Result<Vec<u8>> {
+    if fs::metadata(path)?.len() > LIST_MAX {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the list of pages is too long",
+        ));
+    }
+    fs::read(path)
 }
 
 fn understand(list: &[u8]) -> Result<Vec<Range<u64>>> {

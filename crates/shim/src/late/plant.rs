@@ -171,7 +171,7 @@ impl Target {
         while at < range.end {
             let len = usize::try_from(CHUNK.min(range.end - at)).unwrap_or(0);
             let bytes = buffer.get_mut(..len).ok_or(io::ErrorKind::InvalidInput)?;
-            self.copy.file.read_exact_at(bytes, at)?;
+            self.copy.read(bytes, at)?;
             self.keep_kernels(at, bytes)?;
             self.memory.write_all_at(bytes, at)?;
             at += len as u64;

@@ -6,7 +6,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -131,7 +130,7 @@ impl Space {
     fn deliver(&mut self, piece: &Piece, buffer: &mut [u8]) -> io::Result<Outcome> {
         let len = usize::try_from(piece.len()).map_err(io::Error::other)?;
         let bytes = buffer.get_mut(..len).ok_or(io::ErrorKind::InvalidInput)?;
-        self.copy.file.read_exact_at(bytes, piece.offset)?;
+        self.copy.read(bytes, piece.offset)?;
         let mut at = piece.range.start;
         let mut rest = &*bytes;
         while !rest.is_empty() {

@@ -11,8 +11,8 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Pid;
 
 use super::thread::{
-    Births, Orphan, Stop, born, get_registers, get_signals, interrupt, is_outside_sequences, resume,
-    resume_with, set_options, set_registers, set_signals, wait_stop,
+    Births, Orphan, Stop, born, get_registers, get_signals, interrupt, is_outside_sequences,
+    resume, resume_with, set_options, set_registers, set_signals, wait_stop,
 };
 use super::twin::Twin;
 use crate::memory::{self, Area};
@@ -121,12 +121,7 @@ impl Speaker {
     }
 
     /// As [`Self::call`]; notes a child that is born meanwhile.
-    fn speak(
-        &self,
-        number: u64,
-        args: [u64; 6],
-        child: &Cell<Option<Pid>>,
-    ) -> io::Result<u64> {
+    fn speak(&self, number: u64, args: [u64; 6], child: &Cell<Option<Pid>>) -> io::Result<u64> {
         let mut registers = self.registers;
         registers.rip = self.gate;
         registers.rax = number;

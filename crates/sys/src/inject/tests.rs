@@ -208,12 +208,17 @@ fn a_twin_keeps_what_was() {
     assert_eq!(echo.ask("word"), "word");
     twin.let_go_of_files().unwrap();
     assert_eq!(
-        fs::read_dir(format!("/proc/{}/fd", twin.pid())).unwrap().count(),
+        fs::read_dir(format!("/proc/{}/fd", twin.pid()))
+            .unwrap()
+            .count(),
         0
     );
     let heap = |pid| {
         let areas = memory::areas(pid).unwrap();
-        let area = areas.into_iter().find(|area| area.name == "[heap]").unwrap();
+        let area = areas
+            .into_iter()
+            .find(|area| area.name == "[heap]")
+            .unwrap();
         area.range
     };
     let read = |pid: i32| {
