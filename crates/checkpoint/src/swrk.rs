@@ -122,11 +122,11 @@ impl Swrk {
             .arg(preload.map_or(Path::new(""), |preload| &preload.object));
         let path =
             std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+        // CRIU changes to `work`: see `dump::lay_tar`.
+        keeper.env_clear().env("PATH", format!(".:{path}"));
         if let Some(preload) = preload {
             keeper.env("OFFSHOOT_TWINS", &preload.twins);
         }
-        // CRIU changes to `work`: see `dump::lay_tar`.
-        keeper.env_clear().env("PATH", format!(".:{path}"));
         keeper.current_dir("/").process_group(0);
         keeper
             .stdin(Stdio::from(theirs))

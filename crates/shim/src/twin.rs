@@ -4,7 +4,7 @@
 //! an open file; so does whoever connects to SOCKET, the page source of the clone. The twin lives as long as one of them needs it:
 //!
 //! - until the daemon hangs up, unless it said a word before: then somebody will connect;
-//! - from then on until all who connected hung up, or until SOCKET is gone or [`TAKEN_MAX`] passed and nobody came.
+//! - from then on until all who connected hung up, or until SOCKET's folder is gone or [`TAKEN_MAX`] passed and nobody came.
 //!
 //! It is killed with this process, however that ends. LOCK is locked (flock(2), shared) meanwhile: the node must not be stopped, because its
 //! end is the twin's.
@@ -68,7 +68,9 @@ fn keep(pid: &str, socket: &Path, lock: &Path) -> Result<()> {
     passing::give(rustix::stdio::stdin(), &memory).context("hand it over")?;
     rustix::io::write(rustix::stdio::stdin(), &twin.pid().to_le_bytes())
         .context("say who it is")?;
-    serve(&twin, &memory, &listener, socket)
+    // The socket gets another name there.
+    let place = socket.parent().unwrap_or(socket);
+    serve(&twin, &memory, &listener, place)
 }
 
 /// Listens in a folder whose path may be longer than that of a socket.
@@ -85,7 +87,7 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn serve(twin: &Twin, memory: &File, listener: &UnixListener, socket: &Path) -> Result<()> {
+fn serve(twin: &Twin, memory: &File, listener: &UnixListener, place: &Path) -> Result<()> {
     let life = Process::open(twin.pid()).context("watch the twin")?;
     let mut daemon = Some(io::stdin());
     let mut promised = false;
@@ -130,7 +132,7 @@ fn serve(twin: &Twin, memory: &File, listener: &UnixListener, socket: &Path) -> 
                 }
             }
         }
-        let awaited = promised && !taken && alone_since.elapsed() < TAKEN_MAX && socket.exists();
+        let awaited = promised && !taken && alone_since.elapsed() < TAKEN_MAX && place.exists();
         if daemon.is_none() && takers.is_empty() && !awaited {
             return Ok(());
         }

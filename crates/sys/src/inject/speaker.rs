@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::libc;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Pid;
 
@@ -87,8 +88,11 @@ impl Speaker {
         let born = Cell::new(None);
         let made = self.speak(libc::SYS_clone as u64, [0; 6], &born);
         let twin = born.get().map(|child| {
-            set_options(child, Orphan::IsKilled, Births::Unseen)
-                .and_then(|()| Ok(Twin::new(child, self.pid, self.standing(child)?)))
+            self.standing(child)
+                .map(|speaker| Twin::new(child, self.pid, speaker))
+                .inspect_err(|_| {
+                    let _ = kill(child, Signal::SIGKILL);
+                })
         });
         set_options(self.thread, Orphan::GoesOn, Births::Unseen)?;
         made?;
@@ -100,6 +104,7 @@ impl Speaker {
         while wait_stop(child, self.deadline)? != Stop::Event {
             resume(child, libc::PTRACE_CONT)?;
         }
+        set_options(child, Orphan::IsKilled, Births::Unseen)?;
         Ok(Self {
             pid: child.as_raw(),
             thread: child,
@@ -290,7 +295,7 @@ impl Speaker {
             }
         }
         if self.stopped.get() {
-            nix::sys::signal::kill(Pid::from_raw(self.pid), nix::sys::signal::SIGSTOP)?;
+            kill(Pid::from_raw(self.pid), Signal::SIGSTOP)?;
         }
         Ok(())
     }
