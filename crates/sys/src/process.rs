@@ -388,6 +388,20 @@ pub fn io_uring_answer() -> io::Error {
     }
 }
 
+/// As [`io_uring_answer`], of the kernel's own asynchronous I/O: an allowed caller is answered with `EINVAL` for a context of no
+/// requests (io_setup(2)).
+#[must_use]
+pub fn io_setup_answer() -> io::Error {
+    let mut context: libc::c_ulong = 0;
+    // SAFETY: io_setup(2) reads and writes one word, which `context` is; with no requests it fails before it makes anything.
+    let result = unsafe { libc::syscall(libc::SYS_io_setup, 0, &raw mut context) };
+    if result == -1 {
+        io::Error::last_os_error()
+    } else {
+        io::Error::from_raw_os_error(0)
+    }
+}
+
 /// Whether a path's every directory can be passed by any user (`o+x`), as a process that is root only in its own user namespace
 /// needs. Gives the first that cannot.
 ///
