@@ -229,7 +229,7 @@ fn restore(
         .arg(&pid_file)
         .arg(spec.node.to_string());
     give(&mut command, ends);
-    runc.run(command, RESTORE_MAX).map_err(|e| {
+    runc.run_restore(command, RESTORE_MAX).map_err(|e| {
         let problem = problem(e);
         criu_errors(&work.join("restore.log"))
             .into_iter()

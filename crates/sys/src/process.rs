@@ -351,6 +351,20 @@ fn parse_stat(text: &str) -> Option<Identity> {
     })
 }
 
+/// Numbers of a process's children, also those that ended and were not waited for; none when there is no such process (`proc(5)`,
+/// `/proc/<pid>/task/<tid>/children`: complete only for children that do not start or end meanwhile).
+#[must_use]
+pub fn children(pid: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    let threads = threads.into_iter().flatten().flatten();
+    let lists =
+        threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().map(str::parse).collect::<Vec<_>>())
+        .flatten()
+        .collect()
+}
+
 /// argv of a process; empty for kernel threads and zombies.
 ///
 /// # Errors
