@@ -118,5 +118,6 @@ fn local_config(config: &Config) -> Result<LocalConfig, Problem> {
             config::Forwarding::Enable => Forwarding::Enable,
         },
         dns: config.network.dns.clone(),
+        share_memory: config.clone.share_memory,
     })
 }

@@ -51,6 +51,22 @@ impl TestDaemon {
         daemon
     }
 
+    /// As [`Self::start`], with memory shared: the kernel's switches for that are the host's, so other tests leave them alone.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn start_sharing() -> Self {
+        let mut daemon = Self::prepare().expect("a place for a daemon");
+        let file = daemon.path("offshoot.toml");
+        let config = fs::read_to_string(&file).expect("a configuration");
+        let config = config.replace("share_memory = false", "share_memory = true");
+        fs::write(file, config).expect("a configuration");
+        daemon.launch(&[]);
+        daemon.wait_up();
+        daemon
+    }
+
     /// Makes the directories and the namespace; nothing runs yet.
     pub(crate) fn prepare() -> Result<Self> {
         let dir = tempfile::Builder::new()
@@ -62,7 +78,7 @@ impl TestDaemon {
         let root = dir.path().display();
         let config = format!(
             "instance = \"{instance}\"\nstate_dir = \"{root}/state\"\nrun_dir = \"{root}/run\"\n\
-             [edge]\nlisten = [\"{EDGE}\"]\n[images]\nauth_file = \"{root}/auth.json\"\n[pool]\nsize = \"4g\"\n[clone]\nready_timeout = \"{}s\"\nmax_freeze = \"{}s\"\n",
+             [edge]\nlisten = [\"{EDGE}\"]\n[images]\nauth_file = \"{root}/auth.json\"\n[pool]\nsize = \"4g\"\n[clone]\nready_timeout = \"{}s\"\nmax_freeze = \"{}s\"\nshare_memory = false\n",
             30 * stretch(),
             (5 * stretch()).min(60)
         );

@@ -39,6 +39,8 @@ pub struct LocalConfig {
     pub forwarding: Forwarding,
     /// Name servers for names outside of environments; the host's own when empty.
     pub dns: Vec<SocketAddr>,
+    /// Whether equal memory of nodes may be kept once, and is while there are clones that came with their memory.
+    pub share_memory: bool,
 }
 
 impl LocalConfig {

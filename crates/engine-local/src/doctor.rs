@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use offshoot_checkpoint::CriuInfo;
 use offshoot_model::view::{DoctorCheck, DoctorReport, Verdict};
+use offshoot_sys::merge::{self, Merger, Run};
 
 use crate::config::LocalConfig;
 
@@ -54,6 +55,7 @@ pub fn doctor(config: &LocalConfig, criu: &CriuInfo) -> DoctorReport {
         forwarding(config),
         ipv6(),
         soft_dirty(),
+        equal_memory(config),
     ];
     checks.sort_by_key(|check| match check.verdict {
         Verdict::Missing => 0,
@@ -282,6 +284,30 @@ fn ipv6() -> DoctorCheck {
         Verdict::Lacking,
         "environments have IPv4 only",
         "nothing, unless you need it",
+    )
+}
+
+fn equal_memory(config: &LocalConfig) -> DoctorCheck {
+    let merger = Merger::at(Path::new(merge::DIR)).settings();
+    let found = match merger.map(|settings| settings.run) {
+        _ if !config.share_memory => Ok("not shared (clone.share_memory = false)".to_owned()),
+        Ok(_) if !merge::can_be_allowed() => {
+            Err("the kernel merges nothing without the program's doing (Linux 6.4)".to_owned())
+        }
+        Ok(Run::Stands) => Ok("the kernel can merge it".to_owned()),
+        Ok(Run::Merges) => Ok("the kernel merges it".to_owned()),
+        Ok(Run::Undone) => Err(format!("2 in {}/run: switched off for good", merge::DIR)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err("the kernel cannot merge it (CONFIG_KSM)".to_owned())
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    check(
+        "equal memory",
+        found,
+        Verdict::Lacking,
+        "clones share no memory with their parents",
+        "nothing, unless memory is short: then Linux 6.7 or newer with CONFIG_KSM, and 0 in its `run`",
     )
 }
 

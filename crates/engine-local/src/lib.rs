@@ -12,6 +12,7 @@ mod disks;
 mod doctor;
 mod edge;
 mod exec;
+mod ksm;
 mod local;
 mod logs;
 mod net;

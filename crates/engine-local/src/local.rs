@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use crate::blocking::blocking;
 use crate::config::LocalConfig;
 use crate::dirs::ensure_passable;
+use crate::ksm::Sharing;
 use crate::plant::Planter;
 use crate::{copy, cut, disks, doctor, edge, exec, logs, net, nodes, sweep};
 
@@ -38,6 +39,7 @@ struct Inner {
     images: Images,
     criu: Option<Criu>,
     criu_info: CriuInfo,
+    sharing: Sharing,
 }
 
 impl Local {
@@ -79,6 +81,7 @@ impl Local {
         edge::ensure(&config)?;
         Ok(Self {
             inner: Arc::new(Inner {
+                sharing: Sharing::open(&config),
                 config,
                 pool,
                 images,
@@ -255,6 +258,7 @@ impl Inner {
             Fallback::Disk => Insist::No,
         };
         let max_freeze = Duration::from_millis(max_freeze_ms);
+        let _pause = self.sharing.pause();
         let (nodes, report) = cutter.cut(parent, clone, plans, max_freeze, insist)?;
         Ok(CutOutcome { nodes, report })
     }

@@ -97,6 +97,7 @@ pub(crate) fn node_spec(
         init: layer.init,
         link: Some(net::link(config, environment, node, apart)),
         start,
+        share_memory: config.share_memory,
         tools: tools(config),
     };
     for mount in &layer.mounts {

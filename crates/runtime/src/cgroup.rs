@@ -136,6 +136,8 @@ const FREEZE_ATTEMPT: Duration = Duration::from_millis(20);
 const FREEZER_BREATH: Duration = Duration::from_micros(500);
 /// Most rounds of moving guests back.
 const RETURN_ROUNDS: u32 = 50;
+/// Most parents followed: more than the kernel nests PID namespaces times any sane tree of processes.
+const PARENTS_MAX: u32 = 100_000;
 /// Bound on ending the processes of a node.
 const KILL_MAX: Duration = Duration::from_secs(10);
 
@@ -466,17 +468,25 @@ fn is_zombie(pid: i32) -> bool {
     process::identity(pid).map_or(true, |id| matches!(id.state, 'Z' | 'X'))
 }
 
-/// Follows parents; a process whose parents cannot be followed any more ended, and is nobody's guest.
-fn descends_from(mut pid: i32, main: i32) -> bool {
-    // Deeper than the kernel nests pid namespaces times any sane process tree.
-    for _ in 0..100_000 {
-        if pid == main {
+/// Whether a process is `main` or below it. One that ended is nobody's guest.
+fn descends_from(pid: i32, main: i32) -> bool {
+    is_below(pid, main, |pid| {
+        process::identity(pid).ok().map(|id| id.parent)
+    })
+}
+
+/// Follows parents. When one of them ends in between, its children have another one: the walk begins again.
+fn is_below(pid: i32, main: i32, mut parent_of: impl FnMut(i32) -> Option<i32>) -> bool {
+    let mut at = pid;
+    for _ in 0..PARENTS_MAX {
+        if at == main {
             return true;
         }
-        match process::identity(pid) {
-            Ok(id) if id.parent > 1 => pid = id.parent,
-            Ok(_) => return false,
-            Err(_) => return true,
+        match parent_of(at) {
+            Some(parent) if parent > 1 => at = parent,
+            Some(_) => return false,
+            None if at == pid => return true,
+            None => at = pid,
         }
     }
     false

@@ -138,3 +138,24 @@ fn this_process_descends_from_its_parent_and_not_from_a_stranger() {
     assert!(descends_from(me, process::identity(me).unwrap().parent));
     assert!(!descends_from(me, i32::MAX));
 }
+
+#[test]
+fn a_parent_that_ends_meanwhile_makes_nobody_of_a_guest_and_no_guest_of_a_process() {
+    let below = |main: i32| {
+        // 5 is the child of 4, which ends when it is asked about; then 5 is the child of 2.
+        let mut ended = false;
+        is_below(5, main, |pid| match pid {
+            5 => Some(if ended { 2 } else { 4 }),
+            4 => {
+                ended = true;
+                None
+            }
+            2 => Some(1),
+            _ => None,
+        })
+    };
+    assert!(below(2));
+    assert!(!below(9));
+    assert!(is_below(5, 9, |_| None), "it ended itself");
+    assert!(!is_below(5, 9, |pid| (pid == 5).then_some(4)), "bounded");
+}

@@ -1,9 +1,12 @@
 //! Running runc: one root directory per node, so that nothing of one node can be mistaken for another's.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+use offshoot_sys::process;
 
 use crate::error::{Result, RuntimeError};
 use crate::files::read_bounded;
@@ -13,6 +16,10 @@ use crate::spec::Tools;
 const LOG_TAIL: usize = 4 << 10;
 /// Largest runc or CRIU log read, in bytes.
 const LOG_MAX: u64 = 64 << 20;
+/// How often a restore's helpers are looked at.
+const HELPER_LOOK: Duration = Duration::from_millis(250);
+/// How long a helper may have ended without its runc taking notice.
+const HELPER_ENDED_MAX: Duration = Duration::from_secs(3);
 
 /// runc for one node.
 #[derive(Debug, Clone)]
@@ -71,30 +78,55 @@ impl Runc {
     ///
     /// # Errors
     /// When it cannot be started, fails, or takes longer than `max` (it is killed then). The end of runc's log is in the error.
-    pub fn run(&self, mut command: Command, max: Duration) -> Result<()> {
+    pub fn run(&self, command: Command, max: Duration) -> Result<()> {
+        self.run_until(command, max, |child| {
+            Ok(wait_for(child, max)?.map_or(Wait::Late, Wait::Ended))
+        })
+    }
+
+    /// As [`Runc::run`], for `runc restore`: also ends when a helper of runc's, which is CRIU, was killed. runc does not notice (1.1): it
+    /// waits for the end of a line whose other end the half-restored processes hold.
+    ///
+    /// # Errors
+    /// As [`Runc::run`], and when a helper has ended for three seconds while runc still waits.
+    pub fn run_restore(&self, command: Command, max: Duration) -> Result<()> {
+        self.run_until(command, max, |child| wait_with_helpers(child, max))
+    }
+
+    fn run_until(
+        &self,
+        mut command: Command,
+        max: Duration,
+        wait: impl FnOnce(&mut Child) -> std::io::Result<Wait>,
+    ) -> Result<()> {
         let line = command_line(&command);
         let before = std::fs::metadata(self.log()).map_or(0, |m| m.len());
         let mut child = command
             .spawn()
             .map_err(|e| RuntimeError::doing(format!("run {line}"), e))?;
-        match wait_for(&mut child, max)
+        let outcome = match wait(&mut child)
             .map_err(|e| RuntimeError::doing(format!("wait for {line}"), e))?
         {
-            Some(status) if status.success() => Ok(()),
-            Some(status) => Err(RuntimeError::Command {
+            Wait::Ended(status) if status.success() => return Ok(()),
+            Wait::Ended(status) => Some(status.to_string()),
+            Wait::Helpless(helper) => Some(format!(
+                "its helper {helper} was killed, which it did not notice"
+            )),
+            Wait::Late => None,
+        };
+        let _ = child.kill();
+        let _ = child.wait();
+        Err(match outcome {
+            Some(outcome) => RuntimeError::Command {
                 command: line,
-                outcome: status.to_string(),
+                outcome,
                 stderr: self.log_since(before),
-            }),
-            None => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(RuntimeError::Timeout {
-                    what: line,
-                    after: max,
-                })
-            }
-        }
+            },
+            None => RuntimeError::Timeout {
+                what: line,
+                after: max,
+            },
+        })
     }
 
     /// Messages that runc logged after the first `skip` bytes.
@@ -132,13 +164,50 @@ pub(crate) fn wait_for(child: &mut Child, max: Duration) -> std::io::Result<Opti
         return Ok(Some(status));
     }
     let deadline = Instant::now() + max;
-    let process = offshoot_sys::process::Process::open(child.id().cast_signed())?;
+    let process = process::Process::open(child.id().cast_signed())?;
     loop {
         if process.wait_end(Some(deadline.saturating_duration_since(Instant::now())))? {
             return child.wait().map(Some);
         }
         if Instant::now() >= deadline {
             return Ok(None);
+        }
+    }
+}
+
+/// How waiting for a command came out.
+enum Wait {
+    Ended(ExitStatus),
+    /// It still runs.
+    Late,
+    /// It still runs, and this process that it started ended long ago: name and number.
+    Helpless(String),
+}
+
+/// Waits for a child, at most `max`, or until one of its own children has ended for [`HELPER_ENDED_MAX`] without being taken notice of.
+fn wait_with_helpers(child: &mut Child, max: Duration) -> std::io::Result<Wait> {
+    let deadline = Instant::now() + max;
+    let mut ended: BTreeMap<i32, Instant> = BTreeMap::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Some(status) = wait_for(child, left.min(HELPER_LOOK))? {
+            return Ok(Wait::Ended(status));
+        }
+        if left.is_zero() {
+            return Ok(Wait::Late);
+        }
+        let now = Instant::now();
+        ended = process::children(child.id().cast_signed())
+            .into_iter()
+            .filter(|pid| process::identity(*pid).is_ok_and(|id| id.state == 'Z'))
+            .map(|pid| (pid, ended.get(&pid).copied().unwrap_or(now)))
+            .collect();
+        if let Some((pid, _)) = ended
+            .iter()
+            .find(|(_, since)| now.duration_since(**since) >= HELPER_ENDED_MAX)
+        {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            return Ok(Wait::Helpless(format!("{} (process {pid})", name.trim())));
         }
     }
 }
@@ -225,6 +294,31 @@ mod tests {
         command.arg("1000");
         assert!(matches!(
             runc.run(command, Duration::from_millis(20)),
+            Err(RuntimeError::Timeout { .. })
+        ));
+    }
+
+    #[test]
+    fn a_restore_whose_helper_was_killed_ends_soon() {
+        let dir = tempfile::tempdir().unwrap();
+        let tools = Tools {
+            runc: "/bin/sh".into(),
+            criu_dir: None,
+            shim: "/x".into(),
+        };
+        let runc = Runc::new(&tools, dir.path());
+        let mut command = Command::new("/bin/sh");
+        // What the shell becomes knows nothing of the shell's child.
+        command.args(["-c", "sh -c 'kill -9 $$' & exec sleep 1000"]);
+        let error = runc.run_restore(command, Duration::from_secs(100));
+        assert!(
+            matches!(&error, Err(RuntimeError::Command { outcome, .. }) if outcome.contains("helper")),
+            "{error:?}"
+        );
+        let mut command = Command::new("/bin/sleep");
+        command.arg("1000");
+        assert!(matches!(
+            runc.run_restore(command, Duration::from_millis(20)),
             Err(RuntimeError::Timeout { .. })
         ));
     }

@@ -59,6 +59,8 @@ pub struct NodeSpec {
     pub link: Option<NodeLink>,
     /// Whether it begins anew or goes on from images.
     pub start: Start,
+    /// Let the kernel keep memory that is equal to other nodes' once.
+    pub share_memory: bool,
     /// Programs to use.
     pub tools: Tools,
 }

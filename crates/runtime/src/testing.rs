@@ -33,6 +33,7 @@ pub(crate) fn spec(run_dir: &Path) -> NodeSpec {
         init: false,
         link: None,
         start: Start::Fresh,
+        share_memory: false,
         tools: Tools {
             runc: "/usr/bin/runc".into(),
             criu_dir: None,

@@ -18,6 +18,7 @@ use offshoot_runtime::control::EXIT_FILE;
 use offshoot_runtime::files::{prepare_covered_dir, write_atomic, write_into_rootfs};
 use offshoot_runtime::runc::{Runc, criu_errors};
 use offshoot_runtime::{ExitRecord, NodeSpec, Result, RuntimeError, Start};
+use offshoot_sys::merge;
 use offshoot_sys::process::{self, Ended, Process, Side, Visit};
 
 use crate::late::Late;
@@ -174,7 +175,7 @@ fn fresh(
         .arg("--pid-file")
         .arg(&pid_file)
         .arg(&id);
-    give(&mut command, ends);
+    give(&mut command, spec, ends);
     runc.run(command, CREATE_MAX).map_err(|e| e.problem())?;
     let main = main_process(&pid_file).map_err(|e| e.problem())?;
     hook::connect(main.pid(), spec.link.as_ref()).map_err(network_problem)?;
@@ -228,8 +229,8 @@ fn restore(
         .arg("--pid-file")
         .arg(&pid_file)
         .arg(spec.node.to_string());
-    give(&mut command, ends);
-    runc.run(command, RESTORE_MAX).map_err(|e| {
+    give(&mut command, spec, ends);
+    runc.run_restore(command, RESTORE_MAX).map_err(|e| {
         let problem = problem(e);
         criu_errors(&work.join("restore.log"))
             .into_iter()
@@ -252,8 +253,12 @@ fn restore(
     Ok(main)
 }
 
-/// Gives the node's ends of its pipes to runc, which hands them on.
-fn give(command: &mut Command, ends: NodeEnds) {
+/// Gives runc what it hands on to the node's processes, also through CRIU: the node's ends of its pipes, and whether equal memory may be
+/// kept once.
+fn give(command: &mut Command, spec: &NodeSpec, ends: NodeEnds) {
+    if spec.share_memory {
+        merge::allow(command);
+    }
     let stdio = |end: OwnedFd| Stdio::from(end);
     command
         .stdin(stdio(ends.stdin))

@@ -8,6 +8,7 @@ pub mod fsx;
 pub mod inject;
 pub mod loopdev;
 pub mod memory;
+pub mod merge;
 pub mod mount;
 pub mod netns;
 pub mod pagemap;

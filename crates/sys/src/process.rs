@@ -351,6 +351,20 @@ fn parse_stat(text: &str) -> Option<Identity> {
     })
 }
 
+/// Numbers of a process's children, also those that ended and were not waited for; none when there is no such process (`proc(5)`,
+/// `/proc/<pid>/task/<tid>/children`: complete only for children that do not start or end meanwhile).
+#[must_use]
+pub fn children(pid: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    let threads = threads.into_iter().flatten().flatten();
+    let lists =
+        threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().map(str::parse).collect::<Vec<_>>())
+        .flatten()
+        .collect()
+}
+
 /// argv of a process; empty for kernel threads and zombies.
 ///
 /// # Errors
@@ -381,6 +395,20 @@ pub fn all() -> io::Result<Vec<i32>> {
 pub fn io_uring_answer() -> io::Error {
     // SAFETY: io_uring_setup(2) with zero entries fails before it looks at the (null) parameters.
     let result = unsafe { libc::syscall(libc::SYS_io_uring_setup, 0, std::ptr::null_mut::<u8>()) };
+    if result == -1 {
+        io::Error::last_os_error()
+    } else {
+        io::Error::from_raw_os_error(0)
+    }
+}
+
+/// As [`io_uring_answer`], of the kernel's own asynchronous I/O: an allowed caller is answered with `EINVAL` for a context of no
+/// requests (io_setup(2)).
+#[must_use]
+pub fn io_setup_answer() -> io::Error {
+    let mut context: libc::c_ulong = 0;
+    // SAFETY: io_setup(2) reads and writes one word, which `context` is; with no requests it fails before it makes anything.
+    let result = unsafe { libc::syscall(libc::SYS_io_setup, 0, &raw mut context) };
     if result == -1 {
         io::Error::last_os_error()
     } else {

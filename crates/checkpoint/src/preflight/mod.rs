@@ -90,8 +90,8 @@ pub fn preflight(container: &Container) -> Result<Vec<Obstacle>, CriuError> {
         };
         let mut findings = process.look(&node);
         findings.extend(descriptors::look(*pid, &mut node, &mut unix));
-        if Process::of(*pid).map_or(true, |now| now.is_zombie) {
-            continue; // it ended meanwhile: what was seen is half the truth, its cgroup already the root
+        if is_ending(*pid, node.cgroup.as_deref()) {
+            continue; // what was seen is half the truth
         }
         found.extend(findings.into_iter().map(|finding| Obstacle {
             process: process.title.clone(),
@@ -178,6 +178,14 @@ fn cgroup_of(pid: i32) -> Option<String> {
         })
     };
     of("freezer").or_else(|| of(""))
+}
+
+/// Whether a process ended or is about to. From the beginning of its end the kernel shows it in the root cgroup (version 1), where
+/// no living process of a node can be.
+fn is_ending(pid: i32, node: Option<&str>) -> bool {
+    const ROOT: Option<&str> = Some("/");
+    Process::of(pid).map_or(true, |now| now.is_zombie)
+        || node != ROOT && cgroup_of(pid).as_deref() == ROOT
 }
 
 struct Process {
@@ -321,6 +329,23 @@ mod tests {
         ] {
             assert!(mapping(bad).is_some(), "{bad}");
         }
+    }
+
+    #[test]
+    fn whoever_is_in_the_root_cgroup_is_on_its_way_out() {
+        let me = std::process::id() as i32;
+        let own = cgroup_of(me);
+        assert!(!is_ending(me, own.as_deref()));
+        assert_eq!(is_ending(me, Some("/node")), own.as_deref() == Some("/"));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id() as i32;
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !is_ending(pid, own.as_deref()) {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(is_ending(pid, own.as_deref()));
     }
 
     #[test]

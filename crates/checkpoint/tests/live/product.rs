@@ -156,6 +156,7 @@ impl Environment {
                 ports_isolated: Isolation::No,
             }),
             start: Start::Fresh,
+            share_memory: false,
             tools: Tools {
                 runc: "/usr/sbin/runc".into(),
                 criu_dir: criu.path().parent().map(Path::to_owned),

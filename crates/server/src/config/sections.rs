@@ -311,6 +311,8 @@ pub struct CloneBounds {
     /// How long a new environment or clone may take until its health checks pass.
     #[serde(deserialize_with = "ready_timeout")]
     pub ready_timeout: Duration,
+    /// Whether equal memory of nodes may be kept once.
+    pub share_memory: bool,
 }
 
 impl Default for CloneBounds {
@@ -318,6 +320,7 @@ impl Default for CloneBounds {
         Self {
             max_freeze: Duration::from_secs(5),
             ready_timeout: Duration::from_secs(120),
+            share_memory: true,
         }
     }
 }

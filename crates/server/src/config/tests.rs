@@ -108,6 +108,7 @@ fn values_are_understood() {
         size = "1.5t"
         [clone]
         max_freeze = "250ms"
+        share_memory = false
         "#,
     )
     .unwrap();
@@ -125,6 +126,7 @@ fn values_are_understood() {
     assert_eq!(config.pool_path(), Path::new("/dev/vdb"));
     assert_eq!(config.pool.size, 3 << 39);
     assert_eq!(config.clone.max_freeze, Duration::from_millis(250));
+    assert!(!config.clone.share_memory);
 }
 
 #[test]

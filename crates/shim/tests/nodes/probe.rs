@@ -26,6 +26,13 @@ fn inside() {
             .unwrap_or(-1)
             .to_string(),
     );
+    say(
+        "io_setup",
+        offshoot_sys::process::io_setup_answer()
+            .raw_os_error()
+            .unwrap_or(-1)
+            .to_string(),
+    );
     let unshare = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER);
     say(
         "unshare",

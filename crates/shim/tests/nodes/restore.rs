@@ -202,3 +202,39 @@ fn a_failed_restore_says_why_and_leaves_nothing() {
     );
     assert!(!node.spec.run_dir.exists() && !node.cgroup().exists());
 }
+
+#[test]
+fn a_restore_whose_criu_is_killed_fails_soon() {
+    let Some(criu) = criu_dir().filter(|_| fit()) else {
+        return;
+    };
+    let parent = TestNode::new("sleep 1000").with(|spec| spec.tools.criu_dir = Some(criu.clone()));
+    parent.start();
+    let images = parent.dir.join("images");
+    checkpoint(&parent, &images);
+    // The first one is asked for its version. The second dies when it was told what to do, and a process of its own still holds the line.
+    let mock = parent.dir.join("mock");
+    std::fs::create_dir(&mock).unwrap();
+    let script = format!(
+        "#!/bin/sh\n[ ! -e {mark} ] || {{ head -c 1 <&3; sleep 1000 & kill -9 $$; }}\n: >{mark}\nexec {criu} \"$@\"\n",
+        mark = mock.join("mark").display(),
+        criu = criu.join("criu").display(),
+    );
+    let program = mock.join("criu");
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(
+        &program,
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    let clone = TestNode::new("sleep 1000").with(|spec| {
+        spec.tools.criu_dir = Some(mock);
+        spec.start = Start::Restore { images };
+    });
+    let began = std::time::Instant::now();
+    let problem = ensure_node(&clone.spec).unwrap_err().problem();
+    assert_eq!(problem.code, offshoot_model::Code::RestoreFailed);
+    assert!(problem.to_string().contains("was killed"), "{problem:#?}");
+    assert!(began.elapsed() < LONG, "{:?}", began.elapsed());
+    assert!(!clone.spec.run_dir.exists() && !clone.cgroup().exists());
+}

@@ -111,6 +111,7 @@ impl TestNode {
             init: false,
             link: None,
             start: Start::Fresh,
+            share_memory: false,
             tools: Tools {
                 runc: runc.unwrap_or_default(),
                 criu_dir: None,

@@ -1,0 +1,338 @@
+//! Equal memory of clones and their parents is kept once: the kernel's merging thread runs while there are clones that came with their
+//! memory, and is put back as it was found afterwards.
+//!
+//! It is one for the whole host. So it is taken only when it stands, left to whoever else sets it, and what was found is noted in the
+//! run directory, where the next daemon finds it should this one be killed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use offshoot_model::{EnvId, NodeId};
+use offshoot_runtime::{NodeSpec, RunState, SPEC_FILE, Start, observe};
+use offshoot_sys::merge::{self, Merger, Run, Settings};
+
+use crate::config::LocalConfig;
+use crate::nodes::{names_in, node_dir};
+
+/// How often clones are looked for.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long the merging thread rests between two helpings, in milliseconds: the kernel's own default.
+const REST: u64 = 20;
+/// How often everything is looked at fast after a clone's memory has come: a page is merged when it was the same at two looks, and its
+/// partner may be looked at after it.
+const FAST_SCANS: u64 = 4;
+
+/// How fast equal pages are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// After a clone came.
+    Fast,
+    /// When all was looked at: for what becomes equal later.
+    Slow,
+}
+
+impl Pace {
+    /// Pages in each helping; docs/clone.md says what they cost.
+    fn pages(self) -> u64 {
+        match self {
+            Self::Fast => 1_500,
+            Self::Slow => 100,
+        }
+    }
+}
+
+/// A node that runs on the memory of another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Clone {
+    pid: Option<i32>,
+    /// Some of its memory has still to come.
+    is_coming: bool,
+}
+
+/// Whose the merging thread is.
+#[derive(Debug)]
+enum Owner {
+    /// Somebody else's, or nobody's.
+    Other,
+    /// Ours. `pace` is absent when it is not known.
+    Us { found: Settings, pace: Option<Pace> },
+    /// Somebody set it while it was ours: not touched again before the last clone is gone.
+    Yielded,
+}
+
+struct Keeper {
+    merger: Merger,
+    /// A directory like the kernel's with what was found; there while the merging thread is ours.
+    note: PathBuf,
+    owner: Owner,
+    seen: BTreeMap<NodeId, Clone>,
+    /// Fast until the kernel's `full_scans` reaches this.
+    fast_until: u64,
+    /// How many cuts are under way.
+    cuts: usize,
+}
+
+impl Keeper {
+    fn new(merger: Merger, note: PathBuf) -> Self {
+        let mut keeper = Self {
+            merger,
+            note,
+            owner: Owner::Other,
+            seen: BTreeMap::new(),
+            fast_until: 0,
+            cuts: 0,
+        };
+        // An incomplete note is of a daemon that had set nothing yet.
+        if let (Ok(found), Ok(now)) = (
+            Merger::at(&keeper.note).settings(),
+            keeper.merger.settings(),
+        ) && [Pace::Fast, Pace::Slow].iter().any(|pace| pace.is(&now))
+        {
+            keeper.owner = Owner::Us { found, pace: None };
+        } else {
+            keeper.forget();
+        }
+        keeper
+    }
+
+    /// Does what is right while these clones run.
+    fn look(&mut self, clones: BTreeMap<NodeId, Clone>) -> io::Result<()> {
+        if self.cuts > 0 {
+            return Ok(());
+        }
+        if clones.is_empty() {
+            self.seen = clones;
+            return self.put_back();
+        }
+        let scans = self.merger.full_scans()?;
+        let is_new = |(node, clone): (&NodeId, &Clone)| {
+            clone.is_coming || self.seen.get(node).is_none_or(|seen| seen.pid != clone.pid)
+        };
+        if clones.iter().any(is_new) {
+            self.fast_until = scans + FAST_SCANS;
+        }
+        self.seen = clones;
+        let wanted = if scans < self.fast_until {
+            Pace::Fast
+        } else {
+            Pace::Slow
+        };
+        let now = self.merger.settings()?;
+        match &mut self.owner {
+            Owner::Other if now.run == Run::Stands => {
+                self.take(now)?;
+                self.set(wanted)
+            }
+            Owner::Us {
+                pace: Some(pace), ..
+            } if now.run != Run::Merges || !pace.is(&now) => {
+                tracing::info!("somebody set the kernel's merging of equal memory: left to them");
+                self.owner = Owner::Yielded;
+                self.forget();
+                Ok(())
+            }
+            Owner::Us { pace, .. } if *pace != Some(wanted) => self.set(wanted),
+            Owner::Other | Owner::Us { .. } | Owner::Yielded => Ok(()),
+        }
+    }
+
+    /// Notes what was found before anything is changed.
+    fn take(&mut self, found: Settings) -> io::Result<()> {
+        self.forget();
+        fs::create_dir(&self.note)?;
+        Merger::at(&self.note).set(&found)?;
+        self.owner = Owner::Us { found, pace: None };
+        Ok(())
+    }
+
+    fn set(&mut self, wanted: Pace) -> io::Result<()> {
+        if let Owner::Us { found, pace } = &mut self.owner {
+            *pace = None;
+            self.merger.set(&Settings {
+                run: Run::Merges,
+                pages_to_scan: wanted.pages(),
+                sleep_millisecs: REST,
+                advisor_mode: found.advisor_mode.as_ref().map(|_| "none".to_owned()),
+            })?;
+            *pace = Some(wanted);
+        }
+        Ok(())
+    }
+
+    /// Puts back what was found, if it is still as we set it. What was merged stays so until it is written to.
+    fn put_back(&mut self) -> io::Result<()> {
+        if let Owner::Us { found, pace } = &self.owner
+            && let Ok(now) = self.merger.settings()
+            && pace.is_none_or(|pace| pace.is(&now))
+        {
+            self.merger.set(found)?;
+        }
+        self.owner = Owner::Other;
+        self.forget();
+        Ok(())
+    }
+
+    fn forget(&self) {
+        if let Err(error) = fs::remove_dir_all(&self.note)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, note = %self.note.display(), "cannot be removed");
+        }
+    }
+
+    /// Has it stand, or go on, if it is ours.
+    fn run(&self, run: Run) {
+        if let Owner::Us { pace: Some(_), .. } = self.owner
+            && let Err(error) = self.merger.run(run)
+        {
+            tracing::debug!(%error, ?run, "the kernel's merging of equal memory");
+        }
+    }
+}
+
+impl Pace {
+    /// Whether this is what was set for it.
+    fn is(self, now: &Settings) -> bool {
+        (now.pages_to_scan, now.sleep_millisecs) == (self.pages(), REST) && now.run != Run::Undone
+    }
+}
+
+/// Shares equal memory of clones as long as it lives.
+pub(crate) struct Sharing {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    keeper: Keeper,
+    ends: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sharing {
+    /// Begins. Where the configuration does not want it or the kernel cannot, only what an earlier daemon left is put back.
+    pub(crate) fn open(config: &LocalConfig) -> Self {
+        let dir = Path::new(merge::DIR);
+        let keeper = Keeper::new(Merger::at(dir), config.run_dir.join("ksm"));
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                keeper,
+                ends: false,
+            }),
+            changed: Condvar::new(),
+        });
+        let thread = (config.share_memory && dir.exists()).then(|| {
+            let (shared, config) = (Arc::clone(&shared), config.clone());
+            std::thread::spawn(move || keep(&shared, &config))
+        });
+        if thread.is_none() {
+            report(shared.lock().keeper.put_back());
+        }
+        Self { shared, thread }
+    }
+
+    /// Has it stand while a cut is made: a page that is merged counts as changed, and would be copied in the freeze once more.
+    pub(crate) fn pause(&self) -> Pause<'_> {
+        let keeper = &mut self.shared.lock().keeper;
+        keeper.cuts += 1;
+        if keeper.cuts == 1 {
+            keeper.run(Run::Stands);
+        }
+        Pause(&self.shared)
+    }
+}
+
+impl Drop for Sharing {
+    fn drop(&mut self) {
+        self.shared.lock().ends = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // It put back what it found; should it have panicked, the next daemon does.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Dropping it lets it go on.
+pub(crate) struct Pause<'a>(&'a Shared);
+
+impl Drop for Pause<'_> {
+    fn drop(&mut self) {
+        let keeper = &mut self.0.lock().keeper;
+        keeper.cuts -= 1;
+        if keeper.cuts == 0 {
+            keeper.run(Run::Merges);
+        }
+    }
+}
+
+fn keep(shared: &Shared, config: &LocalConfig) {
+    loop {
+        // Asks the shims: not with the lock held, for which a cut waits.
+        let clones = clones(config);
+        let mut state = shared.lock();
+        if !state.ends {
+            report(state.keeper.look(clones));
+            state = shared
+                .changed
+                .wait_timeout_while(state, LOOK, |state| !state.ends)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        if state.ends {
+            report(state.keeper.put_back());
+            return;
+        }
+    }
+}
+
+fn report(result: io::Result<()>) {
+    if let Err(error) = result {
+        tracing::debug!(%error, "equal memory of clones is not shared");
+    }
+}
+
+/// The nodes that were restored, and run.
+fn clones(config: &LocalConfig) -> BTreeMap<NodeId, Clone> {
+    let envs = config.run_envs();
+    let nodes = names_in(&envs).into_iter().flat_map(|env| {
+        let names = names_in(&envs.join(&env).join("nodes"));
+        let env = env.parse::<EnvId>().ok();
+        names
+            .into_iter()
+            .filter_map(move |name| NodeId::new(env.clone()?, &name).ok())
+    });
+    nodes
+        .filter_map(|node| {
+            let dir = node_dir(config, &node);
+            let spec = NodeSpec::read(&dir.join(SPEC_FILE)).ok()?;
+            matches!(spec.start, Start::Restore { .. }).then_some(())?;
+            let seen = observe(&dir).ok()?;
+            let runs = matches!(seen.state, RunState::Running | RunState::Frozen);
+            let clone = Clone {
+                pid: seen.pid,
+                is_coming: seen.memory_to_come > 0,
+            };
+            runs.then_some((node, clone))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "ksm_tests.rs"]
+mod tests;
