@@ -90,7 +90,7 @@ pub fn preflight(container: &Container) -> Result<Vec<Obstacle>, CriuError> {
         };
         let mut findings = process.look(&node);
         findings.extend(descriptors::look(*pid, &mut node, &mut unix));
-        if Process::of(*pid).map_or(true, |now| now.is_zombie) {
+        if Process::of(*pid).map_or(true, |now| now.is_ending) {
             continue; // it ended meanwhile: what was seen is half the truth, its cgroup already the root
         }
         found.extend(findings.into_iter().map(|finding| Obstacle {
@@ -180,11 +180,23 @@ fn cgroup_of(pid: i32) -> Option<String> {
     of("freezer").or_else(|| of(""))
 }
 
+/// Whether /proc/pid/stat is of a process on its way out (`PF_EXITING`, include/linux/sched.h): from then on its cgroup is said to be
+/// the root, long before it is a zombie.
+fn is_ending(stat: &str) -> bool {
+    const PF_EXITING: u64 = 0x4;
+    // The name stands in brackets and may hold anything; the flags are the seventh after it.
+    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let flags = rest.split_whitespace().nth(6);
+    flags
+        .and_then(|flags| flags.parse().ok())
+        .is_some_and(|flags: u64| flags & PF_EXITING != 0)
+}
+
 struct Process {
     pid: i32,
     title: String,
     tracer: i32,
-    is_zombie: bool,
+    is_ending: bool,
 }
 
 impl Process {
@@ -202,7 +214,7 @@ impl Process {
             pid,
             title: format!("{} (process {inner} of the node)", field("Name")),
             tracer: field("TracerPid").parse().unwrap_or(0),
-            is_zombie: field("State").starts_with('Z'),
+            is_ending: is_ending(&fs::read_to_string(format!("/proc/{pid}/stat"))?),
         })
     }
 
@@ -218,7 +230,7 @@ impl Process {
 
     fn look(&self, node: &Node) -> Vec<Finding> {
         let mut found = Vec::new();
-        if self.is_zombie {
+        if self.is_ending {
             return found; // has nothing any more
         }
         if self.tracer != 0 {
@@ -321,6 +333,14 @@ mod tests {
         ] {
             assert!(mapping(bad).is_some(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_process_on_its_way_out_is_told_by_its_flags() {
+        // One that runs, and one inside exit(2) that is no zombie yet.
+        assert!(!is_ending("7 (a) b) S 1 7 7 0 -1 4194304 1 2"));
+        assert!(is_ending("7 (a) b) R 1 7 7 0 -1 4194308 1 2"));
+        assert!(!is_ending(""));
     }
 
     #[test]
