@@ -76,6 +76,14 @@ pub fn of(dir: &Path, instance: &str, netns: &Netns) -> Residue {
     residue
 }
 
+/// What the shims of nodes wrote, and who brings memory into them.
+pub(crate) fn shim_logs(dir: &Path) -> Vec<PathBuf> {
+    let nodes = children(&dir.join("run/envs"))
+        .into_iter()
+        .flat_map(|environment| children(&environment.join("nodes")));
+    nodes.map(|node| node.join("shim.log")).collect()
+}
+
 fn children(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries

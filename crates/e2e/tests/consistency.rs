@@ -132,7 +132,7 @@ fn right(found: anyhow::Result<()>) {
 #[test]
 fn every_page_of_a_clone_is_of_one_instant() {
     let mut shop = Shop::open();
-    let rounds = rounds(8);
+    let rounds = rounds(4);
     for round in 0..rounds {
         let begun = Instant::now();
         let operation = shop.clone_of(PARENT, "copy");
@@ -140,7 +140,7 @@ fn every_page_of_a_clone_is_of_one_instant() {
         shop.clone_is_well("copy", round % 2 == 0);
         shop.parent_is_well();
         if round % 4 == 3 {
-            // Its memory may still come.
+            // Its memory may still come when it is cloned.
             shop.clone_of("copy", "second");
             shop.clone_is_well("second", round % 8 == 3);
             shop.clone_is_well("copy", true);
@@ -233,7 +233,7 @@ fn every_page_is_right_whoever_is_killed() {
     shop.clone_of(PARENT, "copy");
     let mut usual = begun.elapsed();
     shop.remove("copy");
-    let rounds = rounds(8);
+    let rounds = rounds(4);
     for round in 0..rounds {
         let victim = Victim::ALL[round as usize % Victim::ALL.len()];
         let begun = Instant::now();
