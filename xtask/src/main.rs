@@ -1,6 +1,7 @@
-//! What people who work on Offshoot type: `cargo xtask setup | test | ci | demo | bench`.
+//! What people who work on Offshoot type: `cargo xtask setup | test | ci | demo | bench | check`.
 
 mod bench;
+mod check;
 mod ci;
 mod commands;
 mod demo;
@@ -41,12 +42,23 @@ enum Task {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Try for hours what a test tries for a minute.
+    Check {
+        #[command(subcommand)]
+        what: Check,
+    },
 }
 
 #[derive(Subcommand)]
 enum Bench {
     /// The freeze of a clone as a client sees it, and the time until the clone answers.
     Clone(bench::Arguments),
+}
+
+#[derive(Subcommand)]
+enum Check {
+    /// Clone environments that verify every page of their memory; exit status 1 when one was wrong.
+    Clones(check::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +72,9 @@ fn main() -> ExitCode {
         Task::Bench {
             what: Bench::Clone(arguments),
         } => bench::run(&arguments),
+        Task::Check {
+            what: Check::Clones(arguments),
+        } => check::clones(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -376,11 +376,10 @@ impl TestDaemon {
 impl Drop for TestDaemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = self.log();
-            let tail: Vec<_> = log.lines().rev().take(80).collect();
-            eprintln!("--- end of the daemon's log:");
-            for line in tail.into_iter().rev() {
-                eprintln!("{line}");
+            print_end("the daemon's log", &self.log(), 80);
+            for log in residue::shim_logs(self.dir.path()) {
+                let text = fs::read_to_string(&log).unwrap_or_default();
+                print_end(&log.display().to_string(), &text, 20);
             }
         }
         self.kill();
@@ -392,6 +391,15 @@ impl Drop for TestDaemon {
                 "the daemon complained of what the test does not provoke: {complaints:#?}"
             );
         }
+    }
+}
+
+/// Shows the last lines of a log of a test that failed.
+fn print_end(what: &str, text: &str, lines: usize) {
+    let lines: Vec<_> = text.lines().rev().take(lines).collect();
+    eprintln!("--- end of {what}:");
+    for line in lines.into_iter().rev() {
+        eprintln!("{line}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Whole daemons for tests: each in a network namespace and directories of its own, driven by the command line as
 //! a person would, and looked over afterwards for anything left on the host.
 
+pub mod checker;
 pub mod daemon;
 pub mod http;
 pub mod image;

@@ -76,6 +76,14 @@ pub fn of(dir: &Path, instance: &str, netns: &Netns) -> Residue {
     residue
 }
 
+/// What the shims of nodes wrote, and who brings memory into them.
+pub(crate) fn shim_logs(dir: &Path) -> Vec<PathBuf> {
+    let nodes = children(&dir.join("run/envs"))
+        .into_iter()
+        .flat_map(|environment| children(&environment.join("nodes")));
+    nodes.map(|node| node.join("shim.log")).collect()
+}
+
 fn children(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
@@ -97,12 +105,7 @@ fn processes(dir: &Path, instance: &str) -> Vec<(i32, String)> {
     let dir = dir.display().to_string();
     let group = format!("/offshoot-{instance}/");
     let ours = |pid: i32| -> Option<(i32, String)> {
-        let argv: Vec<String> = process::arguments(pid)
-            .ok()?
-            .iter()
-            .map(|word| String::from_utf8_lossy(word).into_owned())
-            .collect();
-        let argv = argv.join(" ");
+        let argv = argv(pid)?;
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         (argv.contains(&dir) || groups.contains(&group)).then_some((pid, argv))
     };
@@ -111,6 +114,47 @@ fn processes(dir: &Path, instance: &str) -> Vec<(i32, String)> {
         .into_iter()
         .filter_map(ours)
         .collect()
+}
+
+/// As [`processes`], with all their descendants: pid and arguments.
+pub(crate) fn family(dir: &Path, instance: &str) -> Vec<(i32, String)> {
+    let dir = dir.to_string_lossy();
+    let mut found = processes(Path::new(dir.trim_end_matches('/')), instance);
+    let parents: Vec<(i32, i32)> = process::all()
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|pid| Some((pid, parent_of(pid)?)))
+        .collect();
+    let mut next = 0;
+    while let Some(&(parent, _)) = found.get(next) {
+        next += 1;
+        for &(pid, of) in &parents {
+            if of == parent && found.iter().all(|(known, _)| *known != pid) {
+                found.push((pid, argv(pid).unwrap_or_default()));
+            }
+        }
+    }
+    found
+}
+
+fn parent_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name stands in brackets and may hold anything.
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
+}
+
+fn argv(pid: i32) -> Option<String> {
+    let words = process::arguments(pid).ok()?;
+    let words: Vec<_> = words
+        .iter()
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect();
+    Some(words.join(" "))
 }
 
 /// Ends and removes everything, however broken: for the end of a test.

@@ -116,7 +116,7 @@ pub fn ask_for(daemon: &TestDaemon, address: &str, path: &str) -> Option<Value> 
 }
 
 /// All nodes in what `show` says.
-fn nodes(view: &Value) -> impl Iterator<Item = &Value> {
+pub(crate) fn nodes(view: &Value) -> impl Iterator<Item = &Value> {
     let layers = view["layers"].as_array().expect("layers");
     layers
         .iter()

@@ -90,8 +90,8 @@ pub fn preflight(container: &Container) -> Result<Vec<Obstacle>, CriuError> {
         };
         let mut findings = process.look(&node);
         findings.extend(descriptors::look(*pid, &mut node, &mut unix));
-        if is_ending(*pid, node.cgroup.as_deref()) {
-            continue; // what was seen is half the truth
+        if Process::of(*pid).map_or(true, |now| now.is_ending) {
+            continue; // it ended meanwhile: what was seen is half the truth, its cgroup already the root
         }
         found.extend(findings.into_iter().map(|finding| Obstacle {
             process: process.title.clone(),
@@ -180,19 +180,23 @@ fn cgroup_of(pid: i32) -> Option<String> {
     of("freezer").or_else(|| of(""))
 }
 
-/// Whether a process ended or is about to. From the beginning of its end the kernel shows it in the root cgroup (version 1), where
-/// no living process of a node can be.
-fn is_ending(pid: i32, node: Option<&str>) -> bool {
-    const ROOT: Option<&str> = Some("/");
-    Process::of(pid).map_or(true, |now| now.is_zombie)
-        || node != ROOT && cgroup_of(pid).as_deref() == ROOT
+/// Whether /proc/pid/stat is of a process on its way out (`PF_EXITING`, include/linux/sched.h): from then on its cgroup is said to be
+/// the root, long before it is a zombie.
+fn is_ending(stat: &str) -> bool {
+    const PF_EXITING: u64 = 0x4;
+    // The name stands in brackets and may hold anything; the flags are the seventh after it.
+    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let flags = rest.split_whitespace().nth(6);
+    flags
+        .and_then(|flags| flags.parse().ok())
+        .is_some_and(|flags: u64| flags & PF_EXITING != 0)
 }
 
 struct Process {
     pid: i32,
     title: String,
     tracer: i32,
-    is_zombie: bool,
+    is_ending: bool,
 }
 
 impl Process {
@@ -210,7 +214,7 @@ impl Process {
             pid,
             title: format!("{} (process {inner} of the node)", field("Name")),
             tracer: field("TracerPid").parse().unwrap_or(0),
-            is_zombie: field("State").starts_with('Z'),
+            is_ending: is_ending(&fs::read_to_string(format!("/proc/{pid}/stat"))?),
         })
     }
 
@@ -226,7 +230,7 @@ impl Process {
 
     fn look(&self, node: &Node) -> Vec<Finding> {
         let mut found = Vec::new();
-        if self.is_zombie {
+        if self.is_ending {
             return found; // has nothing any more
         }
         if self.tracer != 0 {
@@ -332,20 +336,11 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_in_the_root_cgroup_is_on_its_way_out() {
-        let me = std::process::id() as i32;
-        let own = cgroup_of(me);
-        assert!(!is_ending(me, own.as_deref()));
-        assert_eq!(is_ending(me, Some("/node")), own.as_deref() == Some("/"));
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let pid = child.id() as i32;
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while !is_ending(pid, own.as_deref()) {
-            assert!(std::time::Instant::now() < deadline);
-            std::thread::yield_now();
-        }
-        child.wait().unwrap();
-        assert!(is_ending(pid, own.as_deref()));
+    fn a_process_on_its_way_out_is_told_by_its_flags() {
+        // One that runs, and one inside exit(2) that is no zombie yet.
+        assert!(!is_ending("7 (a) b) S 1 7 7 0 -1 4194304 1 2"));
+        assert!(is_ending("7 (a) b) R 1 7 7 0 -1 4194308 1 2"));
+        assert!(!is_ending(""));
     }
 
     #[test]
