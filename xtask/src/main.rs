@@ -5,6 +5,7 @@ mod ci;
 mod commands;
 mod demo;
 mod instance;
+mod interrupt;
 mod table;
 mod wordpress;
 
@@ -45,7 +46,7 @@ enum Task {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// The freeze of a clone as a client sees it, and the time until the clone answers.
+    /// What clones of WordPress cost while it is used: freeze, time to the first answer, throughput, latency, memory.
     Clone(bench::Arguments),
 }
 
