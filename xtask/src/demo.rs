@@ -13,6 +13,7 @@ use offshoot_model::{Operation, Rung};
 
 use crate::commands::{programs, root, setup};
 use crate::instance::Instance;
+use crate::interrupt;
 use crate::table;
 use crate::wordpress::{Connections, Site};
 
@@ -216,6 +217,7 @@ impl FirstAnswer {
     /// Time from [`FirstAnswer::watch`] to the answer.
     pub(crate) fn wait(self, bound: Duration) -> anyhow::Result<Duration> {
         while !self.thread.is_finished() && self.began.elapsed() < bound {
+            interrupt::check()?;
             std::thread::sleep(Duration::from_millis(5));
         }
         self.stop.store(true, Ordering::Relaxed);

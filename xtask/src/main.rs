@@ -6,6 +6,7 @@ mod ci;
 mod commands;
 mod demo;
 mod instance;
+mod interrupt;
 mod table;
 mod wordpress;
 
@@ -51,7 +52,7 @@ enum Task {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// The freeze of a clone as a client sees it, and the time until the clone answers.
+    /// What clones of WordPress cost while it is used: freeze, time to the first answer, throughput, latency, memory.
     Clone(bench::Arguments),
 }
 

@@ -170,6 +170,15 @@ pub struct PingReport {
     pub reconnects: u64,
 }
 
+/// From one instant to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Where it begins.
+    pub from: Instant,
+    /// Where it ends.
+    pub to: Instant,
+}
+
 /// A part of a report.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Window {
@@ -181,6 +190,8 @@ pub struct Window {
     pub per_second: f64,
     /// The longest time without any answer.
     pub longest_stall: Duration,
+    /// When that was: from one answer to the next.
+    pub stall: Span,
     /// The slowest answer.
     pub slowest: Duration,
     /// Half of the answers took at most this long.
@@ -197,27 +208,27 @@ impl PingReport {
     /// What was seen between two instants: answers that were complete between them, and stalls that reach into it.
     #[must_use]
     pub fn window(&self, from: Instant, to: Instant) -> Window {
-        let first = self.answered.partition_point(|sample| sample.done < from);
-        let after = self.answered.partition_point(|sample| sample.done <= to);
-        let within = self
-            .answered
-            .get(first..after.max(first))
-            .unwrap_or_default();
-        let mut latencies: Vec<_> = within
-            .iter()
-            .map(|sample| sample.done - sample.sent)
-            .collect();
-        latencies.sort_unstable();
+        let (first, after) = self.bounds(from, to);
+        let within = self.answered.get(first..after).unwrap_or_default();
+        let latencies = sorted_latencies(within.iter());
         // a stall lies between two answers; those just outside count, so that none is cut in two
         let before = first
             .checked_sub(1)
             .and_then(|at| self.answered.get(at))
             .map_or(from, |sample| sample.done);
         let next = self.answered.get(after).map_or(to, |sample| sample.done);
-        let mut longest_stall = Duration::ZERO;
+        let mut stall = Span {
+            from: before,
+            to: before,
+        };
         let mut last = before;
         for done in within.iter().map(|sample| sample.done).chain([next]) {
-            longest_stall = longest_stall.max(done.saturating_duration_since(last));
+            if done.saturating_duration_since(last) > stall.to - stall.from {
+                stall = Span {
+                    from: last,
+                    to: done,
+                };
+            }
             last = done;
         }
         let span = to.saturating_duration_since(from).as_secs_f64();
@@ -236,7 +247,8 @@ impl PingReport {
                 .filter(|(at, _)| (from..=to).contains(at))
                 .count(),
             per_second,
-            longest_stall,
+            longest_stall: stall.to - stall.from,
+            stall,
             slowest: latencies.last().copied().unwrap_or_default(),
             median: latencies
                 .get(latencies.len() / 2)
@@ -244,6 +256,37 @@ impl PingReport {
                 .unwrap_or_default(),
         }
     }
+
+    /// How long each answer took that was complete between two instants, sorted; without the requests that waited in
+    /// the stall, for instance because the server was frozen.
+    #[must_use]
+    pub fn latencies(&self, from: Instant, to: Instant, without: Option<Span>) -> Vec<Duration> {
+        let (first, after) = self.bounds(from, to);
+        let within = self.answered.get(first..after).unwrap_or_default();
+        sorted_latencies(within.iter().filter(|sample| {
+            without.is_none_or(|stall| sample.done <= stall.from || sample.sent >= stall.to)
+        }))
+    }
+
+    /// Which answers were complete between two instants: from the first to before the second.
+    fn bounds(&self, from: Instant, to: Instant) -> (usize, usize) {
+        let first = self.answered.partition_point(|sample| sample.done < from);
+        let after = self.answered.partition_point(|sample| sample.done <= to);
+        (first, after.max(first))
+    }
+}
+
+fn sorted_latencies<'a>(samples: impl Iterator<Item = &'a Sample>) -> Vec<Duration> {
+    let mut latencies: Vec<_> = samples.map(|sample| sample.done - sample.sent).collect();
+    latencies.sort_unstable();
+    latencies
+}
+
+/// What `percent` of the sorted values do not exceed, by nearest rank; `None` of nothing.
+#[must_use]
+pub fn percentile(sorted: &[Duration], percent: usize) -> Option<Duration> {
+    let rank = (sorted.len() * percent.min(100)).div_ceil(100);
+    sorted.get(rank.saturating_sub(1)).copied()
 }
 
 #[cfg(test)]
@@ -253,6 +296,62 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
+
+    #[test]
+    fn percentiles_are_by_nearest_rank() {
+        let ms: Vec<_> = (1..=200).map(Duration::from_millis).collect();
+        for (percent, expected) in [(0, 1), (50, 100), (99, 198), (100, 200), (400, 200)] {
+            assert_eq!(
+                percentile(&ms, percent),
+                Some(Duration::from_millis(expected))
+            );
+        }
+        assert_eq!(percentile(&ms[..1], 99), Some(Duration::from_millis(1)));
+        assert_eq!(percentile(&[], 99), None);
+    }
+
+    #[test]
+    fn what_waited_in_the_freeze_is_left_out_of_latencies() {
+        let begin = Instant::now();
+        let at = |ms| begin + Duration::from_millis(ms);
+        let sample = |sent, done| Sample {
+            sent: at(sent),
+            done: at(done),
+        };
+        let report = PingReport {
+            begin,
+            end: at(500),
+            // the last before, two that waited, one sent in the freeze and answered later, one after
+            answered: vec![
+                sample(10, 11),
+                sample(98, 100),
+                sample(99, 200),
+                sample(100, 203),
+                sample(199, 204),
+                sample(200, 207),
+                sample(490, 491),
+            ],
+            failures: Vec::new(),
+            reconnects: 0,
+        };
+        assert_eq!(report.window(at(90), at(207)).answered, 6);
+        let ms = |values: &[u64]| {
+            values
+                .iter()
+                .map(|ms| Duration::from_millis(*ms))
+                .collect::<Vec<_>>()
+        };
+        let freeze = Span {
+            from: at(100),
+            to: at(200),
+        };
+        assert_eq!(report.latencies(at(90), at(300), Some(freeze)), ms(&[2, 7]));
+        assert_eq!(
+            report.latencies(at(90), at(300), None),
+            ms(&[2, 5, 7, 101, 103])
+        );
+        assert_eq!(report.latencies(at(300), at(90), None), ms(&[]));
+    }
 
     #[test]
     fn stalls_and_failures_are_seen() {

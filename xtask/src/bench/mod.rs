@@ -1,46 +1,69 @@
-//! `cargo xtask bench clone`: the freeze of a clone as a client sees it that pings every millisecond, and the time
-//! until the clone answers, for growing memory and growing numbers of files; beside it what plain runc and CRIU do.
+//! `cargo xtask bench clone`: what clones cost, for growing memory and growing numbers of files, while the parent is
+//! asked every millisecond and written to; beside it what plain runc and CRIU do, and Podman.
 
+mod bulk;
+mod compare;
+mod figures;
+mod ours;
 mod plain;
+mod podman;
 mod report;
+mod settle;
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::fs;
+use std::net::SocketAddr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use offshoot_load::{Pinger, Rate};
-use offshoot_model::view::{EnvironmentView, PoolView};
-use offshoot_model::{Operation, Rung};
+use offshoot_model::view::EnvironmentView;
 
-use self::report::{Machine, Measured, Report, Run};
+use self::bulk::{Bulk, human, size, value_size};
+use self::compare::Container;
+use self::figures::Measured;
+use self::ours::CLONE;
+use self::report::{By, Machine, Report, Run};
 use crate::commands::{programs, root, setup};
-use crate::demo::FirstAnswer;
 use crate::instance::Instance;
+use crate::interrupt;
 use crate::wordpress::Site;
 
 const PARENT: &str = "bench";
-const CLONE: &str = "bench-clone";
-/// Size of the values that fill Redis, bytes.
-const VALUE: u64 = 64 << 10;
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
-/// A benchmark is to measure long freezes, not to cut them off.
-const MAX_FREEZE: &str = "60s";
-/// How long the parent is measured on its own before a clone.
-const BEFORE: Duration = Duration::from_secs(3);
+/// An abstract socket (unix(7)): the kernel lets go of it with the process, whatever ends that.
+const LOCK: &str = "offshoot-bench";
+
+const EXAMPLES: &str = "Examples:
+  cargo xtask bench clone                                 everything
+  cargo xtask bench clone --sizes 0,256MiB --runs 2 --no-files --no-plain --no-podman
+                                                          a look
+  cargo xtask bench clone --sizes 1GiB --settle 60        and the memory that a clone costs
+  cargo xtask bench clone --writes 0 --json out.json      bulk data at rest; figures as JSON
+docs/benchmarks.md says what the figures mean.";
 
 /// Options of the benchmark.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Bytes in Redis, for instance 0,256MiB,1GiB,4GiB.
-    #[arg(long, value_delimiter = ',', default_value = "0,256MiB,1GiB", value_parser = size)]
+    /// Bytes in Redis.
+    #[arg(long, value_delimiter = ',', default_value = "0,256MiB,1GiB,4GiB", value_parser = size)]
     sizes: Vec<u64>,
     /// Files on a volume, measured without memory beyond the usual.
     #[arg(long, value_delimiter = ',', default_value = "10000,100000")]
     files: Vec<u64>,
     /// Clones of each.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
-    /// Write the result here as JSON.
+    /// Values in Redis overwritten per second meanwhile, chosen at random; 0 for none.
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    writes: u32,
+    /// Bytes of such a value, a multiple of 16. With what Redis adds, 4000 fill a page of memory.
+    #[arg(long, default_value = "4000", value_parser = value_size)]
+    value: u32,
+    /// After each size, use one more clone lightly for that many seconds and tell what memory it costs; 0 does not.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    settle: u64,
+    /// Write every figure here as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
     /// Where the benchmark's daemon keeps everything; removed at the end.
@@ -55,16 +78,23 @@ pub(crate) struct Arguments {
     /// Do not install packages first.
     #[arg(long)]
     no_setup: bool,
+    /// Do not measure files.
+    #[arg(long)]
+    no_files: bool,
     /// Do not measure plain runc and CRIU.
     #[arg(long)]
     no_plain: bool,
+    /// Do not measure Podman.
+    #[arg(long)]
+    no_podman: bool,
     /// Leave the daemon and the environment for a look.
     #[arg(long)]
     keep: bool,
 }
 
-/// Runs the benchmark, prints a table and writes the JSON.
+/// Runs the benchmark, prints a table and writes the JSON; also of what was measured before an error.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let _lock = lock()?;
     if !arguments.no_setup {
         setup(&["run", "build", "test"])?;
     }
@@ -77,199 +107,168 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         programs: programs(arguments.programs.as_deref())?,
         number: 191,
     };
-    let measured = measure(arguments, &instance);
+    let mut report = Report {
+        machine: Machine::this(),
+        value: arguments.value,
+        writes: arguments.writes,
+        runs: Vec::new(),
+    };
+    interrupt::watch()?;
+    let measured = measure(arguments, &instance, &mut report);
     let removed = if arguments.keep {
         Ok(())
     } else {
         instance.remove()
     };
-    let report = measured?;
-    print!("{}", report.table());
-    if let Some(path) = &arguments.json {
-        std::fs::write(path, report.json()?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+    if !report.runs.is_empty() {
+        print!("{}", report.table());
+        if let Some(path) = &arguments.json {
+            fs::write(path, report.json()?)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
     }
-    removed
+    match (measured, removed) {
+        (Err(error), Err(left)) => Err(error.context(format!("{left:#}"))),
+        (measured, removed) => measured.and(removed),
+    }
 }
 
-fn measure(arguments: &Arguments, instance: &Instance) -> anyhow::Result<Report> {
-    let mut report = Report {
-        machine: Machine::this(),
-        runs: Vec::new(),
-    };
+/// Refuses to be the second: two would measure each other.
+fn lock() -> anyhow::Result<UnixListener> {
+    let address = UnixAddr::from_abstract_name(LOCK)?;
+    match UnixListener::bind_addr(&address) {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => bail!(
+            "another benchmark runs on this host, and two would measure each other: wait until it has ended \
+             (`ss -xlp src @{LOCK}` tells which process it is)"
+        ),
+        bound => bound.context("cannot make sure that no other benchmark runs"),
+    }
+}
+
+fn measure(arguments: &Arguments, instance: &Instance, report: &mut Report) -> anyhow::Result<()> {
     instance.start()?;
+    plain::Runc::sweep(instance);
+    podman::Podman::sweep(instance);
     instance.ensure_absent(&[CLONE, PARENT])?;
     let compose = root().join("examples/wordpress/compose.yaml");
     let compose = compose
         .to_str()
         .context("the checkout's path is not text")?;
+    interrupt::check()?;
     instance.show_command(&["create", "-f", compose, "--name", PARENT])?;
+    interrupt::check()?;
     let site = Site::of(&instance.json(&["show", PARENT])?)?;
     site.install("Offshoot bench")?;
+    let parent = Parent {
+        instance,
+        redis: ours::redis_address(instance, &site)?,
+        site,
+        runs: arguments.runs,
+    };
+    let bulk = |bytes| Bulk {
+        bytes,
+        value: arguments.value,
+        writes: arguments.writes,
+    };
     for bytes in &arguments.sizes {
         let name = format!("redis-{}", human(*bytes));
         println!("{name}: filling");
-        fill(instance, &site, *bytes)?;
-        report
-            .runs
-            .push(clones(instance, &site, &name, arguments.runs)?);
+        bulk(*bytes).fill(parent.redis)?;
+        let mut run = parent.clones(&name, bulk(*bytes))?;
+        if arguments.settle > 0 {
+            let settled = settle::measure(instance, &parent.site, arguments.settle)
+                .with_context(|| format!("{name}, what one more clone adds"))?;
+            println!("{}", settled.line(&name));
+            instance.ensure_absent(&[CLONE])?;
+            run.settled = Some(settled);
+        }
+        report.runs.push(run);
     }
-    fill(instance, &site, 0)?;
-    for files in &arguments.files {
+    bulk(0).fill(parent.redis)?;
+    for files in arguments.files.iter().filter(|_| !arguments.no_files) {
         let name = format!("files-{files}");
         println!("{name}: making them");
-        make_files(instance, &site, *files)?;
-        report
-            .runs
-            .push(clones(instance, &site, &name, arguments.runs)?);
+        ours::make_files(instance, &parent.site, *files)?;
+        report.runs.push(parent.clones(&name, bulk(0))?);
     }
+    let sizes = || arguments.sizes.iter().map(|bytes| bulk(*bytes));
     if !arguments.no_plain {
-        for bytes in &arguments.sizes {
-            let name = format!("plain-runc-criu-redis-{}", human(*bytes));
-            println!("{name}: checkpoint --leave-running, then restore");
-            report.runs.push(plain::measure(
-                instance,
-                &site,
-                &name,
-                *bytes,
-                VALUE,
-                arguments.runs,
-            )?);
+        for bulk in sizes() {
+            let run = parent.compared(By::PlainRuncCriu, bulk, plain::Runc::start)?;
+            report.runs.push(run);
         }
     }
-    Ok(report)
-}
-
-/// Makes Redis hold that many bytes of its own, no more.
-fn fill(instance: &Instance, site: &Site, bytes: u64) -> anyhow::Result<()> {
-    site.redis(instance, &["CONFIG", "SET", "maxmemory", "0"])?;
-    site.redis(instance, &["FLUSHALL", "SYNC"])?;
-    // so that memory that is free is given back before the next measurement
-    site.redis(instance, &["MEMORY", "PURGE"])?;
-    for (first, last) in plain::batches(bytes, VALUE) {
-        site.redis(
-            instance,
-            &[
-                "EVAL",
-                plain::FILL,
-                "0",
-                &first.to_string(),
-                &last.to_string(),
-                &VALUE.to_string(),
-            ],
-        )?;
+    if arguments.no_podman {
+        return Ok(());
+    }
+    if report.machine.podman.is_none() {
+        println!("SKIPPED: podman is not installed");
+        return Ok(());
+    }
+    for bulk in sizes() {
+        let run = parent.compared(By::Podman, bulk, podman::Podman::start)?;
+        report.runs.push(run);
     }
     Ok(())
 }
 
-fn make_files(instance: &Instance, site: &Site, files: u64) -> anyhow::Result<()> {
-    let script = format!(
-        "rm -rf /srv/wordpress/wp-content/uploads/bench && mkdir /srv/wordpress/wp-content/uploads/bench && \
-         cd /srv/wordpress/wp-content/uploads/bench && seq {files} | xargs -r -n 1000 touch"
-    );
-    instance.exec(&site.environment, &site.app, &["sh", "-c", &script])?;
-    Ok(())
+/// The environment that is cloned.
+struct Parent<'a> {
+    instance: &'a Instance,
+    site: Site,
+    /// Where its Redis answers.
+    redis: SocketAddr,
+    /// Clones of each.
+    runs: u32,
 }
 
-fn clones(instance: &Instance, site: &Site, name: &str, runs: u32) -> anyhow::Result<Run> {
-    let mut measured = Vec::new();
-    for number in 1..=runs {
-        let one = clone_once(instance, site).with_context(|| format!("{name}, clone {number}"))?;
-        println!(
-            "{name}: {number}/{runs}: freeze {:.1} ms, first answer {:.0} ms",
-            one.freeze_ms, one.first_answer_ms
-        );
-        measured.push(one);
-        instance.ensure_absent(&[CLONE])?;
+impl Parent<'_> {
+    fn clones(&self, name: &str, bulk: Bulk) -> anyhow::Result<Run> {
+        self.repeat(By::Offshoot, name, bulk, || {
+            let one = ours::clone_once(self.instance, &self.site, self.redis, bulk)?;
+            self.instance.ensure_absent(&[CLONE])?;
+            Ok(one)
+        })
     }
-    Ok(Run::of(name, &measured))
-}
 
-fn clone_once(instance: &Instance, site: &Site) -> anyhow::Result<Measured> {
-    let used = |instance: &Instance| -> anyhow::Result<u64> {
-        // the pool counts what is written out
-        crate::commands::output(
-            std::process::Command::new("sync")
-                .arg("-f")
-                .arg(&instance.state),
-        )?;
-        Ok(instance.json::<PoolView>(&["pool", "status"])?.used)
-    };
-    let disk_before = used(instance)?;
-    let pinger = Pinger::start(&site.static_path()?, Rate::EVERY_MILLISECOND)?;
-    let started = Instant::now();
-    std::thread::sleep(BEFORE);
-    let began = Instant::now();
-    let answered = FirstAnswer::watch(site.target_of(CLONE));
-    let operation: Operation =
-        instance.json(&["clone", PARENT, "--name", CLONE, "--max-freeze", MAX_FREEZE])?;
-    let first_answer = answered.wait(ANSWER_TIMEOUT)?;
-    let ended = Instant::now();
-    let pings = pinger.finish();
-    let clone: EnvironmentView = instance.json(&["show", CLONE])?;
-    let report = operation.report.context("the clone has no measurements")?;
-    if let Some(node) = report.nodes.iter().find(|node| node.rung != Rung::Live) {
-        bail!(
-            "{} was not cloned live: {}",
-            node.node,
-            node.why.as_deref().unwrap_or("no reason given")
-        );
+    /// The same Redis under another program.
+    fn compared<C: Container>(
+        &self,
+        by: By,
+        bulk: Bulk,
+        start: fn(&Instance, &Path) -> anyhow::Result<C>,
+    ) -> anyhow::Result<Run> {
+        let view: EnvironmentView = self.instance.json(&["show", &self.site.environment])?;
+        let node = ours::redis_node(&view, &self.site)?;
+        let environment = self.instance.state.join("pool/envs").join(view.id.as_str());
+        let rootfs = environment.join("nodes").join(&node.name);
+        let name = format!("redis-{}", human(bulk.bytes));
+        self.repeat(by, &name, bulk, || {
+            let container = start(self.instance, &rootfs)?;
+            compare::clone_once(&container, bulk)
+        })
     }
-    if let Some((_, why)) = pings.failures.first() {
-        bail!(
-            "{} pings of the parent failed; the first: {why}",
-            pings.failures.len()
-        );
-    }
-    // the first half second warms up
-    let before = pings.window(started + Duration::from_millis(500), began);
-    let during = pings.window(began, ended);
-    let memory = clone
-        .layers
-        .iter()
-        .flat_map(|layer| &layer.nodes)
-        .filter_map(|node| node.memory_bytes)
-        .sum();
-    Ok(Measured {
-        freeze_ms: during.longest_stall.as_secs_f64() * 1e3,
-        first_answer_ms: first_answer.as_secs_f64() * 1e3,
-        parent_throughput_ratio: Some(during.per_second / before.per_second.max(1.0)),
-        added_memory: Some(memory),
-        added_disk: Some(used(instance)?.saturating_sub(disk_before)),
-        bytes_copied: Some(report.memory_bytes),
-    })
-}
 
-/// `256MiB`, `1GiB`, `0`, `1048576`.
-fn size(text: &str) -> Result<u64, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let shift = match unit {
-        "" => 0,
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
-        _ => return Err("write a size such as 0, 256MiB or 1GiB".to_owned()),
-    };
-    let number: u64 = number
-        .parse()
-        .map_err(|_| "write a number first".to_owned())?;
-    number
-        .checked_mul(1 << shift)
-        .filter(|bytes| *bytes <= 1 << 40)
-        .ok_or_else(|| "that is too much".to_owned())
-}
-
-/// As people write sizes, exact.
-fn human(bytes: u64) -> String {
-    for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
-        if bytes > 0 && bytes.trailing_zeros() >= shift {
-            return format!("{}{unit}", bytes >> shift);
+    fn repeat(
+        &self,
+        by: By,
+        name: &str,
+        bulk: Bulk,
+        mut once: impl FnMut() -> anyhow::Result<Measured>,
+    ) -> anyhow::Result<Run> {
+        let shown = format!("{}{name}", by.prefix());
+        let mut measured = Vec::new();
+        for number in 1..=self.runs {
+            interrupt::check()?;
+            let one = once().with_context(|| format!("{shown}, clone {number}"))?;
+            println!(
+                "{shown}: {number}/{}: freeze {:.1} ms, first answer {:.0} ms",
+                self.runs, one.freeze_ms, one.first_answer_ms
+            );
+            measured.push(one);
         }
+        Run::of(by, name, bulk.bytes, &measured)
     }
-    bytes.to_string()
 }
 
 #[cfg(test)]
@@ -277,19 +276,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_and_written() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("256MiB", 256 << 20),
-            ("1GiB", 1 << 30),
-            ("1000", 1_000),
-            ("3KiB", 3 << 10),
-        ] {
-            assert_eq!(size(text), Ok(bytes));
-            assert_eq!(human(bytes), text);
-        }
-        for wrong in ["", "1GB", "GiB", "99999999GiB", "-1"] {
-            assert!(size(wrong).is_err(), "{wrong:?}");
-        }
+    fn a_second_benchmark_is_refused_until_the_first_has_ended() {
+        let Ok(first) = lock() else {
+            println!("SKIPPED: a benchmark runs on this host");
+            return;
+        };
+        let error = lock().unwrap_err();
+        assert!(
+            error.to_string().contains("another benchmark runs"),
+            "{error}"
+        );
+        drop(first);
+        assert!(lock().is_ok());
     }
 }

@@ -1,44 +1,61 @@
 //! What was measured, as a table and as JSON.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::Context;
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 
+use super::figures::{MEBIBYTE, Measured, Spread, rounded, spreads};
+use super::settle::Settled;
+use super::{compare, podman};
 use crate::commands::output;
 use crate::table;
 
-/// One clone.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Measured {
-    pub(super) freeze_ms: f64,
-    pub(super) first_answer_ms: f64,
-    pub(super) parent_throughput_ratio: Option<f64>,
-    /// Bytes.
-    pub(super) added_memory: Option<u64>,
-    /// Bytes.
-    pub(super) added_disk: Option<u64>,
-    pub(super) bytes_copied: Option<u64>,
+/// What the freeze of the largest amount of memory is set against.
+const REFERENCE: u64 = 256 << 20;
+
+/// Who cloned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum By {
+    Offshoot,
+    PlainRuncCriu,
+    Podman,
 }
 
-/// Several clones of the same: medians.
-#[derive(Debug, Serialize)]
+impl By {
+    /// What names of runs begin with.
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Self::Offshoot => "",
+            Self::PlainRuncCriu => "plain-runc-criu-",
+            Self::Podman => "podman-",
+        }
+    }
+}
+
+/// Several clones of the same.
+#[derive(Debug)]
 pub(super) struct Run {
+    by: By,
     name: String,
-    freeze_ms: f64,
-    freeze_ms_all: Vec<f64>,
-    first_answer_ms: f64,
-    first_answer_ms_all: Vec<f64>,
-    parent_throughput_ratio: Option<f64>,
-    added_memory_mib: Option<f64>,
-    added_disk_mib: Option<f64>,
-    bytes_copied: Option<u64>,
+    /// Bytes of bulk data in Redis.
+    bytes: u64,
+    figures: BTreeMap<String, Spread>,
+    /// What one more clone came to, where that was asked for.
+    pub(super) settled: Option<Settled>,
 }
 
 /// The whole benchmark.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub(super) struct Report {
     pub(super) machine: Machine,
+    /// Bytes of a value in Redis.
+    pub(super) value: u32,
+    /// Writes per second that were tried for.
+    pub(super) writes: u32,
     pub(super) runs: Vec<Run>,
 }
 
@@ -51,6 +68,7 @@ pub(super) struct Machine {
     kernel: String,
     runc: String,
     criu: String,
+    pub(super) podman: Option<String>,
 }
 
 impl Machine {
@@ -84,142 +102,299 @@ impl Machine {
                 .trim()
                 .to_owned(),
             runc: version("runc".as_ref()),
-            criu: version(&super::plain::criu_dir().join("criu")),
+            criu: version(&compare::criu_dir().join("criu")),
+            podman: podman::version(),
         }
     }
 }
 
 impl Run {
-    /// Medians of what was measured.
-    pub(super) fn of(name: &str, measured: &[Measured]) -> Self {
-        let all = |of: fn(&Measured) -> f64| {
-            measured
-                .iter()
-                .map(|one| rounded(of(one)))
-                .collect::<Vec<_>>()
+    /// What several clones come to.
+    pub(super) fn of(
+        by: By,
+        name: &str,
+        bytes: u64,
+        measured: &[Measured],
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            by,
+            name: format!("{}{name}", by.prefix()),
+            bytes,
+            figures: spreads(measured)?,
+            settled: None,
+        })
+    }
+
+    /// The median of a figure.
+    fn median(&self, figure: &str) -> Option<f64> {
+        self.figures.get(figure).map(|spread| spread.median)
+    }
+
+    fn row(&self) -> Vec<String> {
+        let number = |value: f64, decimals: usize| format!("{value:.decimals$}");
+        let spread = |figure: &str, scale: f64, decimals: usize| {
+            self.figures.get(figure).map_or_else(
+                || "-".to_owned(),
+                |found| {
+                    let [median, min, max] = [found.median, found.min, found.max]
+                        .map(|value| number(value * scale, decimals));
+                    format!("{median} ({min}..{max})")
+                },
+            )
         };
-        let some = |of: fn(&Measured) -> Option<f64>| {
-            median(&measured.iter().filter_map(of).collect::<Vec<_>>())
+        let medians = |figures: &[(&str, f64, usize)]| {
+            let cells = figures.iter().map(|(figure, scale, decimals)| {
+                self.median(figure)
+                    .map_or_else(|| "-".to_owned(), |value| number(value * scale, *decimals))
+            });
+            cells.collect::<Vec<_>>().join(" / ")
         };
-        let (freeze_ms_all, first_answer_ms_all) =
-            (all(|one| one.freeze_ms), all(|one| one.first_answer_ms));
-        let mut copied: Vec<_> = measured.iter().filter_map(|one| one.bytes_copied).collect();
-        copied.sort_unstable();
-        Self {
-            name: name.to_owned(),
-            freeze_ms: median(&freeze_ms_all).unwrap_or_default(),
-            freeze_ms_all,
-            first_answer_ms: median(&first_answer_ms_all).unwrap_or_default(),
-            first_answer_ms_all,
-            parent_throughput_ratio: some(|one| one.parent_throughput_ratio),
-            added_memory_mib: some(|one| one.added_memory.map(mib)),
-            added_disk_mib: some(|one| one.added_disk.map(mib)),
-            bytes_copied: copied.get(copied.len() / 2).copied(),
+        vec![
+            self.name.clone(),
+            spread("freeze_ms", 1.0, 0),
+            spread("stood_still_ms", 1.0, 0),
+            spread("first_answer_ms", 1e-3, 2),
+            medians(&[("parent_throughput_ratio", 100.0, 0)]),
+            medians(&[
+                ("p99_before_ms", 1.0, 1),
+                ("p99_during_ms", 1.0, 1),
+                ("p99_ratio", 1.0, 1),
+            ]),
+            medians(&[("writes_before", 1.0, 0), ("writes_during", 1.0, 0)]),
+            medians(&[
+                ("bytes_copied", 1.0 / MEBIBYTE, 0),
+                ("bytes_copied_in_freeze", 1.0 / MEBIBYTE, 0),
+            ]),
+            medians(&[("added_disk_mib", 1.0, 1)]),
+        ]
+    }
+
+    /// Every figure as `x` (the median), `x_min`, `x_max` and `x_all` (each clone's).
+    fn json(&self) -> Value {
+        let mut fields = Map::new();
+        fields.insert("name".to_owned(), json!(self.name));
+        fields.insert("by".to_owned(), json!(self.by));
+        fields.insert("bytes".to_owned(), json!(self.bytes));
+        for (name, spread) in &self.figures {
+            fields.insert(name.clone(), json!(spread.median));
+            fields.insert(format!("{name}_min"), json!(spread.min));
+            fields.insert(format!("{name}_max"), json!(spread.max));
+            fields.insert(format!("{name}_all"), json!(spread.all));
         }
+        fields.insert("settled".to_owned(), json!(self.settled));
+        Value::Object(fields)
     }
 }
 
+/// How the freeze grows with memory.
+#[derive(Debug, PartialEq, Serialize)]
+struct Growth {
+    of: String,
+    against: String,
+    ratio: f64,
+}
+
 impl Report {
+    /// The freeze of the largest amount of memory against that of 256 MiB, or of the least above nothing, for each
+    /// way to clone.
+    fn growth(&self) -> Vec<Growth> {
+        let ways = [By::Offshoot, By::PlainRuncCriu, By::Podman];
+        let of_way = |by| {
+            let runs = self.runs.iter().filter(|run| run.by == by && run.bytes > 0);
+            let mut runs: Vec<_> = runs.collect();
+            runs.sort_by_key(|run| run.bytes);
+            let (least, most) = (*runs.first()?, *runs.last()?);
+            let small = runs.iter().copied().find(|run| run.bytes == REFERENCE);
+            let small = small.unwrap_or(least);
+            let ratio = most.median("freeze_ms")? / small.median("freeze_ms")?;
+            (small.bytes < most.bytes).then(|| Growth {
+                of: most.name.clone(),
+                against: small.name.clone(),
+                ratio: rounded(ratio),
+            })
+        };
+        ways.into_iter().filter_map(of_way).collect()
+    }
+
     /// For people.
     pub(super) fn table(&self) -> String {
-        let head = [
+        let words = |words: [&str; 9]| words.map(str::to_owned).to_vec();
+        let head = words([
             "",
             "freeze",
+            "stood still",
             "first answer",
             "throughput",
-            "memory",
-            "disk",
+            "p99",
+            "writes/s",
             "copied",
-        ]
-        .map(str::to_owned)
-        .to_vec();
-        let number = |value: Option<f64>, unit: &str| {
-            value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1} {unit}"))
-        };
-        let rows = self.runs.iter().map(|run| {
-            vec![
-                run.name.clone(),
-                format!("{:.1} ms", run.freeze_ms),
-                format!("{:.0} ms", run.first_answer_ms),
-                run.parent_throughput_ratio
-                    .map_or_else(|| "-".to_owned(), |ratio| format!("{:.0} %", ratio * 100.0)),
-                number(run.added_memory_mib, "MiB"),
-                number(run.added_disk_mib, "MiB"),
-                number(run.bytes_copied.map(mib), "MiB"),
-            ]
+            "disk",
+        ]);
+        let units = words([
+            "",
+            "ms",
+            "ms",
+            "s",
+            "% of before",
+            "ms before / during / ratio",
+            "before / during",
+            "MiB / in freeze",
+            "MiB",
+        ]);
+        let rows = self.runs.iter().map(Run::row);
+        let rows: Vec<_> = [head, units].into_iter().chain(rows).collect();
+        let growth = self.growth().into_iter().map(|growth| {
+            format!(
+                "freeze of {} against {}: {:.2} times\n",
+                growth.of, growth.against, growth.ratio
+            )
         });
-        let machine = &self.machine;
+        let settled = self.runs.iter().filter_map(|run| {
+            let settled = run.settled.as_ref()?;
+            Some(format!("{}\n", settled.line(&run.name)))
+        });
+        let lines: String = growth.chain(settled).collect();
+        let Machine {
+            processor,
+            processors,
+            memory_mib,
+            kernel,
+            runc,
+            criu,
+            podman,
+        } = &self.machine;
+        let podman = podman
+            .as_ref()
+            .map_or_else(String::new, |podman| format!(", {podman}"));
         format!(
-            "\n{}\n{} x {}, {} MiB, Linux {}, {}, CRIU {}\nMedians. freeze: longest time without an answer for a client that asks every millisecond. throughput: answers\nper second while the clone is made, against before. memory, disk: what the clone adds. plain-runc-criu: the time that\n`runc checkpoint --leave-running` holds Redis up, and checkpoint and `runc restore` together until Redis answers.\n",
-            table::render(&std::iter::once(head).chain(rows).collect::<Vec<_>>()),
-            machine.processors,
-            machine.processor,
-            machine.memory_mib,
-            machine.kernel,
-            machine.runc,
-            machine.criu
+            "\n{}\n{lines}{processors} x {processor}, {memory_mib} MiB, Linux {kernel}, {runc}, CRIU {criu}{podman}\n\
+             Medians (least..most) of {} clones. Values of {} bytes, {} writes per second tried for.\n\
+             freeze: longest time without an answer for a client that asks every millisecond. stood still: as the operation tells\n\
+             it. throughput: answers while the clone is made, against before. p99: latency, without what waited in the freeze.\n\
+             disk: what the pool grew by. plain-runc-criu, podman: one Redis alone; the time its checkpoint holds it up, and\n\
+             checkpoint and restore together until it answers.\n",
+            table::render(&rows),
+            self.clones(),
+            self.value,
+            self.writes,
         )
+    }
+
+    /// How many clones the figures come from, of every run.
+    fn clones(&self) -> usize {
+        let freezes = self
+            .runs
+            .iter()
+            .filter_map(|run| run.figures.get("freeze_ms"));
+        freezes.map(|spread| spread.all.len()).max().unwrap_or(0)
     }
 
     /// For programs.
     pub(super) fn json(&self) -> anyhow::Result<String> {
-        let mut text = serde_json::to_string_pretty(self).context("the report")?;
+        let report = json!({
+            "machine": self.machine,
+            "value_bytes": self.value,
+            "writes_per_second": self.writes,
+            "runs": self.runs.iter().map(Run::json).collect::<Vec<_>>(),
+            "growth": self.growth(),
+        });
+        let mut text = serde_json::to_string_pretty(&report).context("the report")?;
         text.push('\n');
         Ok(text)
     }
-}
-
-fn rounded(value: f64) -> f64 {
-    (value * 100.0).round() / 100.0
-}
-
-fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    let upper = *sorted.get(middle)?;
-    let even = sorted.len().is_multiple_of(2);
-    Some(rounded(if even {
-        (upper + sorted.get(middle.wrapping_sub(1)).copied()?) / 2.0
-    } else {
-        upper
-    }))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "sizes for people")]
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn medians() {
-        assert_eq!(median(&[]), None);
-        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(&[4.0, 1.0]), Some(2.5));
+    fn run(by: By, bytes: u64, freezes: &[f64]) -> Run {
+        let measured: Vec<_> = freezes
+            .iter()
+            .map(|freeze_ms| Measured {
+                freeze_ms: *freeze_ms,
+                first_answer_ms: 900.0,
+                parent_throughput_ratio: Some(0.9),
+                bytes_copied: Some(3 << 20),
+                ..Measured::default()
+            })
+            .collect();
+        let name = format!("redis-{}", super::super::bulk::human(bytes));
+        Run::of(by, &name, bytes, &measured).unwrap()
+    }
+
+    fn report(runs: Vec<Run>) -> Report {
+        Report {
+            machine: Machine::this(),
+            value: 4_000,
+            writes: 5_000,
+            runs,
+        }
     }
 
     #[test]
-    fn the_json_has_the_agreed_fields() {
-        let measured = Measured {
-            freeze_ms: 200.0,
-            first_answer_ms: 900.0,
-            parent_throughput_ratio: Some(0.9),
-            added_memory: Some(1 << 20),
-            added_disk: Some(2 << 20),
-            bytes_copied: Some(5),
-        };
-        let run = serde_json::to_value(Run::of("redis-1GiB", &[measured])).unwrap();
-        assert_eq!(run["name"], "redis-1GiB");
-        assert_eq!(run["freeze_ms"], 200.0);
-        assert_eq!(run["freeze_ms_all"], serde_json::json!([200.0]));
+    fn the_json_has_every_figure_with_its_spread_and_every_clone() {
+        let text = report(vec![run(By::Offshoot, 1 << 30, &[200.0, 100.0, 120.0])])
+            .json()
+            .unwrap();
+        let json: Value = serde_json::from_str(&text).unwrap();
+        let run = &json["runs"][0];
+        assert_eq!(
+            (&run["name"], &run["by"]),
+            (&json!("redis-1GiB"), &json!("offshoot"))
+        );
+        assert_eq!(run["freeze_ms"], 120.0);
+        assert_eq!(run["freeze_ms_min"], 100.0);
+        assert_eq!(run["freeze_ms_max"], 200.0);
+        assert_eq!(run["freeze_ms_all"], json!([200.0, 100.0, 120.0]));
         assert_eq!(run["first_answer_ms"], 900.0);
         assert_eq!(run["parent_throughput_ratio"], 0.9);
-        assert_eq!(run["added_memory_mib"], 1.0);
-        assert_eq!(run["added_disk_mib"], 2.0);
-        assert_eq!(run["bytes_copied"], 5);
+        assert_eq!(run.get("p99_ratio"), None);
+        assert_eq!(json["writes_per_second"], 5_000);
+    }
+
+    #[test]
+    fn the_freeze_is_set_against_that_of_256_mib() {
+        let growth = report(vec![
+            run(By::Offshoot, 0, &[5.0]),
+            run(By::Offshoot, 64 << 20, &[80.0]),
+            run(By::Offshoot, 256 << 20, &[100.0]),
+            run(By::Offshoot, 4 << 30, &[125.0]),
+            run(By::PlainRuncCriu, 64 << 20, &[100.0]),
+            run(By::PlainRuncCriu, 1 << 30, &[900.0]),
+            run(By::Podman, 1 << 30, &[900.0]),
+        ])
+        .growth();
+        let told: Vec<_> = growth
+            .iter()
+            .map(|growth| (growth.of.as_str(), growth.against.as_str(), growth.ratio))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("redis-4GiB", "redis-256MiB", 1.25),
+                (
+                    "plain-runc-criu-redis-1GiB",
+                    "plain-runc-criu-redis-64MiB",
+                    9.0
+                )
+            ]
+        );
+    }
+
+    #[test]
+    fn the_table_has_a_line_for_each() {
+        let table = report(vec![run(By::Offshoot, 1 << 30, &[200.0, 100.0, 120.4])]).table();
+        let line = table
+            .lines()
+            .find(|line| line.contains("redis-1GiB"))
+            .unwrap();
+        let cells: Vec<_> = line.split("  ").filter(|cell| !cell.is_empty()).collect();
+        assert_eq!(cells[1], "120 (100..200)");
+        assert!(
+            line.contains("0.90 (0.90..0.90)") && line.contains("- / - / -"),
+            "{line}"
+        );
+        assert!(table.contains("of 3 clones"), "{table}");
     }
 }
