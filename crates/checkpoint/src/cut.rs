@@ -20,10 +20,13 @@ use offshoot_model::clone::{Rung, Timing};
 use crate::container::Container;
 use crate::dump::{self, Dump};
 use crate::error::{CriuError, CutError, Foreign, chain};
+use crate::forecast::{self, Work};
 use crate::memory::{Late, NodeMemory, Plant, Taken};
 use crate::probe::Criu;
 use crate::swrk::Until;
 
+/// A further round that leaves more than this share of the predicted freeze (percent) shows that there is nothing to win.
+const SHRINKS: u32 = 95;
 /// How long starting CRIU may take, before anything is frozen.
 const START_TIME: Duration = Duration::from_secs(15);
 /// What the freezer and the isolation are asked for beyond the bound on the freeze: CRIU needs it to let go. When it is over,
@@ -110,6 +113,8 @@ pub struct CutReport {
     pub at: SystemTime,
     /// From the moment the first node was told to stand still until the last ran again.
     pub freeze: Duration,
+    /// What the freeze was expected to be.
+    pub predicted: Duration,
     /// From the first node that stood still to the last.
     pub skew: Duration,
     /// Named spans, in order: `copy ahead`, `settle`, `freeze`, `isolate`, `dump`, `snapshot`, `thaw`, `complete images`.
@@ -164,6 +169,26 @@ impl Working {
             dump.abort();
         }
         self.why.get_or_insert(why);
+    }
+
+    /// Whether its memory is still to be taken.
+    fn is_live(&self) -> bool {
+        self.dump.is_some() && self.why.is_none()
+    }
+
+    fn copy_ahead(&mut self, plant: &dyn Plant, until: Until<'_>) {
+        if self.is_live()
+            && let Some(dump) = self.dump.as_mut()
+            && let Err(why) = dump.copy_ahead(&self.node.container, plant, until)
+        {
+            self.give_up(why);
+        }
+    }
+
+    /// What taking its memory takes; `None` when it is not taken.
+    fn forecast(&self) -> Option<Work> {
+        let dump = self.dump.as_ref().filter(|_| self.why.is_none())?;
+        Some(dump.forecast(&self.node.container))
     }
 
     /// Lets the node go on, and then CRIU's keeper. Does nothing the second time.
@@ -223,6 +248,7 @@ pub fn cut(
 /// Marks on the way, for the report.
 struct Run {
     at: SystemTime,
+    predicted: Duration,
     marks: Vec<(&'static str, Instant)>,
 }
 
@@ -270,15 +296,12 @@ fn run(
         std::thread::scope(|scope| {
             scope.spawn(request.settle);
             parallel(nodes, |node| {
-                if let Some(dump) = node.dump.as_mut()
-                    && let Err(why) = dump.copy_ahead(&node.node.container, request.plant, until)
-                {
-                    node.give_up(why);
-                }
+                node.copy_ahead(request.plant, until);
             });
         });
     });
     check(request, nodes)?;
+    let predicted = fit(request, nodes, until)?;
     marks.push(("settle", Instant::now()));
 
     let begun = Instant::now();
@@ -364,7 +387,52 @@ fn run(
     marks.push(("thaw", Instant::now()));
     thawed.into_iter().collect::<Result<Vec<()>, _>>()?;
     check(request, nodes)?;
-    Ok(Run { at, marks })
+    Ok(Run {
+        at,
+        predicted,
+        marks,
+    })
+}
+
+/// Goes on copying until the freeze will be as short as it has to; what it will be. Where that cannot be reached, nodes are left without
+/// their memory, the largest first, or, if somebody insists, nothing is done at all.
+fn fit(
+    request: &CutRequest<'_>,
+    nodes: &mut [Working],
+    until: Until<'_>,
+) -> Result<Duration, CutError> {
+    let bound = request.max_freeze;
+    let mut before = Duration::MAX;
+    loop {
+        let predicted = forecast(nodes);
+        if predicted <= bound {
+            return Ok(predicted);
+        }
+        let shrinks = predicted < before / 100 * SHRINKS;
+        before = predicted;
+        if shrinks {
+            watched(request, until.stop, || {
+                parallel(nodes, |node| node.copy_ahead(request.plant, until));
+            });
+            check(request, nodes)?;
+            continue;
+        }
+        let live = nodes.iter_mut().filter(|node| node.is_live());
+        let Some(largest) = live.max_by_key(|node| node.forecast().map(|work| work.bytes)) else {
+            // its bound will be looked at while it lasts
+            return Ok(predicted);
+        };
+        if request.insist == Insist::OnLive {
+            return Err(CutError::TooLong { predicted, bound });
+        }
+        largest.give_up(CriuError::TooMuch { predicted, bound });
+    }
+}
+
+fn forecast(nodes: &[Working]) -> Duration {
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let work = nodes.iter().filter_map(Working::forecast);
+    forecast::freeze(work, u32::try_from(processors).unwrap_or(u32::MAX))
 }
 
 /// Fails when somebody insists on memory that cannot be taken, or wants no cut any more.
@@ -447,6 +515,7 @@ fn finish(request: &CutRequest<'_>, nodes: Vec<Working>, run: Run) -> Result<Cut
     Ok(CutReport {
         at: run.at,
         freeze: span(first(&|n| n.told), last(&|n| n.thawed)),
+        predicted: run.predicted,
         skew: span(first(&|n| n.frozen), last(&|n| n.frozen)),
         parts: marks
             .windows(2)

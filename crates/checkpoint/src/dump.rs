@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use crate::container::Container;
 use crate::cut::CutNode;
 use crate::error::CriuError;
+use crate::forecast::Work;
 use crate::images::{self, Summary};
 use crate::memory::{self, Late, NodeMemory, Plant, Taken};
 use crate::probe::Criu;
@@ -91,6 +92,18 @@ impl Dump {
             memory.round(container, plant, &wanted)?;
         }
         Ok(())
+    }
+
+    /// What will have to be done if the node is frozen now.
+    pub(crate) fn forecast(&self, container: &Container) -> Work {
+        let processes = container.processes();
+        Work {
+            processes: u32::try_from(processes.len()).unwrap_or(u32::MAX),
+            bytes: match &self.memory {
+                Some(memory) => memory.expected(),
+                None => memory::resident(&processes),
+            },
+        }
     }
 
     /// Takes the memory of the frozen node and holds it by ptrace.

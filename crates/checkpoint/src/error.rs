@@ -42,6 +42,16 @@ pub enum CriuError {
     /// It did not answer in its time.
     #[error("CRIU did not answer within {0:?}")]
     TimedOut(Duration),
+    /// It was not asked, because the node would stand still for too long.
+    #[error(
+        "taking its memory would hold everything up for about {predicted:?}, longer than the bound of {bound:?} on the freeze"
+    )]
+    TooMuch {
+        /// What was expected.
+        predicted: Duration,
+        /// The bound.
+        bound: Duration,
+    },
     /// It said something that the protocol does not foresee.
     #[error("unexpected answer of CRIU: {0}")]
     Unexpected(String),
@@ -137,6 +147,16 @@ pub enum CutError {
         /// What was going on.
         doing: &'static str,
     },
+    /// The freeze would pass its bound. Nothing has stood still.
+    #[error(
+        "the freeze would last about {predicted:?}, longer than its bound of {bound:?}; nothing was touched"
+    )]
+    TooLong {
+        /// What was expected.
+        predicted: Duration,
+        /// The bound.
+        bound: Duration,
+    },
     /// A node came loose in the middle of the cut: its memory and the disks may not be of one instant.
     #[error("{node} did not stay frozen{}", why.as_ref().map(|w| format!(": {w}")).unwrap_or_default())]
     Loose {
@@ -178,7 +198,7 @@ impl CutError {
                 what,
                 "clone with --rung disk (same disks, processes start afresh), or remove what CRIU names",
             ),
-            Self::TimedOut { .. } => Problem::new(
+            Self::TimedOut { .. } | Self::TooLong { .. } => Problem::new(
                 Code::FreezeTimeout,
                 Fault::Host,
                 what,

@@ -275,6 +275,7 @@ fn picture(report: &CutReport, plans: &[NodePlan]) -> CloneReport {
     CloneReport {
         cut: Timestamp::try_from(report.at).ok(),
         freeze_us: micros(report.freeze),
+        predicted_us: Some(micros(report.predicted)),
         skew_us: micros(report.skew),
         memory_bytes: report.nodes.iter().map(|row| row.memory_bytes).sum(),
         frozen_bytes: report.nodes.iter().map(|row| row.frozen_bytes).sum(),

@@ -43,6 +43,9 @@ pub struct CloneReport {
     pub cut: Option<Timestamp>,
     /// First node frozen to last node thawed, microseconds.
     pub freeze_us: u64,
+    /// What the freeze was expected to be just before it, microseconds; `None` where nothing ran.
+    #[serde(default)]
+    pub predicted_us: Option<u64>,
     /// First node frozen to last node frozen, microseconds.
     pub skew_us: u64,
     /// Memory written for all nodes, bytes.

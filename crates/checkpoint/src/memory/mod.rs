@@ -34,7 +34,7 @@ use rustix::process::Pid;
 
 use self::process::Tracked;
 pub use self::twin::Twin;
-pub(crate) use self::warm::warm;
+pub(crate) use self::warm::{resident, warm};
 use crate::container::Container;
 use crate::error::{CriuError, Foreign};
 use crate::rpc::{DumpStats, Options};
@@ -55,6 +55,8 @@ const ROOM_SHARE: u64 = 8;
 
 /// A round that copied no more pages than this is the last.
 const FEW_PAGES: u64 = 1024;
+/// From a look at what will be copied until the node stands still.
+const UNTIL_FROZEN: Duration = Duration::from_millis(20);
 /// At most so many rounds.
 const ROUNDS: u32 = 8;
 /// No further round is begun after this time.
@@ -147,6 +149,10 @@ pub(crate) struct NodeMemory {
     node: String,
     late: Late,
     processes: Vec<Tracked>,
+    /// When the last round began.
+    round_at: Option<Instant>,
+    /// Pages that were written each second between the last two rounds.
+    writes_per_s: f64,
 }
 
 impl NodeMemory {
@@ -161,6 +167,8 @@ impl NodeMemory {
             node: node.to_owned(),
             late,
             processes: Vec::new(),
+            round_at: None,
+            writes_per_s: 0.0,
         }))
     }
 
@@ -201,6 +209,8 @@ impl NodeMemory {
         wanted: &dyn Fn() -> bool,
     ) -> Result<u64, CriuError> {
         let mut pages = 0_u64;
+        let began = Instant::now();
+        let before = self.round_at.replace(began);
         let twins = match self.late {
             Late::Never => None,
             Late::From(from) => Some(Twins {
@@ -232,7 +242,19 @@ impl NodeMemory {
                 }
             }
         }
+        if let Some(before) = before {
+            let since = began.saturating_duration_since(before).as_secs_f64();
+            self.writes_per_s = pages as f64 / since.max(0.001);
+        }
         Ok(pages)
+    }
+
+    /// Bytes that will have to be copied if the node is frozen now.
+    pub(crate) fn expected(&self) -> u64 {
+        let always: u64 = self.processes.iter().map(Tracked::always).sum();
+        let since = self.round_at.map_or(Duration::ZERO, |at| at.elapsed()) + UNTIL_FROZEN;
+        let written = self.writes_per_s * since.as_secs_f64();
+        always.saturating_add((written as u64).saturating_mul(PAGE))
     }
 
     /// Copies what changed. The node stands still, and CRIU, which is through with it, has written what areas there are.

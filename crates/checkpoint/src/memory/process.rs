@@ -17,7 +17,7 @@ use rustix::fs::OFlags;
 use super::areas::{self, Area};
 use super::image::{self, Run};
 use super::twin::{self, Source, Twin};
-use super::{Late, PAGE, Plant, Taken, Twins};
+use super::{Late, PAGE, Plant, Taken, Twins, warm};
 use crate::error::CriuError;
 
 /// Page tables are locked for so much memory at a time: the process wants them too.
@@ -204,6 +204,15 @@ impl Tracked {
             self.copy_or_note(range.clone())?;
         }
         Ok(twin::bytes(&copied) / PAGE)
+    }
+
+    /// Bytes that are copied in the freeze whatever the process does meanwhile.
+    pub(super) fn always(&self) -> u64 {
+        let pages = match self.writes {
+            Some(_) => 0,
+            None => warm::anonymous_pages(self.pid()).unwrap_or(0),
+        };
+        pages * PAGE
     }
 
     /// Finds every page that there is, and copies those that are not known to be unchanged.

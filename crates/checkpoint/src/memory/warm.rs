@@ -15,22 +15,24 @@ const CHUNK: usize = 1024 * 1024;
 /// machine the first touch of a page costs several times the copying. The file is gone when this returns; its pages
 /// are the next to be given out.
 pub(crate) fn warm(images: &Path, processes: &[i32]) -> io::Result<()> {
-    let resident: u64 = processes
-        .iter()
-        .filter_map(|pid| anonymous_pages(*pid))
-        .sum();
     let path = images.join("warm");
     let mut file = File::create(&path)?;
     fs::remove_file(&path)?;
     let chunk = vec![1; CHUNK];
-    for _ in 0..resident.saturating_mul(PAGE).min(MOST) / CHUNK as u64 {
+    for _ in 0..resident(processes).min(MOST) / CHUNK as u64 {
         file.write_all(&chunk)?;
     }
     Ok(())
 }
 
+/// Bytes of memory that these processes have and no file backs.
+pub(crate) fn resident(processes: &[i32]) -> u64 {
+    let pages = processes.iter().filter_map(|pid| anonymous_pages(*pid));
+    pages.sum::<u64>().saturating_mul(PAGE)
+}
+
 /// Resident pages of a process that no file backs (proc_pid_statm(5)).
-fn anonymous_pages(pid: i32) -> Option<u64> {
+pub(super) fn anonymous_pages(pid: i32) -> Option<u64> {
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let mut fields = statm
         .split(' ')

@@ -208,6 +208,7 @@ pub(crate) fn clone_operation() -> Operation {
         report: Some(CloneReport {
             cut: Some(ago(182)),
             freeze_us: 187_400,
+            predicted_us: Some(152_000),
             skew_us: 1_900,
             memory_bytes: 310 << 20,
             frozen_bytes: 18 << 20,

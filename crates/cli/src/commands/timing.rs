@@ -45,8 +45,11 @@ pub(super) fn draw(operation: &Operation, paint: Paint) -> String {
 fn of_clone(report: &CloneReport, paint: Paint) -> String {
     let mut out = String::new();
     if !report.parts.is_empty() {
+        let predicted = report.predicted_us.map_or(String::new(), |us| {
+            format!(" (expected: {})", human::milliseconds(us))
+        });
         let title = format!(
-            "cut: the nodes stood still for {}",
+            "cut: the nodes stood still for {}{predicted}",
             human::milliseconds(report.freeze_us)
         );
         out.push_str(&format!("\n{}\n", paint.bold(&title)));
