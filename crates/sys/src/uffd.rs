@@ -103,8 +103,9 @@ struct Copy {
     done: i64,
 }
 
+/// What `UFFDIO_ZEROPAGE` and `UFFDIO_CONTINUE` take.
 #[repr(C)]
-struct Zero {
+struct Fill {
     range: Span,
     mode: u64,
     done: i64,
@@ -113,6 +114,9 @@ struct Zero {
 const UFFDIO_WAKE: libc::Ioctl = 0x8010_aa02_u32 as libc::Ioctl;
 const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03_u32 as libc::Ioctl;
 const UFFDIO_ZEROPAGE: libc::Ioctl = 0xc020_aa04_u32 as libc::Ioctl;
+const UFFDIO_CONTINUE: libc::Ioctl = 0xc020_aa07_u32 as libc::Ioctl;
+/// `UFFDIO_CONTINUE_MODE_WP`
+const PROTECTED: u64 = 1 << 1;
 const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
 const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
 const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01_u32 as libc::Ioctl;
@@ -202,7 +206,7 @@ impl Userfaultfd {
 
     /// Fills missing pages with zeros and wakes those that wait for them.
     pub fn zero(&self, range: Range<u64>) -> Filled {
-        let mut zero = Zero {
+        let mut zero = Fill {
             range: span(&range),
             mode: 0,
             done: 0,
@@ -210,6 +214,55 @@ impl Userfaultfd {
         // SAFETY: `zero` is the structure that this ioctl reads and writes.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_ZEROPAGE, &raw mut zero) };
         filled(result, zero.done)
+    }
+
+    /// Whether the process is just changing its memory: such a change, or its event, was not read yet, or its thread has not gone on since.
+    ///
+    /// The kernel counts changes from within the lock that orders them until their thread goes on after its event was read
+    /// (`mmap_changing` in `fs/userfaultfd.c`), and tells of them after that lock: so events come in any order, but what is read
+    /// after this was false happened after what had been read before.
+    ///
+    /// # Errors
+    /// Those of the ioctl, which are not expected.
+    pub fn is_changing(&self) -> io::Result<bool> {
+        let answer = self.ask(&(0..0));
+        match answer.raw_os_error() {
+            Some(libc::EAGAIN) => Ok(true),
+            // the empty range, which is looked at next
+            Some(libc::EINVAL) => Ok(false),
+            _ => Err(answer),
+        }
+    }
+
+    /// Whether all of a range lies in one area of anonymous memory that is watched, by this userfaultfd or another. Looks only.
+    ///
+    /// # Errors
+    /// `EAGAIN` when the process is just changing its memory, `ESRCH` when it ended or executes another program.
+    pub fn is_watched(&self, range: &Range<u64>) -> io::Result<bool> {
+        let answer = self.ask(range);
+        match answer.raw_os_error() {
+            Some(libc::EINVAL) => Ok(true),
+            // This is found out before the kernel looks whether there are changes.
+            Some(libc::ENOENT) if !self.is_changing()? => Ok(false),
+            Some(libc::ENOENT) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+            _ => Err(answer),
+        }
+    }
+
+    /// Asks for what anonymous memory cannot have, `UFFDIO_CONTINUE` with protection, and gives the refusal. In this order the kernel looks
+    /// at (Linux 6.7 to 6.18): changes, the range, whether it is watched, changes again, and whether that can be had.
+    fn ask(&self, range: &Range<u64>) -> io::Error {
+        let mut fill = Fill {
+            range: span(range),
+            mode: PROTECTED,
+            done: 0,
+        };
+        // SAFETY: `fill` is the structure that this ioctl reads and writes.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_CONTINUE, &raw mut fill) };
+        if result < 0 {
+            return io::Error::last_os_error();
+        }
+        io::Error::other("the kernel continued what is not there")
     }
 
     /// Wakes those that wait for a page of a range; they look again.

@@ -21,10 +21,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::shared::{Memory, Shared};
 
+mod changes;
 pub(crate) mod hold;
 mod pages;
 mod pending;
 mod plant;
+mod ranges;
 mod serve;
 pub(crate) mod source;
 

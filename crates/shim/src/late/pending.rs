@@ -24,10 +24,20 @@ impl Piece {
     pub(crate) fn len(&self) -> u64 {
         self.range.end - self.range.start
     }
+
+    /// Where it is in the file.
+    pub(crate) fn source(&self) -> Range<u64> {
+        self.offset..self.offset + self.len()
+    }
+
+    /// How far its place in the file is from where it belongs.
+    fn shift(&self) -> u64 {
+        self.offset.wrapping_sub(self.range.start)
+    }
 }
 
 /// Pieces that do not overlap. All addresses are those of whole pages.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Pending {
     /// By first address.
     pieces: BTreeMap<u64, Piece>,
@@ -56,6 +66,34 @@ impl Pending {
         let rest = self.pieces.range(range.start..range.end.max(range.start));
         let meeting = before.into_iter().chain(rest);
         meeting.filter_map(|(_, piece)| piece.part(range)).collect()
+    }
+
+    /// All that is to come.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Piece> {
+        self.pieces.values().cloned()
+    }
+
+    /// Whether the same pages are to come to the same places.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        let same = |piece: Piece| {
+            let parts = other.inside(&piece.range);
+            let shifts = parts.iter().all(|part| part.shift() == piece.shift());
+            shifts && parts.iter().map(Piece::len).sum::<u64>() == piece.len()
+        };
+        self.bytes == other.bytes && self.all().all(same)
+    }
+
+    /// Adds what is to come by `other`. False when another page would have to come to the same place; then nothing certain is added.
+    pub(crate) fn join(&mut self, other: &Self) -> bool {
+        for piece in other.all() {
+            let there = self.inside(&piece.range);
+            if there.iter().any(|part| part.shift() != piece.shift()) {
+                return false;
+            }
+            self.remove(&piece.range);
+            self.insert(piece);
+        }
+        true
     }
 
     /// The next piece at or after `address`, at most `max` bytes of it; after the last comes the first.

@@ -16,6 +16,7 @@ use offshoot_sys::uffd::{Userfaultfd, Watch, feature};
 
 use super::pages::{Copy, PAGE};
 use super::pending::{Pending, Piece};
+use super::ranges::Ranges;
 use super::serve::Space;
 
 /// Bytes written at a time.
@@ -105,6 +106,7 @@ pub(crate) fn plant(
     let Some(uffd) = uffd.filter(|_| !pending.is_empty()) else {
         return Ok((None, written));
     };
+    let mut watched = Ranges::default();
     for area in memory::areas(pid)? {
         let pieces = pending.inside(&area.range);
         let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
@@ -117,9 +119,11 @@ pub(crate) fn plant(
                 written += piece.len();
                 target.write(piece.range)?;
             }
+        } else {
+            watched.insert(&hull);
         }
     }
-    let space = Space::new(uffd, pending, Rc::new(target.copy));
+    let space = Space::new(uffd, pending, watched, Rc::new(target.copy));
     Ok((Some(space), written))
 }
 

@@ -1,10 +1,11 @@
 //! Delivers missing pages: those that a process waits for at once, the rest when there is time.
 //!
-//! What must hold: whatever has been read of a process's events is known before a page is filled. The kernel refuses to fill pages
-//! (`EAGAIN`) while it has an event that was not read, so a page can never come from what was there before an munmap(2), mremap(2),
-//! madvise(2) or fork(2).
+//! What must hold: whatever has been read of a process's events is known before a page is filled, in the order in which it happened
+//! ([`super::changes`]). The kernel refuses to fill pages (`EAGAIN`) while it has an event that was not read, so a page can never come from
+//! what was there before an munmap(2), mremap(2), madvise(2) or fork(2).
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -12,8 +13,10 @@ use std::time::{Duration, Instant};
 use offshoot_sys::uffd::{Event, Filled, Userfaultfd};
 use rustix::io::Errno;
 
+use super::changes::{Change, Look, Place, Table, settle};
 use super::pages::{Copy, PAGE};
 use super::pending::{Pending, Piece};
+use super::ranges::Ranges;
 
 /// Bytes delivered with a page that is waited for: neighbours are asked for next.
 const AROUND: u64 = 64 << 10;
@@ -23,13 +26,19 @@ const CHUNK: u64 = 256 << 10;
 const REST: u32 = 1;
 /// Until something is tried again that the kernel refused because the process was changing its memory.
 const AGAIN: Duration = Duration::from_micros(100);
+/// How often it is looked, one after the other, for events and the end of changes. Threads need a moment to go on.
+const LOOKS: u32 = 32;
 /// How long the kernel may have no room for a page before the process cannot go on.
 const NO_ROOM_MAX: Duration = Duration::from_secs(60);
 
 /// The memory of one process, and what of it has still to come.
 pub(crate) struct Space {
     uffd: Userfaultfd,
-    pending: Pending,
+    table: Table,
+    /// What was read and is not in the table yet, for more may have happened before it.
+    changes: Vec<Change>,
+    /// The children among them.
+    born: Vec<Userfaultfd>,
     /// Shared with forked children.
     copy: Rc<Copy>,
     /// Pages that threads wait for.
@@ -50,11 +59,39 @@ enum Outcome {
     Gone,
 }
 
+/// Whose memory is looked at: a process and its children.
+struct Eyes<'a>(&'a Userfaultfd, &'a [Userfaultfd]);
+
+impl Look for Eyes<'_> {
+    fn look(&self, child: Option<usize>, address: u64) -> io::Result<Place> {
+        let uffd = match child {
+            Some(number) => self.1.get(number).ok_or(io::ErrorKind::NotFound)?,
+            None => self.0,
+        };
+        let before = address.saturating_sub(PAGE);
+        Ok(if !uffd.is_watched(&(address..address + PAGE))? {
+            Place::Unwatched
+        } else if uffd.is_watched(&(before..address + PAGE))? {
+            Place::GoesOn
+        } else {
+            Place::Begins
+        })
+    }
+}
+
 impl Space {
-    pub(crate) fn new(uffd: Userfaultfd, pending: Pending, copy: Rc<Copy>) -> Self {
+    /// The memory behind `uffd`: what has to come, and what is watched.
+    pub(crate) fn new(
+        uffd: Userfaultfd,
+        pending: Pending,
+        watched: Ranges,
+        copy: Rc<Copy>,
+    ) -> Self {
         Self {
             uffd,
-            pending,
+            table: Table { pending, watched },
+            changes: Vec::new(),
+            born: Vec::new(),
             copy,
             waiting: Vec::new(),
             cursor: 0,
@@ -62,39 +99,71 @@ impl Space {
         }
     }
 
-    /// Takes in all that happened; forked children are added to `born`.
-    fn listen(&mut self, born: &mut Vec<Self>) -> io::Result<()> {
-        loop {
+    /// Takes in all that happened, if the process is not just changing its memory; forked children are added to `young`.
+    fn listen(&mut self, young: &mut Vec<Self>) -> io::Result<Outcome> {
+        for _ in 0..LOOKS {
             let events = self.uffd.events()?;
-            if events.is_empty() {
-                return Ok(());
+            if !events.is_empty() {
+                events.into_iter().for_each(|event| self.hear(event));
+                continue;
             }
-            for event in events {
-                let gone = match event {
-                    Event::Fault(address) => {
-                        self.waiting.push(address & !(PAGE - 1));
-                        continue;
-                    }
-                    Event::Forked(uffd) => {
-                        let pending = self.pending.clone();
-                        born.push(Self::new(uffd, pending, Rc::clone(&self.copy)));
-                        continue;
-                    }
-                    Event::Moved { from, to, len } => {
-                        self.pending.relocate(&(from..from.saturating_add(len)), to)
-                    }
-                    Event::Removed(range) | Event::Unmapped(range) => self.pending.remove(&range),
-                };
-                self.release(&gone);
+            if self.changes.is_empty() {
+                return Ok(Outcome::Done);
+            }
+            if self.uffd.is_changing()? {
+                // Its thread was woken and has to go on for that.
+                std::thread::yield_now();
+                continue;
+            }
+            match self.settle(young) {
+                Err(e) if Errno::from_io_error(&e) == Some(Errno::AGAIN) => {}
+                // A child must not lose what it had.
+                Err(e) if Errno::from_io_error(&e) == Some(Errno::SRCH) && self.born.is_empty() => {
+                    return Ok(Outcome::Gone);
+                }
+                other => return other.map(|()| Outcome::Done),
             }
         }
+        Ok(Outcome::Later)
+    }
+
+    fn hear(&mut self, event: Event) {
+        self.changes.push(match event {
+            Event::Fault(address) => {
+                self.waiting.push(address & !(PAGE - 1));
+                return;
+            }
+            Event::Forked(uffd) => {
+                self.born.push(uffd);
+                Change::Forked(self.born.len() - 1)
+            }
+            Event::Moved { from, to, len } => Change::Moved {
+                from: from..from.saturating_add(len),
+                to,
+            },
+            Event::Removed(range) => Change::Removed(range),
+            Event::Unmapped(range) => Change::Unmapped(range),
+        });
+    }
+
+    /// Brings the table up to what was read.
+    fn settle(&mut self, young: &mut Vec<Self>) -> io::Result<()> {
+        let eyes = Eyes(&self.uffd, &self.born);
+        let settled = settle(&mut self.table, &self.changes, &eyes)?;
+        self.changes.clear();
+        for (uffd, pending) in self.born.drain(..).zip(settled.children) {
+            let copy = Rc::clone(&self.copy);
+            young.push(Self::new(uffd, pending, Ranges::default(), copy));
+        }
+        self.release(settled.gone.iter());
+        Ok(())
     }
 
     /// Delivers what is waited for.
     fn answer(&mut self, buffer: &mut [u8]) -> io::Result<Outcome> {
         while let Some(page) = self.waiting.last().copied() {
             let wanted = page..page + PAGE;
-            let outcome = match self.pending.inside(&wanted).pop() {
+            let outcome = match self.table.pending.inside(&wanted).pop() {
                 Some(piece) => self.deliver(&piece, buffer)?,
                 None => {
                     let filled = self.uffd.zero(wanted.clone());
@@ -108,7 +177,7 @@ impl Space {
             self.cursor = wanted.end;
             // Whether the neighbours come too does not matter.
             let near = wanted.end..(page & !(AROUND - 1)) + AROUND;
-            if let Some(piece) = self.pending.inside(&near).into_iter().next() {
+            if let Some(piece) = self.table.pending.inside(&near).into_iter().next() {
                 self.deliver(&piece, buffer)?;
             }
         }
@@ -117,7 +186,10 @@ impl Space {
 
     /// Delivers the next pages that nobody waits for.
     fn go_on(&mut self, buffer: &mut [u8]) -> io::Result<Outcome> {
-        let Some(piece) = self.pending.next(self.cursor, CHUNK) else {
+        if !self.changes.is_empty() {
+            return Ok(Outcome::Later);
+        }
+        let Some(piece) = self.table.pending.next(self.cursor, CHUNK) else {
             return Ok(Outcome::Done);
         };
         let outcome = self.deliver(&piece, buffer)?;
@@ -136,8 +208,8 @@ impl Space {
         while !rest.is_empty() {
             let filled = self.uffd.copy(at, rest);
             let (done, outcome) = self.judge(filled, at, rest.len() as u64)?;
-            let gone = self.pending.remove(&(at..at + done));
-            self.release(&gone);
+            let gone = self.table.pending.remove(&(at..at + done));
+            self.release(gone.iter().map(Piece::source));
             at += done;
             rest = usize::try_from(done)
                 .ok()
@@ -164,6 +236,8 @@ impl Space {
         match Errno::from_io_error(&error) {
             Some(Errno::AGAIN) => Ok((0, Outcome::Later)),
             Some(Errno::SRCH) => Ok((0, Outcome::Gone)),
+            // The kernel looks for the area first and for changes then.
+            Some(Errno::NOENT) if self.uffd.is_changing()? => Ok((0, Outcome::Later)),
             // It is there already; or nothing is mapped there any more, or something else: whoever waits looks again.
             Some(Errno::EXIST | Errno::NOENT) => {
                 self.uffd.wake(at..at + PAGE)?;
@@ -178,12 +252,10 @@ impl Space {
         }
     }
 
-    /// Gives back the room of pages that nobody else will ask for.
-    fn release(&self, gone: &[Piece]) {
+    /// Gives back the room of pages, by their places in the file, that nobody else will ask for.
+    fn release(&self, gone: impl Iterator<Item = Range<u64>>) {
         if Rc::strong_count(&self.copy) == 1 {
-            for piece in gone {
-                self.copy.release(piece.offset, piece.len());
-            }
+            gone.for_each(|place| self.copy.release(place.start, place.end - place.start));
         }
     }
 }
@@ -211,7 +283,10 @@ impl Service {
 
     /// Bytes that have still to come.
     pub(crate) fn left(&self) -> u64 {
-        self.spaces.iter().map(|space| space.pending.bytes()).sum()
+        self.spaces
+            .iter()
+            .map(|space| space.table.pending.bytes())
+            .sum()
     }
 
     /// From now on the background takes all the time there is: somebody waits for all pages.
@@ -234,17 +309,20 @@ impl Service {
     /// # Errors
     /// When a page cannot be delivered. Nothing is let go: whoever waits for it waits on.
     pub(crate) fn work(&mut self) -> io::Result<bool> {
-        let mut born = Vec::new();
-        let heard = self
+        let mut young = Vec::new();
+        let heard: io::Result<Vec<Outcome>> = self
             .spaces
             .iter_mut()
-            .try_for_each(|space| space.listen(&mut born));
+            .map(|space| space.listen(&mut young))
+            .collect();
         // Kept whatever happened: a child that is let go too early has zeros.
-        self.spaces.append(&mut born);
-        heard?;
-        let mut outcomes = Vec::with_capacity(self.spaces.len());
-        for space in &mut self.spaces {
-            outcomes.push(space.answer(&mut self.buffer)?);
+        self.spaces.append(&mut young);
+        let mut outcomes = heard?;
+        outcomes.resize(self.spaces.len(), Outcome::Done);
+        for (space, outcome) in self.spaces.iter_mut().zip(&mut outcomes) {
+            if *outcome == Outcome::Done {
+                *outcome = space.answer(&mut self.buffer)?;
+            }
         }
         let mut changing = outcomes.contains(&Outcome::Later);
         self.keep(&outcomes);
@@ -273,7 +351,8 @@ impl Service {
     /// Lets go of memory that is gone, or complete: no thread waits there for anything but zeros.
     fn keep(&mut self, outcomes: &[Outcome]) {
         let mut outcomes = outcomes.iter();
-        self.spaces
-            .retain(|space| outcomes.next() != Some(&Outcome::Gone) && !space.pending.is_empty());
+        self.spaces.retain(|space| {
+            outcomes.next() != Some(&Outcome::Gone) && !space.table.pending.is_empty()
+        });
     }
 }

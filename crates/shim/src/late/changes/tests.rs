@@ -1,0 +1,574 @@
+//! Against a model of the kernel that orders changes by its lock and lets their events come as late as they may.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+
+use super::super::pending::Piece;
+use super::*;
+
+/// Where things are, in pages.
+fn at(pages: Range<u64>) -> Range<u64> {
+    pages.start * PAGE..pages.end * PAGE
+}
+
+/// Pages of which each is to come from the place of its number and `shift` more.
+fn piece(pages: Range<u64>, shift: u64) -> Piece {
+    Piece {
+        offset: (pages.start + shift) * PAGE,
+        range: at(pages),
+    }
+}
+
+/// What is watched after all changes, and where areas begin.
+struct Seen(Vec<Range<u64>>, Vec<Vec<Range<u64>>>);
+
+impl Look for Seen {
+    fn look(&self, child: Option<usize>, address: u64) -> io::Result<Place> {
+        let areas = child.map_or(&self.0, |child| &self.1[child]);
+        let page = address / PAGE;
+        Ok(match areas.iter().find(|area| area.contains(&page)) {
+            None => Place::Unwatched,
+            Some(area) if area.start == page => Place::Begins,
+            Some(_) => Place::GoesOn,
+        })
+    }
+}
+
+fn moved(from: Range<u64>, to: u64) -> Change {
+    Change::Moved {
+        from: at(from),
+        to: to * PAGE,
+    }
+}
+
+fn unmapped(pages: Range<u64>) -> Change {
+    Change::Unmapped(at(pages))
+}
+
+/// Blocks of four pages at 10, 20, 30, 40: page n comes from place n.
+fn table() -> Table {
+    let mut table = Table::default();
+    for start in [10, 20, 30, 40] {
+        table.pending.insert(piece(start..start + 4, 0));
+        table.watched.insert(&at(start..start + 4));
+    }
+    table
+}
+
+/// What is to come at which page.
+fn flat(pending: &Pending) -> BTreeMap<u64, u64> {
+    let pages = |piece: Piece| {
+        (0..piece.len() / PAGE)
+            .map(move |page| (piece.range.start / PAGE + page, piece.offset / PAGE + page))
+    };
+    pending.all().flat_map(pages).collect()
+}
+
+/// What is to come where, of the blocks at `starts`: each with where it was.
+#[track_caller]
+fn check(changes: &[Change], areas: &[Range<u64>], blocks: &[(u64, u64)]) {
+    let mut table = table();
+    let settled = settle(&mut table, changes, &Seen(areas.to_vec(), vec![])).unwrap();
+    let expected = blocks
+        .iter()
+        .flat_map(|(now, was)| (0..4).map(move |page| (now + page, was + page)))
+        .collect();
+    assert_eq!(flat(&table.pending), expected);
+    let mut whole = Ranges::default();
+    for range in settled.gone.iter() {
+        whole.insert(&range);
+    }
+    for piece in table.pending.all() {
+        assert!(!whole.meets(&piece.source()));
+        whole.insert(&piece.source());
+    }
+    assert_eq!(
+        whole.iter().map(|r| r.end - r.start).sum::<u64>(),
+        16 * PAGE
+    );
+}
+
+#[test]
+fn what_leaves_a_place_comes_before_what_arrives_there() {
+    // 20 is unmapped, and 30 goes there.
+    let areas = [10..14, 20..24, 40..44];
+    let (goes, comes, own) = (unmapped(20..24), moved(30..34, 20), unmapped(30..34));
+    let blocks = [(10, 10), (20, 30), (40, 40)];
+    check(&[goes.clone(), comes.clone(), own.clone()], &areas, &blocks);
+    check(&[comes.clone(), goes.clone(), own.clone()], &areas, &blocks);
+    check(&[comes, own, goes], &areas, &blocks);
+    // 20 goes to 50, and 30 goes there.
+    let areas = [10..14, 20..24, 40..44, 50..54];
+    let (goes, own) = (moved(20..24, 50), unmapped(20..24));
+    let (comes, its) = (moved(30..34, 20), unmapped(30..34));
+    let blocks = [(10, 10), (20, 30), (40, 40), (50, 20)];
+    let orders = [
+        [&goes, &own, &comes, &its],
+        [&goes, &comes, &own, &its],
+        [&goes, &comes, &its, &own],
+        [&comes, &goes, &own, &its],
+        [&comes, &its, &goes, &own],
+    ];
+    for order in orders {
+        let changes: Vec<Change> = order.into_iter().cloned().collect();
+        check(&changes, &areas, &blocks);
+    }
+}
+
+#[test]
+fn where_it_was_not_known_that_anything_was_the_memory_tells() {
+    // Something at 50 of which there was no event is unmapped, and 30 goes there; or 30 goes there and is unmapped.
+    let changes = [moved(30..34, 50), unmapped(30..34), unmapped(50..54)];
+    let others = [(10, 10), (20, 20), (40, 40)];
+    let mut with = others.to_vec();
+    with.push((50, 30));
+    check(&changes, &[10..14, 20..24, 40..44, 50..54], &with);
+    check(&changes, &[10..14, 20..24, 40..44], &others);
+    // If something may have grown there afterwards it cannot be told.
+    let grown = Seen(vec![46..54], vec![]);
+    let mut table = table();
+    let error = settle(&mut table, &changes, &grown).unwrap_err();
+    assert!(error.to_string().contains("cannot be known"), "{error}");
+    assert_eq!(table, self::table());
+}
+
+#[test]
+fn what_follows_from_an_arrival_is_read_after_it() {
+    let (there, own) = (moved(30..34, 50), unmapped(30..34));
+    let (on, its) = (moved(50..54, 60), unmapped(50..54));
+    let areas = [10..14, 20..24, 40..44, 60..64];
+    let blocks = [(10, 10), (20, 20), (40, 40), (60, 30)];
+    check(&[there, own, on, its], &areas, &blocks);
+    // Wiped, then moved.
+    let wiped = Change::Removed(at(20..24));
+    let blocks = [(10, 10), (30, 30), (40, 40)];
+    let areas = [10..14, 30..34, 40..44, 50..54];
+    check(
+        &[wiped, moved(20..24, 50), unmapped(20..24)],
+        &areas,
+        &blocks,
+    );
+}
+
+#[test]
+fn what_cannot_be_known_is_an_error() {
+    // Which of the two went where: both left 20.
+    let changes = [
+        moved(30..34, 20),
+        unmapped(30..34),
+        moved(20..24, 50),
+        unmapped(20..24),
+        moved(20..24, 60),
+        unmapped(20..24),
+    ];
+    let seen = Seen(vec![10..14, 40..44, 50..54, 60..64], vec![]);
+    assert!(settle(&mut table(), &changes, &seen).is_err());
+    // Nothing made room.
+    let seen = Seen(vec![10..14, 20..24, 40..44], vec![]);
+    assert!(settle(&mut table(), &[moved(30..34, 20)], &seen).is_err());
+}
+
+#[test]
+fn a_child_gets_what_there_was_at_its_birth() {
+    let changes = [moved(20..24, 50), Change::Forked(0), unmapped(20..24)];
+    let after = vec![10..14, 30..34, 40..44, 50..54];
+    let before = vec![10..14, 20..24, 30..34, 40..44];
+    for (areas, place) in [(before, 20), (after.clone(), 50)] {
+        let seen = Seen(after.clone(), vec![areas]);
+        let settled = settle(&mut table(), &changes, &seen).unwrap();
+        let places: BTreeMap<u64, u64> = flat(&settled.children[0]);
+        assert_eq!(places.len(), 16);
+        assert_eq!(places.get(&place), Some(&20), "{places:?}");
+    }
+}
+
+/// A page of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Page {
+    /// Which area it is in, if that is watched.
+    area: Option<u64>,
+    /// What is to come to it.
+    to_come: Option<u64>,
+}
+
+type Memory = BTreeMap<u64, Page>;
+
+fn areas(memory: &Memory) -> Vec<Range<u64>> {
+    let mut areas: Vec<(u64, Range<u64>)> = Vec::new();
+    for (page, what) in memory {
+        match (what.area, areas.last_mut()) {
+            (None, _) => {}
+            (Some(area), Some((last, range))) if *last == area && range.end == *page => {
+                range.end += 1;
+            }
+            (Some(area), _) => areas.push((area, *page..page + 1)),
+        }
+    }
+    areas.into_iter().map(|(_, range)| range).collect()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Has let go of the lock and tells next.
+    Tells,
+    Waits,
+    /// Its event was read; counted until it goes on.
+    GoesOn,
+}
+
+/// A thread's call under way.
+#[derive(Debug)]
+struct Call {
+    events: VecDeque<Change>,
+    stage: Stage,
+    /// What the program has of it afterwards.
+    block: Option<Range<u64>>,
+}
+
+/// The threads of a program that never use what they cannot know of, and the kernel.
+struct Model {
+    memory: Memory,
+    /// What the program has and no call is about.
+    blocks: Vec<Range<u64>>,
+    calls: Vec<Option<Call>>,
+    next_area: u64,
+    grows: bool,
+    children: Vec<Memory>,
+}
+
+const SPACE: u64 = 28;
+
+impl Model {
+    fn new(threads: usize, grows: bool) -> Self {
+        let mut model = Self {
+            memory: Memory::new(),
+            blocks: Vec::new(),
+            calls: (0..threads).map(|_| None).collect(),
+            next_area: 0,
+            grows,
+            children: Vec::new(),
+        };
+        for (block, start) in [2, 6, 10, 14, 18_u64].into_iter().enumerate() {
+            let pages = start..start + 2 + block as u64 % 2;
+            // Not all of it may be watched.
+            let watched = if block == 3 {
+                start + 1..pages.end
+            } else {
+                pages.clone()
+            };
+            for page in pages.clone() {
+                let inside = watched.contains(&page);
+                let what = Page {
+                    area: inside.then_some(model.next_area),
+                    to_come: inside.then_some(page + 100),
+                };
+                model.memory.insert(page, what);
+            }
+            model.next_area += 1;
+            model.blocks.push(pages);
+        }
+        model
+    }
+
+    fn table(&self) -> Table {
+        let mut table = Table::default();
+        for (page, what) in &self.memory {
+            if let Some(from) = what.to_come {
+                table.pending.insert(piece(*page..page + 1, from - page));
+            }
+            if what.area.is_some() {
+                table.watched.insert(&at(*page..page + 1));
+            }
+        }
+        table
+    }
+
+    fn is_changing(&self) -> bool {
+        self.calls.iter().any(Option::is_some)
+    }
+
+    fn is_free(&self, pages: Range<u64>) -> bool {
+        self.memory.range(pages).next().is_none()
+    }
+
+    /// Does one more thing and gives what was read.
+    fn go(&mut self, thread: usize, choice: u64) -> Option<Change> {
+        let Some(call) = self.calls[thread].as_mut() else {
+            self.calls[thread] = self.call(choice);
+            return None;
+        };
+        match call.stage {
+            Stage::Tells => call.stage = Stage::Waits,
+            Stage::Waits => {
+                call.stage = Stage::GoesOn;
+                return call.events.front().cloned();
+            }
+            Stage::GoesOn => {
+                if let Some(Change::Removed(range)) = call.events.pop_front() {
+                    let pages = range.start / PAGE..range.end / PAGE;
+                    self.memory
+                        .range_mut(pages)
+                        .for_each(|(_, page)| page.to_come = None);
+                }
+                call.stage = Stage::Tells;
+                if call.events.is_empty() {
+                    self.blocks.extend(call.block.take());
+                    self.calls[thread] = None;
+                }
+            }
+        }
+        None
+    }
+
+    fn unmap(&mut self, pages: &Range<u64>) -> Option<Change> {
+        let watched = self
+            .memory
+            .range(pages.clone())
+            .any(|(_, page)| page.area.is_some());
+        self.memory.retain(|page, _| !pages.contains(page));
+        watched.then(|| unmapped(pages.clone()))
+    }
+
+    /// A call up to where the lock is let go; nothing if there is nothing to tell.
+    fn call(&mut self, choice: u64) -> Option<Call> {
+        let (what, choice) = (choice % 16, choice / 16);
+        if self.blocks.is_empty() {
+            return None;
+        }
+        let block = self
+            .blocks
+            .swap_remove((choice % self.blocks.len() as u64) as usize);
+        let choice = choice / 8;
+        let (start, end) = (block.start, block.end);
+        let mut kept = Some(block.clone());
+        let mut events = VecDeque::new();
+        let one_area = {
+            let mut pages = self.memory.range(block.clone()).map(|(_, page)| page.area);
+            let first = pages.next().flatten();
+            first.is_some() && pages.all(|area| area == first)
+        };
+        match what {
+            0..2 => {
+                kept = None;
+                events.extend(self.unmap(&block));
+            }
+            2..9 if one_area => {
+                // Moves, perhaps with more or less behind it.
+                let grown = if self.grows { choice % 3 } else { 0 };
+                let choice = choice / 3;
+                let len = end - start;
+                let mut places = (0..SPACE).filter(|to| self.is_free(*to..to + len + grown));
+                let count = places.clone().count() as u64;
+                if let Some(to) = places.nth(choice.checked_rem(count).unwrap_or(0) as usize) {
+                    let pages: Vec<Page> =
+                        self.memory.range(block.clone()).map(|(_, p)| *p).collect();
+                    self.memory.retain(|page, _| !block.contains(page));
+                    let area = Some(self.next_area);
+                    self.next_area += 1;
+                    for page in 0..len + grown {
+                        let to_come = pages.get(page as usize).and_then(|page| page.to_come);
+                        self.memory.insert(to + page, Page { area, to_come });
+                    }
+                    events.extend([moved(block, to), unmapped(start..end)]);
+                    kept = Some(to..to + len + grown);
+                }
+            }
+            9..11 => {
+                // Not watched, at a place of its own.
+                let mut places = (0..SPACE).filter(|to| self.is_free(*to..to + 2));
+                let count = places.clone().count() as u64;
+                if let Some(to) = places.nth(choice.checked_rem(count).unwrap_or(0) as usize) {
+                    for page in to..to + 2 {
+                        self.memory.insert(
+                            page,
+                            Page {
+                                area: None,
+                                to_come: None,
+                            },
+                        );
+                    }
+                    self.blocks.push(to..to + 2);
+                }
+            }
+            11 if one_area => events.push_back(Change::Removed(at(start..end))),
+            12 if one_area => {
+                events.push_back(Change::Forked(self.children.len()));
+                self.children.push(self.memory.clone());
+            }
+            13 if end - start > 1 => {
+                kept = Some(start..end - 1);
+                events.extend(self.unmap(&(end - 1..end)));
+            }
+            14 if one_area && self.grows && self.is_free(end..end + 1) => {
+                let last = self.memory[&(end - 1)];
+                self.memory.insert(
+                    end,
+                    Page {
+                        to_come: None,
+                        ..last
+                    },
+                );
+                kept = Some(start..end + 1);
+            }
+            _ => {}
+        }
+        if events.is_empty() {
+            self.blocks.extend(kept);
+            return None;
+        }
+        Some(Call {
+            events,
+            stage: Stage::Tells,
+            block: kept,
+        })
+    }
+}
+
+fn wrong(memory: &Memory, pending: &Pending) -> Option<String> {
+    let told = flat(pending);
+    let differ =
+        |page: &u64, what: &Page| what.area.is_some() && told.get(page).copied() != what.to_come;
+    let (page, what) = memory.iter().find(|(page, what)| differ(page, what))?;
+    Some(format!("page {page}: {:?}, not {what:?}", told.get(page)))
+}
+
+/// How a run went.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Right,
+    Doubt,
+    Wrong(String),
+}
+
+/// Runs a program; `settle` is told of each group of changes.
+fn run(
+    model: &mut Model,
+    choices: &[(u8, u64)],
+    mut settle: impl FnMut(&mut Table, &[Change], &Seen) -> io::Result<Settled>,
+) -> Outcome {
+    let mut table = model.table();
+    let mut group = Vec::new();
+    let mut log = Vec::new();
+    let threads = model.calls.len();
+    // In the end all calls return.
+    let end = (0..200).map(|turn| (turn as u8, 2 * 16));
+    let mut calm = false;
+    for (turn, choice) in choices.iter().copied().chain(end) {
+        calm |= choice == 32 && turn == 0;
+        let thread = usize::from(turn) % threads;
+        if calm && model.calls[thread].is_none() {
+            continue;
+        }
+        let read = model.go(thread, choice);
+        log.extend(read.clone());
+        group.extend(read);
+        if group.is_empty() || model.is_changing() {
+            continue;
+        }
+        let children: Vec<Vec<Range<u64>>> = model.children.iter().map(areas).collect();
+        // Numbers are those of the group.
+        let born: Vec<usize> = group
+            .iter()
+            .filter_map(|change| match change {
+                Change::Forked(child) => Some(*child),
+                _ => None,
+            })
+            .collect();
+        let mut renamed = group.clone();
+        for change in &mut renamed {
+            if let Change::Forked(child) = change {
+                *child = born.iter().position(|b| b == child).unwrap();
+            }
+        }
+        let seen = Seen(
+            areas(&model.memory),
+            born.iter().map(|b| children[*b].clone()).collect(),
+        );
+        let Ok(settled) = settle(&mut table, &renamed, &seen) else {
+            return Outcome::Doubt;
+        };
+        let mut found = wrong(&model.memory, &table.pending);
+        for (child, pending) in born.iter().zip(&settled.children) {
+            found = found.or_else(|| wrong(&model.children[*child], pending));
+        }
+        if let Some(what) = found {
+            return Outcome::Wrong(format!("{what} after {log:x?}"));
+        }
+        group.clear();
+    }
+    Outcome::Right
+}
+
+fn choices() -> impl Strategy<Value = (usize, Vec<(u8, u64)>)> {
+    (
+        2..5_usize,
+        prop::collection::vec((any::<u8>(), any::<u32>().prop_map(u64::from)), 0..160),
+    )
+}
+
+/// Never wrong; how often it could not be known.
+fn never_wrong(grows: bool) -> (u32, u32) {
+    let (doubts, runs) = (Cell::new(0), Cell::new(0));
+    let mut runner = TestRunner::new(Config {
+        cases: 2000,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let result = runner.run(&choices(), |(threads, choices)| {
+        runs.set(runs.get() + 1);
+        match run(&mut Model::new(threads, grows), &choices, settle) {
+            Outcome::Right => {}
+            Outcome::Doubt => doubts.set(doubts.get() + 1),
+            Outcome::Wrong(what) => return Err(TestCaseError::fail(what)),
+        }
+        Ok(())
+    });
+    result.unwrap();
+    (doubts.get(), runs.get())
+}
+
+#[test]
+fn memory_is_never_wrong() {
+    let (doubts, runs) = never_wrong(false);
+    println!("{doubts} of {runs} programs could not be followed");
+    assert!(doubts * 5 < runs);
+    let (doubts, runs) = never_wrong(true);
+    println!("{doubts} of {runs} programs whose memory grows could not be followed");
+}
+
+#[test]
+fn in_the_order_read_it_would_be_wrong() {
+    let as_read = |table: &mut Table, changes: &[Change], _: &Seen| {
+        let mut children = Vec::new();
+        for change in changes {
+            match change {
+                Change::Moved { from, to } => drop(table.pending.relocate(from, *to)),
+                Change::Unmapped(range) | Change::Removed(range) => {
+                    drop(table.pending.remove(range))
+                }
+                Change::Forked(_) => children.push(table.pending.clone()),
+            }
+        }
+        Ok(Settled {
+            children,
+            gone: Ranges::default(),
+        })
+    };
+    let found = RefCell::new(0);
+    let mut runner = TestRunner::new(Config {
+        cases: 500,
+        ..Config::default()
+    });
+    let result = runner.run(&choices(), |(threads, choices)| {
+        if let Outcome::Wrong(_) = run(&mut Model::new(threads, false), &choices, as_read) {
+            *found.borrow_mut() += 1;
+        }
+        Ok(())
+    });
+    result.unwrap();
+    println!("wrong in {} of 500 programs", found.borrow());
+    assert!(*found.borrow() > 0);
+}
