@@ -32,7 +32,7 @@ pub struct CloneRequest {
     /// How nodes are cloned.
     #[serde(default)]
     pub rung: RungChoice,
-    /// Bound on the freeze in milliseconds, 50 to 60000; the daemon's configuration when absent.
+    /// Bound on the freeze in milliseconds, 10 to 60000; the daemon's configuration when absent.
     #[serde(default)]
     pub max_freeze_ms: Option<u64>,
 }

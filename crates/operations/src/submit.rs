@@ -20,7 +20,7 @@ use crate::shared::{Shared, store_problem};
 use crate::{clone, create, image, pool, power, remove, rename};
 
 /// Least and most that a request may allow a freeze to take, milliseconds.
-const FREEZE_BOUNDS: std::ops::RangeInclusive<u64> = 50..=60_000;
+const FREEZE_BOUNDS: std::ops::RangeInclusive<u64> = 10..=60_000;
 
 /// Most operations that run or wait at a time, and most of them on one environment.
 const MOST_UNDER_WAY: usize = 256;
@@ -228,7 +228,7 @@ impl Shared {
                 Code::BadRequest,
                 Fault::Request,
                 format!("a freeze of at most {max_freeze_ms} ms cannot be asked for"),
-                "give a bound from 50ms to 60s",
+                "give a bound from 10ms to 60s",
             ));
         }
         let parent = self.settled(parent, "cloned")?;

@@ -15,7 +15,7 @@ use crate::table::{Grid, fields, optional, text};
 use crate::term::Paint;
 
 /// Bounds of `--max-freeze` in milliseconds, as the API's.
-const MAX_FREEZE: std::ops::RangeInclusive<u64> = 50..=60_000;
+const MAX_FREEZE: std::ops::RangeInclusive<u64> = 10..=60_000;
 
 /// Clone a running environment: its disks and its memory, as of one instant.
 ///
@@ -53,7 +53,7 @@ pub(crate) struct CloneArgs {
     )]
     rung: RungArg,
 
-    /// Longest time the original may stand still, 50ms to 60s [default: the daemon's setting, 5s]
+    /// Longest time the original may stand still, 10ms to 60s [default: the daemon's setting, 5s]
     #[arg(long, value_name = "TIME", value_parser = freeze)]
     max_freeze: Option<u64>,
 
@@ -95,7 +95,7 @@ fn freeze(text: &str) -> Result<u64, String> {
     if MAX_FREEZE.contains(&ms) {
         Ok(ms)
     } else {
-        Err("write a time from 50ms to 60s".to_owned())
+        Err("write a time from 10ms to 60s".to_owned())
     }
 }
 

@@ -326,7 +326,7 @@ impl Default for CloneBounds {
 }
 
 fn max_freeze<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    value::duration(from, 50, 60_000)
+    value::duration(from, 10, 60_000)
 }
 
 fn ready_timeout<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {

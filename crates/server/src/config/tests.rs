@@ -152,7 +152,7 @@ fn errors_name_the_line() {
         (
             "[clone]\n\nmax_freeze = \"1ms\"",
             3,
-            "is not between 50ms and 60s",
+            "is not between 10ms and 60s",
         ),
         ("[clone]\nready_timeout = 5", 2, "invalid type"),
         ("[tools]\nrunc = \"runc\"", 2, "no absolute path"),
