@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use crate::container::Container;
 use crate::cut::CutNode;
@@ -20,6 +21,8 @@ use crate::swrk::{Swrk, Until};
 const LOG: &str = "dump.log";
 /// Errors and warnings: every further level costs milliseconds in the freeze.
 const LOG_LEVEL: i32 = 2;
+/// How long CRIU may take from its start until then, at least.
+const START_TIME: Duration = Duration::from_secs(5);
 /// CRIU's own time for getting hold of the processes, seconds.
 const SEIZE_TIME: u32 = 2;
 
@@ -34,7 +37,7 @@ pub(crate) struct Dump {
 }
 
 impl Dump {
-    /// Starts CRIU and waits until it is about to touch the node for the first time; copies memory ahead.
+    /// Starts CRIU, copies memory ahead, and waits until CRIU is about to touch the node for the first time.
     pub(crate) fn prepare(
         criu: &Criu,
         node: &CutNode,
@@ -67,12 +70,14 @@ impl Dump {
             opts: Some(options(container, &folder)?),
             notify_success: None,
         })?;
-        swrk.wait_stage("pre-dump", until)?;
+        // CRIU probes the kernel meanwhile
         if let Some(memory) = memory.as_mut() {
             memory.copy_ahead(container, plant, &|| !until.stop.load(Ordering::Relaxed))?;
         } else if let Err(error) = memory::warm(&node.images, &container.processes()) {
             tracing::debug!(%error, "no memory was made ready"); // then it costs time in the freeze
         }
+        let deadline = until.deadline.max(Instant::now() + START_TIME);
+        swrk.wait_stage("pre-dump", Until { deadline, ..until })?;
         Ok(Self {
             swrk,
             memory,
