@@ -21,7 +21,7 @@ use offshoot_model::view::EnvironmentView;
 
 use self::bulk::{Bulk, human, size, value_size};
 use self::compare::Container;
-use self::figures::Measured;
+use self::figures::{Measured, mib};
 use self::ours::CLONE;
 use self::report::{By, Machine, Report, Run};
 use crate::commands::{programs, root, setup};
@@ -170,7 +170,8 @@ fn measure(arguments: &Arguments, instance: &Instance, report: &mut Report) -> a
         value: arguments.value,
         writes: arguments.writes,
     };
-    for bytes in &arguments.sizes {
+    let sizes = that_fit(&arguments.sizes)?;
+    for bytes in &sizes {
         let name = format!("redis-{}", human(*bytes));
         println!("{name}: filling");
         bulk(*bytes).fill(parent.redis)?;
@@ -191,10 +192,9 @@ fn measure(arguments: &Arguments, instance: &Instance, report: &mut Report) -> a
         ours::make_files(instance, &parent.site, *files)?;
         report.runs.push(parent.clones(&name, bulk(0))?);
     }
-    let sizes = || arguments.sizes.iter().map(|bytes| bulk(*bytes));
     if !arguments.no_plain {
-        for bulk in sizes() {
-            let run = parent.compared(By::PlainRuncCriu, bulk, plain::Runc::start)?;
+        for bytes in &sizes {
+            let run = parent.compared(By::PlainRuncCriu, bulk(*bytes), plain::Runc::start)?;
             report.runs.push(run);
         }
     }
@@ -205,11 +205,26 @@ fn measure(arguments: &Arguments, instance: &Instance, report: &mut Report) -> a
         println!("SKIPPED: podman is not installed");
         return Ok(());
     }
-    for bulk in sizes() {
-        let run = parent.compared(By::Podman, bulk, podman::Podman::start)?;
+    for bytes in &sizes {
+        let run = parent.compared(By::Podman, bulk(*bytes), podman::Podman::start)?;
         report.runs.push(run);
     }
     Ok(())
+}
+
+/// The sizes that the host has memory for: in the parent, on their way, and in the clone.
+fn that_fit(sizes: &[u64]) -> anyhow::Result<Vec<u64>> {
+    let available = settle::available()?;
+    let (fit, too_big): (Vec<u64>, Vec<u64>) =
+        sizes.iter().partition(|bytes| **bytes <= available / 3);
+    for bytes in too_big {
+        println!(
+            "SKIPPED: {0} in Redis: a clone of it needs three times {0} of memory, and {1:.0} MiB are available",
+            human(bytes),
+            mib(available)
+        );
+    }
+    Ok(fit)
 }
 
 /// The environment that is cloned.

@@ -120,8 +120,8 @@ fn belongs(process: &Path, group: &str, run: &str) -> bool {
     has("cgroup", group) || has("cmdline", run)
 }
 
-/// Bytes the kernel thinks are available.
-fn available() -> anyhow::Result<u64> {
+/// Bytes of memory the kernel thinks are available.
+pub(super) fn available() -> anyhow::Result<u64> {
     let text = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
     let kib = field_kib(&text, "MemAvailable:").context("/proc/meminfo has no MemAvailable")?;
     Ok(kib << 10)

@@ -25,17 +25,25 @@ struct Known {
     ballast: Vec<u8>,
 }
 
-/// What the ballast is at a place: the number of its page, again and again, so that no two pages are the same.
-fn ballast_at(place: usize) -> u8 {
-    (place >> 12 >> (8 * (place & 3))) as u8
+/// A page of the ballast: its number, again and again, so that no two pages are the same.
+fn ballast_page(number: usize) -> Vec<u8> {
+    (number as u32).to_le_bytes().repeat(1024)
+}
+
+fn ballast(pages: usize) -> Vec<u8> {
+    let mut all = Vec::with_capacity(pages << 12);
+    for number in 0..pages {
+        all.extend_from_slice(&ballast_page(number));
+    }
+    all
 }
 
 fn main() {
-    let megabytes = std::env::var("BALLAST_MIB")
+    let megabytes: Option<usize> = std::env::var("BALLAST_MIB")
         .ok()
         .and_then(|n| n.parse().ok());
     let known = Arc::new(Known {
-        ballast: (0..megabytes.unwrap_or(0) << 20).map(ballast_at).collect(),
+        ballast: ballast(megabytes.unwrap_or(0) << 8),
         ..Known::default()
     });
     let boot = uuid::Uuid::new_v4().to_string();
@@ -99,8 +107,8 @@ fn serve(stream: TcpStream, known: &Known, boot: &str) -> std::io::Result<()> {
             }
         }
         let whole = (path == "/ballast").then(|| {
-            let mut all = known.ballast.iter().enumerate();
-            all.all(|(place, byte)| *byte == ballast_at(place))
+            let mut pages = known.ballast.chunks(4096).enumerate();
+            pages.all(|(number, page)| page == ballast_page(number))
         });
         let number = |n: &AtomicU64| n.load(Ordering::SeqCst);
         let body = serde_json::json!({
