@@ -49,22 +49,7 @@ impl Stopped {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let deadline = Instant::now() + max;
-        let mut threads = Threads(Vec::new());
-        loop {
-            let before = threads.0.len();
-            for entry in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
-                let Some(id) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
-                    continue;
-                };
-                let thread = Pid::from_raw(id);
-                if !threads.0.contains(&thread) && stop_thread(thread, deadline)? {
-                    threads.0.push(thread);
-                }
-            }
-            if threads.0.len() == before {
-                break; // nobody is left who could start another one
-            }
-        }
+        let threads = Threads::of(pid, deadline)?;
         Ok(Self {
             speaker: Speaker::choose(pid, &threads.0, deadline)?,
             _threads: threads,
@@ -133,9 +118,50 @@ impl Stopped {
     }
 }
 
+/// A process whose threads all stand still, outside of any system call or about to begin it again: nothing that one of them asked the
+/// kernel for is under way. Nothing else is done to them. Dropping this lets them go on, and so does the end of the calling thread.
+#[derive(Debug)]
+pub struct Paused {
+    _threads: Threads,
+}
+
+impl Paused {
+    /// Stops all threads of process `pid`.
+    ///
+    /// # Errors
+    /// As [`Stopped::stop`].
+    pub fn pause(pid: i32, max: Duration) -> io::Result<Self> {
+        Ok(Self {
+            _threads: Threads::of(pid, Instant::now() + max)?,
+        })
+    }
+}
+
 /// Threads that are let go when this is dropped.
 #[derive(Debug)]
 struct Threads(Vec<Pid>);
+
+impl Threads {
+    /// Stops all threads of process `pid`.
+    fn of(pid: i32, deadline: Instant) -> io::Result<Self> {
+        let mut threads = Self(Vec::new());
+        loop {
+            let before = threads.0.len();
+            for entry in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+                let Some(id) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+                    continue;
+                };
+                let thread = Pid::from_raw(id);
+                if !threads.0.contains(&thread) && stop_thread(thread, deadline)? {
+                    threads.0.push(thread);
+                }
+            }
+            if threads.0.len() == before {
+                return Ok(threads); // nobody is left who could start another one
+            }
+        }
+    }
+}
 
 impl Drop for Threads {
     fn drop(&mut self) {

@@ -6,7 +6,9 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use offshoot_sys::inject::Paused;
 use offshoot_sys::memory;
 use offshoot_sys::pagemap::{Pagemap, Protect, Region, Wanted, page};
 use offshoot_sys::process::Process;
@@ -22,6 +24,8 @@ use crate::error::CriuError;
 
 /// Page tables are locked for so much memory at a time: the process wants them too.
 const STRIDE: u64 = 64 << 20;
+/// How long a process may take to stand still for a moment.
+const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Bytes copied at a time: stays in the processor's cache between reading and writing.
 const CHUNK: usize = 256 << 10;
 /// Pages that CRIU dumps: there, not the kernel's zeros, not the file's own.
@@ -50,6 +54,9 @@ pub(super) struct Tracked {
     twin: Option<Twin>,
     /// Pages that were not copied. They have not been written since the twin was made, as far as is known.
     left: RangeSet<u64>,
+    /// Disks write into its pages while one of its threads waits for that (`O_DIRECT` of open(2)), and no page table tells: pages are
+    /// protected only while no thread waits.
+    reads_directly: bool,
     /// Addresses that could not be copied when it was their turn.
     unsure: Vec<Range<u64>>,
     /// Rounds so far.
@@ -79,10 +86,11 @@ impl Tracked {
     /// is quicker the second time, because the copy has its room by then.
     pub(super) fn new(pid: i32, images: &Path, plant: &dyn Plant) -> io::Result<Self> {
         let mut tracked = Self::untracked(pid, images)?;
-        if is_written_by_disk(pid)? {
+        if areas::of_running(pid)?.has_aio {
             tracing::debug!(pid, "is not tracked: the disk writes into its memory");
             return Ok(tracked);
         }
+        tracked.reads_directly = has_direct_files(pid);
         let features = feature::WP_ASYNC | feature::WP_UNPOPULATED;
         let planted = plant
             .plant(pid)
@@ -111,6 +119,7 @@ impl Tracked {
             writes: None,
             twin: None,
             left: RangeSet::new(),
+            reads_directly: false,
             unsure: Vec::new(),
             rounds: 0,
             runs: Vec::new(),
@@ -161,7 +170,19 @@ impl Tracked {
                     return Ok(pages);
                 }
                 let mut found = Vec::new();
+                let paused = match protect {
+                    Protect::Found if self.reads_directly => match Paused::pause(pid, PAUSE_MAX) {
+                        Ok(paused) => Some(paused),
+                        Err(error) => {
+                            tracing::debug!(pid, %error, "is not tracked any more");
+                            self.lose_track();
+                            return Ok(pages);
+                        }
+                    },
+                    _ => None,
+                };
                 pagemap.scan(stride, looking_for, protect, |region| found.push(region))?;
+                drop(paused);
                 for region in found {
                     if leave {
                         self.left.insert(region.start..region.end);
@@ -177,10 +198,19 @@ impl Tracked {
         }
         self.rounds += 1;
         // After the scan: what the disk was writing meanwhile, it writes into a file that is open by now.
-        if self.writes.is_some() && is_written_by_disk(pid)? {
-            self.writes = None;
+        if self.writes.is_some()
+            && (areas::of_running(pid)?.has_aio || !self.reads_directly && has_direct_files(pid))
+        {
+            self.lose_track();
         }
         Ok(pages)
+    }
+
+    /// From now on every page counts as changed.
+    fn lose_track(&mut self) {
+        self.writes = None;
+        self.twin = None;
+        self.left = RangeSet::new();
     }
 
     /// Has a twin made for what was left, or copies it where there can be none; the pages that were copied.
@@ -356,13 +386,8 @@ fn strides(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         .map(move |start| start..start.saturating_add(STRIDE).min(end))
 }
 
-/// Whether the disk may write into the process's pages some time after the page tables say so: it has a file open with
-/// `O_DIRECT`, or asynchronous I/O of the kernel's own.
-fn is_written_by_disk(pid: i32) -> io::Result<bool> {
-    Ok(areas::of_running(pid)?.has_aio || writes_directly(pid))
-}
-
-fn writes_directly(pid: i32) -> bool {
+/// Whether the disk may write into the process's pages without a copy in between: it has a file open with `O_DIRECT`.
+fn has_direct_files(pid: i32) -> bool {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else {
         return true;
     };

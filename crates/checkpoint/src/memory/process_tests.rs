@@ -1,8 +1,9 @@
 //! Real processes, tracked while they work.
 
 use std::collections::HashSet;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -40,7 +41,7 @@ impl Plant for InProcess {
 
 /// Works on its memory without end, looks whether all is as it left it, and says so.
 const WORKER: &str = "
-import hashlib, os, select, mmap, random
+import hashlib, os, select, mmap, random, sys, threading
 private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 r, w = os.pipe()
 data = {}
@@ -51,6 +52,14 @@ def fill(area, n):
 def check(area, n, size):
     for at in range(0, size, 4096):
         if area[at:at+16] != b'%016d' % (n + at): raise SystemExit('torn')
+def read_directly(path):
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    into = [memoryview(mmap.mmap(-1, 4 << 20, flags=private)) for i in range(2)]
+    size = os.fstat(fd).st_size
+    while True:
+        at = random.randrange(0, 4 << 20, 65536)
+        os.preadv(fd, [into[random.randrange(2)][at:at + 65536]], random.randrange(0, size, 65536))
+if len(sys.argv) > 1: threading.Thread(target=read_directly, args=sys.argv[1:], daemon=True).start()
 while True:
     for k in list(data):
         if data[k][0] != hashlib.sha256(data[k][1]).digest(): raise SystemExit('torn')
@@ -88,9 +97,10 @@ while True:
 struct Worker(Child, BufReader<std::process::ChildStdout>);
 
 impl Worker {
-    fn start() -> Self {
+    fn start(args: &[&Path]) -> Self {
         let mut child = Command::new("python3")
             .args(["-c", WORKER])
+            .args(args)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -126,7 +136,7 @@ fn a_process_does_not_notice_that_it_is_copied() {
         return;
     }
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let mut worker = Worker::start();
+    let mut worker = Worker::start(&[]);
     worker.works_on();
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(4) {
@@ -148,8 +158,33 @@ fn what_is_taken_is_what_the_process_has() {
         println!("SKIPPED: this kernel has no PAGEMAP_SCAN (Linux 6.7)");
         return;
     }
+    is_taken_as_it_is(&[]);
+}
+
+/// The same with a thread that has the disk write into its memory.
+#[test]
+fn what_the_disk_writes_is_taken_too() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let path = dir.path().join("file");
+    let mut noise = vec![0; 16 << 20];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut noise))
+        .unwrap();
+    fs::write(&path, &noise).unwrap();
+    let direct = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::DIRECT.bits().cast_signed())
+        .open(&path);
+    if !Pagemap::is_supported() || direct.is_err() {
+        println!("SKIPPED: this kernel has no PAGEMAP_SCAN (Linux 6.7), or /var/tmp no O_DIRECT");
+        return;
+    }
+    is_taken_as_it_is(&[&path]);
+}
+
+fn is_taken_as_it_is(args: &[&Path]) {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let mut worker = Worker::start();
+    let mut worker = Worker::start(args);
     for _ in 0..10 {
         worker.works_on();
     }
@@ -179,6 +214,7 @@ fn what_is_taken_is_what_the_process_has() {
             worker.works_on();
         }
         assert!(tracked.twin.is_some());
+        assert_eq!(tracked.reads_directly, !args.is_empty());
 
         let stopped = Stopped::stop(pid, BOUND).unwrap();
         let areas = areas::of_running(pid).unwrap().areas;
