@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 
+use rustix::io::Errno;
+
 use super::pages::PAGE;
 use super::pending::Pending;
 use super::ranges::Ranges;
@@ -142,7 +144,8 @@ impl Step {
         one.into_iter().chain(two)
     }
 
-    /// Whether it is in the order read beside `later`. Memory is given up after its event was read, so who knows of that is read later.
+    /// Whether the order of the two is the one read. Memory is given up after the event of that was read, so who knows of it is read later.
+    /// To who does not, such as a child of a fork(2) meanwhile, it may be there or not.
     fn keeps_before(&self, later: &Self) -> bool {
         use Change::{Forked, Removed};
         self.read < later.read
@@ -311,7 +314,7 @@ impl Part<'_> {
         places.collect()
     }
 
-    /// What is to come to the children, of whom it need not be certain when they came to be: nothing is asked for where nothing is watched.
+    /// What is to come to the children. When they came to be need not be certain: nothing is asked for where nothing is watched.
     fn children(&self, states: &[State], look: &impl Look) -> io::Result<Vec<Pending>> {
         let mut children = Vec::new();
         let forks = self.steps.iter().filter_map(|step| match step.change {
@@ -336,6 +339,19 @@ impl Part<'_> {
                 .all(|birth| pending.join(&birth.table.pending))
             {
                 return Err(self.doubt());
+            }
+            let uncertain: Vec<u64> = births
+                .iter()
+                .flat_map(|birth| pending.beyond(&birth.table.pending))
+                .collect();
+            for page in uncertain {
+                match look.look(Some(child), page) {
+                    Ok(Place::Unwatched) => drop(pending.remove(&(page..page + PAGE))),
+                    Ok(_) => return Err(self.doubt()),
+                    // It ended, or executes another program.
+                    Err(e) if Errno::from_io_error(&e) == Some(Errno::SRCH) => {}
+                    Err(_) => return Err(self.doubt()),
+                }
             }
             children.push(pending);
         }

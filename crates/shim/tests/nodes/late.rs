@@ -172,8 +172,26 @@ fn whatever_a_process_does_to_memory_that_still_comes() {
         return;
     };
     let client = pair.clone.start();
+    plays(&pair, &client);
+    pair.assert_never_wrong();
+    client.wait_memory(LONG).unwrap();
+}
+
+#[test]
+fn whatever_threads_do_at_once_to_memory_that_still_comes() {
+    let Some(pair) = Pair::new(256, "threads alone") else {
+        return;
+    };
+    let client = pair.clone.start();
+    plays(&pair, &client);
+    pair.assert_never_wrong();
+    client.wait_memory(LONG).unwrap();
+}
+
+/// Waits until the node says that all is well, or not.
+fn plays(pair: &Pair, client: &NodeClient) {
     let source = pair.source();
-    // At first it stands most of the time, so that there is something to come for long.
+    // At first it stands most of the time, so that there is something to come for long, and threads wait for it together.
     let began = Instant::now();
     let (mut looks, mut early) = (0, 0);
     wait_for("the end of the play", || {
@@ -195,8 +213,6 @@ fn whatever_a_process_does_to_memory_that_still_comes() {
             })
     });
     println!("{early} of {looks} times there was something to come");
-    pair.assert_never_wrong();
-    client.wait_memory(LONG).unwrap();
 }
 
 /// Ends one of the processes beside a node whose memory comes: the node ends, and never goes on with wrong memory.
