@@ -144,15 +144,28 @@ impl Step {
         one.into_iter().chain(two)
     }
 
-    /// Whether the order of the two is the one read. Memory is given up after the event of that was read, so who knows of it is read later.
-    /// To who does not, such as a child of a fork(2) meanwhile, it may be there or not.
-    fn keeps_before(&self, later: &Self) -> bool {
+    /// Where something is to whoever knows of this step, that is, once it was read: what arrived, or what was wiped.
+    fn told(&self) -> Option<Range<u64>> {
+        match &self.change {
+            Change::Moved { from, to } => Some(target(from, *to)),
+            Change::Removed(range) => Some(range.clone()),
+            Change::Unmapped(_) | Change::Forked(_) => None,
+        }
+    }
+
+    /// Whether it certainly came before `later`: else it would have to do with what `later` told, and would have been read after that.
+    /// Memory is given up after its event was read; to who does not know of that, such as a child of a fork(2) meanwhile, it may be there
+    /// or not.
+    fn precedes(&self, later: &Self) -> bool {
         use Change::{Forked, Removed};
         self.read < later.read
-            && matches!(
+            && (matches!(
                 (&self.change, &later.change),
-                (Removed(_), Removed(_) | Forked(_)) | (Forked(_), Removed(_))
-            )
+                (Removed(_), Forked(_)) | (Forked(_), Removed(_))
+            ) || later.told().is_some_and(|told| {
+                self.ranges()
+                    .any(|range| range.start < told.end && told.start < range.end)
+            }))
     }
 }
 
@@ -276,7 +289,6 @@ impl Part<'_> {
                 table: start,
                 left: Ranges::default(),
             },
-            told: Vec::new(),
             forks: BTreeMap::new(),
         }];
         for _ in &self.steps {
@@ -398,8 +410,6 @@ impl Moment {
 struct State {
     done: Vec<bool>,
     now: Moment,
-    /// Where something arrived or was wiped, and when that was read: who goes on with that place was read later.
-    told: Vec<(Range<u64>, usize)>,
     /// The moments at which children came to be.
     forks: BTreeMap<usize, Moment>,
 }
@@ -409,20 +419,7 @@ impl State {
     fn after(&self, number: usize, steps: &[&Step]) -> Option<Self> {
         let step = steps.get(number)?;
         let mut others = steps.iter().zip(&self.done);
-        if *self.done.get(number)? || others.any(|(other, done)| !done && other.keeps_before(step))
-        {
-            return None;
-        }
-        let known = |range: &Range<u64>| {
-            let met = |(place, _): &&(Range<u64>, usize)| {
-                place.start < range.end && range.start < place.end
-            };
-            self.told
-                .iter()
-                .filter(met)
-                .all(|(_, read)| *read < step.read)
-        };
-        if !step.ranges().all(|range| known(&range)) {
+        if *self.done.get(number)? || others.any(|(other, done)| !done && other.precedes(step)) {
             return None;
         }
         let mut after = self.clone();
@@ -445,7 +442,6 @@ impl State {
                 table.watched.insert(&target);
                 left.remove(&target);
                 table.pending.relocate(from, *to);
-                after.told.push((target, step.read));
             }
             Change::Unmapped(range) => {
                 table.pending.remove(range);
@@ -457,13 +453,11 @@ impl State {
                 table.pending.remove(range);
                 table.watched.insert(range);
                 left.remove(range);
-                after.told.push((range.clone(), step.read));
             }
             Change::Forked(child) => {
                 after.forks.insert(*child, self.now.clone());
             }
         }
-        after.told.sort_by_key(|(range, read)| (*read, range.start));
         Some(after)
     }
 }

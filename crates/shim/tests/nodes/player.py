@@ -145,7 +145,7 @@ def block(base):
 
 
 def shuffle(blocks):
-    """Moves blocks to places that are free or become free by another thread, frees them, and checks each in the end."""
+    """Moves blocks to places that another thread has just left, uses them, and checks each in the end."""
     while blocks:
         base, address = blocks.pop(random.randrange(len(blocks)))
         what = random.randrange(8)
@@ -156,6 +156,10 @@ def shuffle(blocks):
             hole = libc.mmap(0, BLOCK, 0, PRIVATE, -1, 0)
             address = libc.mremap(address, BLOCK, BLOCK, 3, hole)
             blocks.append((base, address))
+            index = random.randrange(16)
+            if ctypes.string_at(address + index * 4096, 4096) != page(base, index):
+                say("bad block", base, index)
+                os._exit(1)
         else:
             found = ctypes.string_at(address, BLOCK)
             if found != b"".join(page(base, index) for index in range(16)):
