@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 
+use rustix::io::Errno;
+
 use super::pages::PAGE;
 use super::pending::Pending;
 use super::ranges::Ranges;
@@ -142,14 +144,28 @@ impl Step {
         one.into_iter().chain(two)
     }
 
-    /// Whether it is in the order read beside `later`. Memory is given up after its event was read, so who knows of that is read later.
-    fn keeps_before(&self, later: &Self) -> bool {
+    /// Where something is to whoever knows of this step, that is, once it was read: what arrived, or what was wiped.
+    fn told(&self) -> Option<Range<u64>> {
+        match &self.change {
+            Change::Moved { from, to } => Some(target(from, *to)),
+            Change::Removed(range) => Some(range.clone()),
+            Change::Unmapped(_) | Change::Forked(_) => None,
+        }
+    }
+
+    /// Whether it certainly came before `later`: else it would have to do with what `later` told, and would have been read after that.
+    /// Memory is given up after its event was read; to who does not know of that, such as a child of a fork(2) meanwhile, it may be there
+    /// or not.
+    fn precedes(&self, later: &Self) -> bool {
         use Change::{Forked, Removed};
         self.read < later.read
-            && matches!(
+            && (matches!(
                 (&self.change, &later.change),
-                (Removed(_), Removed(_) | Forked(_)) | (Forked(_), Removed(_))
-            )
+                (Removed(_), Forked(_)) | (Forked(_), Removed(_))
+            ) || later.told().is_some_and(|told| {
+                self.ranges()
+                    .any(|range| range.start < told.end && told.start < range.end)
+            }))
     }
 }
 
@@ -273,7 +289,6 @@ impl Part<'_> {
                 table: start,
                 left: Ranges::default(),
             },
-            told: Vec::new(),
             forks: BTreeMap::new(),
         }];
         for _ in &self.steps {
@@ -311,7 +326,7 @@ impl Part<'_> {
         places.collect()
     }
 
-    /// What is to come to the children, of whom it need not be certain when they came to be: nothing is asked for where nothing is watched.
+    /// What is to come to the children. When they came to be need not be certain: nothing is asked for where nothing is watched.
     fn children(&self, states: &[State], look: &impl Look) -> io::Result<Vec<Pending>> {
         let mut children = Vec::new();
         let forks = self.steps.iter().filter_map(|step| match step.change {
@@ -336,6 +351,19 @@ impl Part<'_> {
                 .all(|birth| pending.join(&birth.table.pending))
             {
                 return Err(self.doubt());
+            }
+            let uncertain: Vec<u64> = births
+                .iter()
+                .flat_map(|birth| pending.beyond(&birth.table.pending))
+                .collect();
+            for page in uncertain {
+                match look.look(Some(child), page) {
+                    Ok(Place::Unwatched) => drop(pending.remove(&(page..page + PAGE))),
+                    Ok(_) => return Err(self.doubt()),
+                    // It ended, or executes another program.
+                    Err(e) if Errno::from_io_error(&e) == Some(Errno::SRCH) => {}
+                    Err(_) => return Err(self.doubt()),
+                }
             }
             children.push(pending);
         }
@@ -382,8 +410,6 @@ impl Moment {
 struct State {
     done: Vec<bool>,
     now: Moment,
-    /// Where something arrived or was wiped, and when that was read: who goes on with that place was read later.
-    told: Vec<(Range<u64>, usize)>,
     /// The moments at which children came to be.
     forks: BTreeMap<usize, Moment>,
 }
@@ -393,20 +419,7 @@ impl State {
     fn after(&self, number: usize, steps: &[&Step]) -> Option<Self> {
         let step = steps.get(number)?;
         let mut others = steps.iter().zip(&self.done);
-        if *self.done.get(number)? || others.any(|(other, done)| !done && other.keeps_before(step))
-        {
-            return None;
-        }
-        let known = |range: &Range<u64>| {
-            let met = |(place, _): &&(Range<u64>, usize)| {
-                place.start < range.end && range.start < place.end
-            };
-            self.told
-                .iter()
-                .filter(met)
-                .all(|(_, read)| *read < step.read)
-        };
-        if !step.ranges().all(|range| known(&range)) {
+        if *self.done.get(number)? || others.any(|(other, done)| !done && other.precedes(step)) {
             return None;
         }
         let mut after = self.clone();
@@ -429,7 +442,6 @@ impl State {
                 table.watched.insert(&target);
                 left.remove(&target);
                 table.pending.relocate(from, *to);
-                after.told.push((target, step.read));
             }
             Change::Unmapped(range) => {
                 table.pending.remove(range);
@@ -441,13 +453,11 @@ impl State {
                 table.pending.remove(range);
                 table.watched.insert(range);
                 left.remove(range);
-                after.told.push((range.clone(), step.read));
             }
             Change::Forked(child) => {
                 after.forks.insert(*child, self.now.clone());
             }
         }
-        after.told.sort_by_key(|(range, read)| (*read, range.start));
         Some(after)
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::pages::PAGE;
+
 /// Pages side by side: where they belong, and where in the file they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Piece {
@@ -94,6 +96,15 @@ impl Pending {
             self.insert(piece);
         }
         true
+    }
+
+    /// The first addresses of pages that are to come by this and not by `other`.
+    pub(crate) fn beyond(&self, other: &Self) -> Vec<u64> {
+        let pages = |piece: Piece| piece.range.step_by(PAGE as usize);
+        let pages = self.all().flat_map(pages);
+        pages
+            .filter(|page| other.inside(&(*page..page + PAGE)).is_empty())
+            .collect()
     }
 
     /// The next piece at or after `address`, at most `max` bytes of it; after the last comes the first.

@@ -26,6 +26,8 @@ const CHUNK: u64 = 256 << 10;
 const REST: u32 = 1;
 /// Until something is tried again that the kernel refused because the process was changing its memory.
 const AGAIN: Duration = Duration::from_micros(100);
+/// From so many changes on, without a moment in which none is under way, the process has to stand.
+const CHANGES_MAX: usize = 8;
 /// How often it is looked, one after the other, for events and the end of changes. Threads need a moment to go on.
 const LOOKS: u32 = 32;
 /// How long the kernel may have no room for a page before the process cannot go on.
@@ -101,7 +103,12 @@ impl Space {
 
     /// Takes in all that happened, if the process is not just changing its memory; forked children are added to `young`.
     fn listen(&mut self, young: &mut Vec<Self>) -> io::Result<Outcome> {
+        let many = self.changes.len() + CHANGES_MAX;
         for _ in 0..LOOKS {
+            // Whoever was read goes on and does more.
+            if self.changes.len() >= many {
+                break;
+            }
             let events = self.uffd.events()?;
             if !events.is_empty() {
                 events.into_iter().for_each(|event| self.hear(event));
@@ -295,6 +302,37 @@ impl Service {
         self.due = Instant::now();
     }
 
+    /// Takes in what happened.
+    fn hear(&mut self) -> io::Result<Vec<Outcome>> {
+        let mut young = Vec::new();
+        let heard: io::Result<Vec<Outcome>> = self
+            .spaces
+            .iter_mut()
+            .map(|space| space.listen(&mut young))
+            .collect();
+        // Kept whatever happened: a child that is let go too early has zeros.
+        self.spaces.append(&mut young);
+        let mut outcomes = heard?;
+        outcomes.resize(self.spaces.len(), Outcome::Done);
+        Ok(outcomes)
+    }
+
+    /// Whether a process changes its memory so much that some change is always under way. No page can be filled then, and the more changes
+    /// there are the less can their order be known: it should stand until this is [settled](Service::settle).
+    pub(crate) fn is_restless(&self) -> bool {
+        let many = |space: &Space| space.changes.len() >= CHANGES_MAX;
+        self.spaces.iter().any(many)
+    }
+
+    /// Takes in what happened, and says whether that is all: false while changes are under way.
+    ///
+    /// # Errors
+    /// When their order cannot be known. Nothing is let go.
+    pub(crate) fn settle(&mut self) -> io::Result<bool> {
+        self.hear()?;
+        Ok(self.spaces.iter().all(|space| space.changes.is_empty()))
+    }
+
     /// What to look at for something to do; and how long until there is something anyway.
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.spaces.iter().map(|space| space.uffd.as_fd())
@@ -309,16 +347,7 @@ impl Service {
     /// # Errors
     /// When a page cannot be delivered. Nothing is let go: whoever waits for it waits on.
     pub(crate) fn work(&mut self) -> io::Result<bool> {
-        let mut young = Vec::new();
-        let heard: io::Result<Vec<Outcome>> = self
-            .spaces
-            .iter_mut()
-            .map(|space| space.listen(&mut young))
-            .collect();
-        // Kept whatever happened: a child that is let go too early has zeros.
-        self.spaces.append(&mut young);
-        let mut outcomes = heard?;
-        outcomes.resize(self.spaces.len(), Outcome::Done);
+        let mut outcomes = self.hear()?;
         for (space, outcome) in self.spaces.iter_mut().zip(&mut outcomes) {
             if *outcome == Outcome::Done {
                 *outcome = space.answer(&mut self.buffer)?;

@@ -78,6 +78,9 @@ fn serve(cgroup: &NodeCgroup, copies: BTreeMap<i32, Copy>, device: Option<&File>
 fn deliver(cgroup: &NodeCgroup, service: &mut Service, mut guard: Process) -> Result<()> {
     let mut said = Instant::now();
     while service.work().context("deliver a page")? {
+        if service.is_restless() {
+            calm(cgroup, service)?;
+        }
         if said.elapsed() >= REPORT {
             say(&Word::Left {
                 bytes: service.left(),
@@ -100,6 +103,20 @@ fn deliver(cgroup: &NodeCgroup, service: &mut Service, mut guard: Process) -> Re
     let _ = guard.signal(9);
     let _ = guard.reap();
     Ok(())
+}
+
+/// Has the node stand until all changes of its memory are known: calls that are under way end, and no others begin.
+fn calm(cgroup: &NodeCgroup, service: &mut Service) -> Result<()> {
+    let deadline = Instant::now() + STAND_MAX;
+    cgroup.begin_freeze()?;
+    while !service.settle().context("follow what the node does")? {
+        anyhow::ensure!(
+            Instant::now() < deadline,
+            "the node does not stop changing its memory"
+        );
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(cgroup.thaw()?)
 }
 
 /// Stops all of the node's processes before they go on, and prepares those whose memory comes late.

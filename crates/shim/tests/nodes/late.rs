@@ -172,8 +172,26 @@ fn whatever_a_process_does_to_memory_that_still_comes() {
         return;
     };
     let client = pair.clone.start();
+    plays(&pair, &client, Duration::from_micros(100));
+    pair.assert_never_wrong();
+    client.wait_memory(LONG).unwrap();
+}
+
+#[test]
+fn whatever_threads_do_at_once_to_memory_that_still_comes() {
+    let Some(pair) = Pair::new(256, "threads alone") else {
+        return;
+    };
+    let client = pair.clone.start();
+    plays(&pair, &client, Duration::from_millis(5));
+    pair.assert_never_wrong();
+    client.wait_memory(LONG).unwrap();
+}
+
+/// Waits until the node says that all is well, or not. Its page source goes on for `turn` at a time.
+fn plays(pair: &Pair, client: &NodeClient, turn: Duration) {
     let source = pair.source();
-    // At first it stands most of the time, so that there is something to come for long.
+    // At first it stands most of the time, so that there is something to come for long, and threads wait for it together.
     let began = Instant::now();
     let (mut looks, mut early) = (0, 0);
     wait_for("the end of the play", || {
@@ -183,20 +201,22 @@ fn whatever_a_process_does_to_memory_that_still_comes() {
         }
         let log = pair.clone.log();
         let _ = source.signal(18);
-        std::thread::sleep(Duration::from_micros(100));
-        ["all ok", "bad", "Error"]
+        std::thread::sleep(turn);
+        let said = ["all ok", "bad", "Error"]
             .iter()
-            .any(|word| log.contains(word))
-            .then_some(())
-            .or_else(|| {
-                looks += 1;
-                early += u32::from(client.status().unwrap().memory_to_come > 0);
-                None
-            })
+            .any(|word| log.contains(word));
+        assert!(
+            said || !pair.log_of_shim().contains("killed"),
+            "{}",
+            pair.log_of_shim()
+        );
+        said.then_some(()).or_else(|| {
+            looks += 1;
+            early += u32::from(client.status().unwrap().memory_to_come > 0);
+            None
+        })
     });
     println!("{early} of {looks} times there was something to come");
-    pair.assert_never_wrong();
-    client.wait_memory(LONG).unwrap();
 }
 
 /// Ends one of the processes beside a node whose memory comes: the node ends, and never goes on with wrong memory.

@@ -128,6 +128,47 @@ def play(regions, rounds, deep):
         region.check("end of play")
 
 
+# Without the interpreter's lock while they run, unlike what mmap has.
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = libc.mremap.restype = ctypes.c_size_t
+libc.mmap.argtypes = [ctypes.c_size_t, ctypes.c_size_t] + 3 * [ctypes.c_int] + [ctypes.c_size_t]
+libc.munmap.argtypes = [ctypes.c_size_t] * 2
+libc.mremap.argtypes = [ctypes.c_size_t] * 3 + [ctypes.c_int, ctypes.c_size_t]
+BLOCK = 16 * 4096
+
+
+def block(base):
+    address = libc.mmap(0, BLOCK, mmap.PROT_READ | mmap.PROT_WRITE, PRIVATE, -1, 0)
+    for index in range(16):
+        ctypes.memmove(address + index * 4096, page(base, index), 4096)
+    return base, address
+
+
+def shuffle(blocks):
+    """Moves blocks to places that another thread has just left, uses them, and checks each in the end."""
+    while blocks:
+        base, address = blocks.pop(random.randrange(len(blocks)))
+        what = random.randrange(8)
+        if what == 0:
+            libc.munmap(address, BLOCK)
+        elif what < 6:
+            # the kernel chooses the place: what another thread has just left
+            hole = libc.mmap(0, BLOCK, 0, PRIVATE, -1, 0)
+            address = libc.mremap(address, BLOCK, BLOCK, 3, hole)
+            blocks.append((base, address))
+            index = random.randrange(16)
+            if ctypes.string_at(address + index * 4096, 4096) != page(base, index):
+                say("bad block", base, index)
+                os._exit(1)
+        else:
+            found = ctypes.string_at(address, BLOCK)
+            if found != b"".join(page(base, index) for index in range(16)):
+                say("bad block", base, hex(address), found[:16])
+                os._exit(1)
+            libc.munmap(address, BLOCK)
+
+
+blocks = [block(5000 + number) for number in range(400)] if "threads" in sys.argv else []
 regions = [Region(100 + number, 256) for number in range(96)] if "random" in sys.argv else []
 # Somebody in the middle of its program, and somebody asleep, when all of it is cut.
 stop = False
@@ -162,6 +203,16 @@ if "forever" in sys.argv:
     while True:
         check("on and on", big, 1)
         say("round")
+
+if blocks:
+    random.seed()
+    shufflers = [threading.Thread(target=shuffle, args=(blocks[part::4],)) for part in range(4)]
+    for thread in shufflers:
+        thread.start()
+    for thread in shufflers:
+        thread.join()
+    say("all ok")
+    time.sleep(1000)
 
 if regions:
     random.seed()
