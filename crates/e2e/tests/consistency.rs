@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use offshoot_e2e::checker::{self, NODES, Said, Victim};
 use offshoot_e2e::residue::Residue;
 use offshoot_e2e::support::{SOON, ended, id_of, nothing_new, rungs};
@@ -208,12 +209,13 @@ impl Shop {
         for (name, boot) in NODES.iter().zip(&boots) {
             match checker::ask(&self.daemon, "copy", name, "/verify") {
                 Ok(Said::Alive(said)) => {
-                    right(checker::memory_is_right("copy", name, &said));
+                    let found = checker::memory_is_right("copy", name, &said);
+                    right(found.with_context(|| format!("{operation:#}\n{name}: {said}")));
                     from_parent += u32::from(said["boot"] == *boot);
                     connected += u32::from(said["exchange"]["said"] == "ok");
                 }
                 Ok(Said::Gone(view)) => println!("{name} is gone: {}", view["status"]),
-                Err(e) => panic!("WRONG: {e:#}\n{operation:#}"),
+                Err(e) => right(Err(e.context(format!("{operation:#}")))),
             }
         }
         if from_parent == 2 && connected == 2 {
