@@ -21,8 +21,6 @@ use crate::nodes::{names_in, node_dir};
 
 /// How often clones are looked for.
 const LOOK: Duration = Duration::from_secs(5);
-/// How long the merging thread rests between two helpings, in milliseconds: the kernel's own default.
-const REST: u64 = 20;
 /// How often everything is looked at fast after a clone's memory has come: a page is merged when it was the same at two looks, and its
 /// partner may be looked at after it.
 const FAST_SCANS: u64 = 4;
@@ -34,15 +32,26 @@ enum Pace {
     Fast,
     /// When all was looked at: for what becomes equal later.
     Slow,
+    /// Hardly at all, while a cut is made: a page that is merged counts as changed, and would be copied in the freeze once more. It
+    /// runs nevertheless, for another daemon would take what stands.
+    Cut,
 }
 
 impl Pace {
-    /// Pages in each helping; docs/clone.md says what they cost.
-    fn pages(self) -> u64 {
+    const ALL: [Self; 3] = [Self::Fast, Self::Slow, Self::Cut];
+
+    /// Pages in each helping and milliseconds of rest after it; docs/clone.md says what they cost.
+    fn helping(self) -> (u64, u64) {
         match self {
-            Self::Fast => 1_500,
-            Self::Slow => 100,
+            Self::Fast => (1_500, 20),
+            Self::Slow => (100, 20),
+            Self::Cut => (100, 60_000),
         }
+    }
+
+    /// Whether this is what was set for it.
+    fn is(self, now: &Settings) -> bool {
+        (now.pages_to_scan, now.sleep_millisecs) == self.helping() && now.run == Run::Merges
     }
 }
 
@@ -91,7 +100,7 @@ impl Keeper {
         if let (Ok(found), Ok(now)) = (
             Merger::at(&keeper.note).settings(),
             keeper.merger.settings(),
-        ) && [Pace::Fast, Pace::Slow].iter().any(|pace| pace.is(&now))
+        ) && Pace::ALL.iter().any(|pace| pace.is(&now))
         {
             keeper.owner = Owner::Us { found, pace: None };
         } else {
@@ -130,7 +139,7 @@ impl Keeper {
             }
             Owner::Us {
                 pace: Some(pace), ..
-            } if now.run != Run::Merges || !pace.is(&now) => {
+            } if !pace.is(&now) => {
                 tracing::info!("somebody set the kernel's merging of equal memory: left to them");
                 self.owner = Owner::Yielded;
                 self.forget();
@@ -153,10 +162,11 @@ impl Keeper {
     fn set(&mut self, wanted: Pace) -> io::Result<()> {
         if let Owner::Us { found, pace } = &mut self.owner {
             *pace = None;
+            let (pages_to_scan, sleep_millisecs) = wanted.helping();
             self.merger.set(&Settings {
                 run: Run::Merges,
-                pages_to_scan: wanted.pages(),
-                sleep_millisecs: REST,
+                pages_to_scan,
+                sleep_millisecs,
                 advisor_mode: found.advisor_mode.as_ref().map(|_| "none".to_owned()),
             })?;
             *pace = Some(wanted);
@@ -185,20 +195,20 @@ impl Keeper {
         }
     }
 
-    /// Has it stand, or go on, if it is ours.
-    fn run(&self, run: Run) {
-        if let Owner::Us { pace: Some(_), .. } = self.owner
-            && let Err(error) = self.merger.run(run)
-        {
-            tracing::debug!(%error, ?run, "the kernel's merging of equal memory");
+    /// A cut begins.
+    fn pause(&mut self) -> io::Result<()> {
+        self.cuts += 1;
+        match &self.owner {
+            Owner::Us {
+                pace: Some(pace), ..
+            } if pace.is(&self.merger.settings()?) => self.set(Pace::Cut),
+            _ => Ok(()),
         }
     }
-}
 
-impl Pace {
-    /// Whether this is what was set for it.
-    fn is(self, now: &Settings) -> bool {
-        (now.pages_to_scan, now.sleep_millisecs) == (self.pages(), REST) && now.run != Run::Undone
+    /// A cut ended. The next look sets the pace.
+    fn resume(&mut self) {
+        self.cuts -= 1;
     }
 }
 
@@ -246,13 +256,9 @@ impl Sharing {
         Self { shared, thread }
     }
 
-    /// Has it stand while a cut is made: a page that is merged counts as changed, and would be copied in the freeze once more.
+    /// Has as good as nothing merged while a cut is made.
     pub(crate) fn pause(&self) -> Pause<'_> {
-        let keeper = &mut self.shared.lock().keeper;
-        keeper.cuts += 1;
-        if keeper.cuts == 1 {
-            keeper.run(Run::Stands);
-        }
+        report(self.shared.lock().keeper.pause());
         Pause(&self.shared)
     }
 }
@@ -268,16 +274,12 @@ impl Drop for Sharing {
     }
 }
 
-/// Dropping it lets it go on.
+/// Dropping it ends the pause.
 pub(crate) struct Pause<'a>(&'a Shared);
 
 impl Drop for Pause<'_> {
     fn drop(&mut self) {
-        let keeper = &mut self.0.lock().keeper;
-        keeper.cuts -= 1;
-        if keeper.cuts == 0 {
-            keeper.run(Run::Merges);
-        }
+        self.0.lock().keeper.resume();
     }
 }
 

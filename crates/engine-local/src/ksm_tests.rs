@@ -46,10 +46,11 @@ impl Host {
 }
 
 fn at(pace: Pace) -> Settings {
+    let (pages_to_scan, sleep_millisecs) = pace.helping();
     Settings {
         run: Run::Merges,
-        pages_to_scan: pace.pages(),
-        sleep_millisecs: REST,
+        pages_to_scan,
+        sleep_millisecs,
         advisor_mode: None,
     }
 }
@@ -83,18 +84,24 @@ fn it_runs_while_there_are_clones_and_is_put_back() {
 }
 
 #[test]
-fn it_stands_in_cuts() {
+fn it_rests_in_cuts() {
     let host = Host::new();
     let mut keeper = host.keeper();
+    keeper.pause().unwrap();
+    assert_eq!(host.now(), FOUND);
+    keeper.resume();
     keeper.look(one(5, false)).unwrap();
-    keeper.cuts = 1;
-    keeper.run(Run::Stands);
+    keeper.pause().unwrap();
+    keeper.pause().unwrap();
+    keeper.resume();
     keeper.look(one(6, false)).unwrap();
-    assert_eq!(host.now().run, Run::Stands);
-    keeper.cuts = 0;
-    keeper.run(Run::Merges);
+    assert_eq!(host.now(), at(Pace::Cut));
+    keeper.resume();
     keeper.look(one(6, false)).unwrap();
     assert_eq!(host.now(), at(Pace::Fast));
+    keeper.pause().unwrap();
+    keeper.put_back().unwrap();
+    assert_eq!(host.now(), FOUND);
 }
 
 #[test]
@@ -105,7 +112,7 @@ fn what_others_set_is_theirs() {
         host.merger().set(&theirs).unwrap();
         let mut keeper = host.keeper();
         keeper.look(one(5, false)).unwrap();
-        keeper.run(Run::Stands);
+        keeper.pause().unwrap();
         assert_eq!(host.now(), theirs);
     }
     // It is free again.
@@ -131,7 +138,7 @@ fn a_daemon_that_was_killed_is_followed_by_one_that_puts_back() {
         let mut keeper = host.keeper();
         keeper.look(one(5, false)).unwrap();
         if in_a_cut {
-            keeper.run(Run::Stands);
+            keeper.pause().unwrap();
         }
         drop(keeper);
         let mut next = host.keeper();

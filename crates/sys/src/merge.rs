@@ -111,20 +111,16 @@ impl Merger {
         if let Some(mode) = &settings.advisor_mode {
             self.write("advisor_mode", mode)?;
         }
-        self.run(settings.run)
-    }
-
-    /// Sets `run` alone. When it shall stand, waits until it does: as long as looking at `pages_to_scan` pages takes at most.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn run(&self, run: Run) -> io::Result<()> {
-        let text = match run {
+        let run = match settings.run {
             Run::Stands => "0",
             Run::Merges => "1",
             Run::Undone => "2",
         };
-        self.write("run", text)
+        // Writing it waits until the thread rests.
+        if self.text("run").is_ok_and(|now| now == run) {
+            return Ok(());
+        }
+        self.write("run", run)
     }
 
     /// How often all memory that may be merged was looked at since the host started.
