@@ -118,11 +118,15 @@ impl Dump {
         until: Until<'_>,
     ) -> Result<Taken, CriuError> {
         self.swrk.go_on()?;
+        let mut taken = match self.memory.as_mut() {
+            Some(memory) => memory.take_shared(container)?,
+            None => Taken::default(),
+        };
         self.swrk.wait_stage("post-dump", until)?;
-        match self.memory.as_mut() {
-            Some(memory) => memory.take(container),
-            None => Ok(Taken::default()),
+        if let Some(memory) = self.memory.as_mut() {
+            taken.add(memory.take(container)?);
         }
+        Ok(taken)
     }
 
     /// Lets the node's processes go; its cgroup is frozen again.

@@ -3,6 +3,9 @@
 //! Made for CRIU, which asks the kernel by the `PAGEMAP_SCAN` ioctl (Linux 6.7) which pages to dump. Whoever starts it with this
 //! takes care of the pages. Scans for anything else, and areas that CRIU dumps without asking (vDSO, AIO rings), are as ever.
 //!
+//! Memory that processes share without a file (mmap(2), `MAP_SHARED | MAP_ANONYMOUS`) is a file of the kernel's own, which CRIU asks for its
+//! data by lseek(2): it finds none.
+//!
 //! CRIU reads which children a process has from `/proc/<pid>/task/<tid>/children`. Twins (`inject::Twin`) are children that are no
 //! part of the program: the ones whose numbers are in the file that the environment variable `OFFSHOOT_TWINS` names, in decimal,
 //! separated by anything else, are left out.
@@ -39,6 +42,7 @@ unsafe extern "C" {
     fn read(fd: c_int, into: *mut c_void, len: usize) -> isize;
     fn write(fd: c_int, from: *const c_void, len: usize) -> isize;
     fn close(fd: c_int) -> c_int;
+    fn __errno_location() -> *mut c_int;
 }
 
 /// ioctl(2), in the place of the C library's.
@@ -60,6 +64,51 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: *mut ScanArg) -
     const SYS_IOCTL: c_long = 16;
     // SAFETY: the caller's arguments, handed on.
     unsafe { syscall(SYS_IOCTL, fd, request, arg) as c_int }
+}
+
+const SYS_FSTAT: c_long = 5;
+const SYS_READLINK: c_long = 89;
+const SEEK_DATA: c_int = 3;
+const ENXIO: c_int = 6;
+/// The device of the kernel's own shared memory, as `/proc/<pid>/maps` shows it: 00:01.
+const SHARED_DEVICE: u64 = 1;
+const SHARED_NAME: &[u8] = b"/dev/zero (deleted)";
+
+/// lseek(2), in the place of the C library's.
+#[unsafe(no_mangle)]
+pub extern "C" fn lseek64(fd: c_int, offset: i64, whence: c_int) -> i64 {
+    if whence == SEEK_DATA && is_shared(fd) {
+        // SAFETY: the calling thread's own.
+        unsafe { *__errno_location() = ENXIO };
+        return -1;
+    }
+    // SAFETY: numbers only.
+    unsafe { syscall(SYS_LSEEK, fd, offset, whence) }
+}
+
+/// Whether a descriptor is of memory that processes share without a file.
+fn is_shared(fd: c_int) -> bool {
+    // `struct stat`, which begins with the device
+    let mut stat = [0_u64; 18];
+    // SAFETY: as many bytes as the kernel writes.
+    let done = unsafe { syscall(SYS_FSTAT, fd, stat.as_mut_ptr()) };
+    if done != 0 || stat.first() != Some(&SHARED_DEVICE) {
+        return false;
+    }
+    let mut path = *b"/proc/self/fd/0000000000\0";
+    let mut rest = fd.unsigned_abs();
+    for digit in path.iter_mut().rev().skip(1).take(10) {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    // The kernel takes no leading zeros.
+    const PREFIX: usize = 14;
+    let zeros = path.iter().skip(PREFIX).take(9).take_while(|digit| **digit == b'0').count();
+    path.copy_within(PREFIX + zeros.., PREFIX);
+    let mut name = [0_u8; 64];
+    // SAFETY: a string, and as many bytes as there is room for.
+    let len = unsafe { syscall(SYS_READLINK, path.as_ptr(), name.as_mut_ptr(), name.len()) };
+    usize::try_from(len).is_ok_and(|len| name.get(..len) == Some(SHARED_NAME))
 }
 
 const AT_FDCWD: c_int = -100;

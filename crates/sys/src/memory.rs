@@ -61,6 +61,12 @@ pub struct Area {
     pub private: bool,
     /// Whether no file is behind it.
     pub anonymous: bool,
+    /// Where it begins in its file, bytes.
+    pub offset: u64,
+    /// The device of its file, `major:minor` in hexadecimal digits.
+    pub device: String,
+    /// The number of its file on that device.
+    pub inode: u64,
     /// Its name up to the first space: a path, or `[heap]`, `[vdso]` and the like, or nothing.
     pub name: String,
 }
@@ -80,12 +86,19 @@ pub fn area(line: &str) -> Option<Area> {
     let (start, end) = fields.next()?.split_once('-')?;
     let access = fields.next()?.as_bytes();
     let address = |text| u64::from_str_radix(text, 16).ok();
+    let (from, to) = (address(start)?, address(end)?);
+    let offset = address(fields.next()?)?;
+    let device = fields.next()?.to_owned();
+    let inode = fields.next()?.parse().ok()?;
     Some(Area {
-        range: address(start)?..address(end)?,
+        range: from..to,
         readable: access.first() == Some(&b'r'),
         writable: access.get(1) == Some(&b'w'),
         private: access.get(3) == Some(&b'p'),
-        anonymous: fields.nth(2) == Some("0"),
+        anonymous: inode == 0,
+        offset,
+        device,
+        inode,
         name: fields.next().unwrap_or_default().to_owned(),
     })
 }

@@ -100,7 +100,36 @@ pub(super) fn complete(
         Late::From(bytes) if can_be_late >= bytes => (late_runs, runs),
         _ => (Vec::new(), [late_runs, runs].concat()),
     };
-    let path = images.join(format!("pagemap-{number}.img"));
+    add(images, &number.to_string(), source, &runs)?;
+    if late_runs.is_empty() {
+        return Ok(Kept::Nothing);
+    }
+    write_late(images, &late_name(number), &late_runs)?;
+    let Some((_, left)) = source.twin else {
+        return Ok(Kept::Late);
+    };
+    let of_twin: Vec<Run> = late_runs
+        .iter()
+        .flat_map(|run| {
+            let range = run.start..run.end();
+            within(left, &range).map(Run::late).collect::<Vec<_>>()
+        })
+        .collect();
+    if of_twin.is_empty() {
+        return Ok(Kept::Late);
+    }
+    write_late(images, &twin_name(number), &of_twin)?;
+    Ok(Kept::LateAndTwin)
+}
+
+/// Adds `runs` to `pagemap-<name>.img` and the file of pages that belongs to it.
+pub(super) fn add(
+    images: &Path,
+    name: &str,
+    source: Source<'_>,
+    runs: &[Run],
+) -> Result<(), CriuError> {
+    let path = images.join(format!("pagemap-{name}.img"));
     let broken = |what: &str, source| CriuError::Image {
         path: path.clone(),
         what: what.to_owned(),
@@ -127,7 +156,7 @@ pub(super) fn complete(
         offset += run.bytes();
     }
     let pages_path = images.join(format!("pages-{id}.img"));
-    let all = merge(&dumped, &runs);
+    let all = merge(&dumped, runs);
     let write = || -> io::Result<()> {
         let old = File::open(&pages_path)?;
         let new_path = pages_path.with_extension("new");
@@ -163,26 +192,7 @@ pub(super) fn complete(
         }
         .encode_to_vec()
     }));
-    write_records(&path, &[COMMON_MAGIC, PAGEMAP_MAGIC], &records)?;
-    if late_runs.is_empty() {
-        return Ok(Kept::Nothing);
-    }
-    write_late(images, &late_name(number), &late_runs)?;
-    let Some((_, left)) = source.twin else {
-        return Ok(Kept::Late);
-    };
-    let of_twin: Vec<Run> = late_runs
-        .iter()
-        .flat_map(|run| {
-            let range = run.start..run.start + run.bytes();
-            within(left, &range).map(Run::late).collect::<Vec<_>>()
-        })
-        .collect();
-    if of_twin.is_empty() {
-        return Ok(Kept::Late);
-    }
-    write_late(images, &twin_name(number), &of_twin)?;
-    Ok(Kept::LateAndTwin)
+    write_records(&path, &[COMMON_MAGIC, PAGEMAP_MAGIC], &records)
 }
 
 /// Where the pages of a run are.

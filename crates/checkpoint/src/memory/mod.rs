@@ -18,6 +18,7 @@
 mod areas;
 mod image;
 mod process;
+mod shared;
 mod twin;
 mod warm;
 
@@ -33,6 +34,7 @@ use offshoot_sys::preload;
 use rustix::process::Pid;
 
 use self::process::Tracked;
+use self::shared::Shared;
 pub use self::twin::Twin;
 pub(crate) use self::warm::{resident, warm};
 use crate::container::Container;
@@ -55,6 +57,8 @@ const ROOM_SHARE: u64 = 8;
 
 /// A round that copied no more pages than this is the last.
 const FEW_PAGES: u64 = 1024;
+/// So many bytes are compared in the time that it takes to copy one.
+const COMPARING: u64 = 4;
 /// From a look at what will be copied until the node stands still.
 const UNTIL_FROZEN: Duration = Duration::from_millis(20);
 /// At most so many rounds.
@@ -142,6 +146,13 @@ pub(crate) struct Taken {
     pub(crate) frozen: u64,
 }
 
+impl Taken {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.all = self.all.saturating_add(other.all);
+        self.frozen = self.frozen.saturating_add(other.frozen);
+    }
+}
+
 /// The memory of one node on its way into the images.
 #[derive(Debug)]
 pub(crate) struct NodeMemory {
@@ -149,6 +160,7 @@ pub(crate) struct NodeMemory {
     node: String,
     late: Late,
     processes: Vec<Tracked>,
+    shared: Shared,
     /// When the last round began.
     round_at: Option<Instant>,
     /// Pages that were written each second between the last two rounds.
@@ -167,6 +179,7 @@ impl NodeMemory {
             node: node.to_owned(),
             late,
             processes: Vec::new(),
+            shared: Shared::default(),
             round_at: None,
             writes_per_s: 0.0,
         }))
@@ -221,7 +234,12 @@ impl NodeMemory {
                 list: self.images.join(TWINS),
             }),
         };
-        for pid in container.processes() {
+        let all: Vec<i32> = container.processes().into_iter().collect();
+        pages += self
+            .shared
+            .round(&self.images, &all)
+            .map_err(|e| self.failed(container.pid, e))?;
+        for pid in all {
             if !wanted() {
                 break;
             }
@@ -254,7 +272,17 @@ impl NodeMemory {
         let always: u64 = self.processes.iter().map(Tracked::always).sum();
         let since = self.round_at.map_or(Duration::ZERO, |at| at.elapsed()) + UNTIL_FROZEN;
         let written = self.writes_per_s * since.as_secs_f64();
-        always.saturating_add((written as u64).saturating_mul(PAGE))
+        always
+            .saturating_add(self.shared.bytes() / COMPARING)
+            .saturating_add((written as u64).saturating_mul(PAGE))
+    }
+
+    /// Copies what changed of the memory that processes share. The node stands still; CRIU may be at work.
+    pub(crate) fn take_shared(&mut self, container: &Container) -> Result<Taken, CriuError> {
+        let all: Vec<i32> = container.processes().into_iter().collect();
+        self.shared
+            .take(&self.images, &all)
+            .map_err(|e| self.failed(container.pid, e))
     }
 
     /// Copies what changed. The node stands still, and CRIU, which is through with it, has written what areas there are.
@@ -280,8 +308,7 @@ impl NodeMemory {
             let of_this = process
                 .take(number, &areas)
                 .map_err(|e| self.failed(pid, e))?;
-            taken.all = taken.all.saturating_add(of_this.all);
-            taken.frozen = taken.frozen.saturating_add(of_this.frozen);
+            taken.add(of_this);
             self.processes.push(process);
         }
         Ok(taken)
@@ -299,6 +326,7 @@ impl NodeMemory {
         for process in self.processes {
             process.complete(&self.images, self.late)?;
         }
+        self.shared.complete(&self.images)?;
         for used in [PRELOAD, TWINS] {
             let _ = fs::remove_file(self.images.join(used));
         }
