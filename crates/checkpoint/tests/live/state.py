@@ -19,8 +19,9 @@ def equal(a, b):
 # --- memory, shared and not
 private = bytearray(os.urandom(1 << 20))
 private_sum = sum(private)
-shared = mmap.mmap(-1, 4096)
-shared[:5] = b"begin"
+shared = mmap.mmap(-1, 3 << 20)
+shared[: 1 << 20] = os.urandom(1 << 20); shared[-5:] = b"final"
+shared_then = shared[:]
 filed = open("/data/mapped", "w+b"); filed.truncate(8192)
 file_map = mmap.mmap(filed.fileno(), 8192); file_map[:4] = b"file"
 cow = mmap.mmap(filed.fileno(), 8192, flags=mmap.MAP_PRIVATE); cow[4096:4099] = b"cow"
@@ -32,6 +33,7 @@ shm_at = libc.shmat(shm_id, None, 0); ctypes.memmove(shm_at, b"sysv", 4)
 @check("memory")
 def _():
     equal(sum(private), private_sum)
+    assert shared[:] == shared_then
     equal(file_map[:4], b"file"); equal(cow[4096:4099], b"cow"); equal(file_map[4096:4099], b"\0\0\0")
     os.lseek(memfd, 0, 0); equal(os.read(memfd, 20), b"in memory")
     equal(ctypes.string_at(shm_at, 4), b"sysv")
