@@ -334,7 +334,7 @@ mod tests {
             failures: Vec::new(),
             reconnects: 0,
         };
-        assert_eq!(report.window(at(90), at(207)).answered, 6);
+        assert_eq!(report.window(at(90), at(207)).answered, 5);
         let ms = |values: &[u64]| {
             values
                 .iter()
