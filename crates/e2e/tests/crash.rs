@@ -166,8 +166,8 @@ fn clone_survives_the_daemons_death_at_every_step() {
             "restore",
             "open",
             "start",
-            "ready",
             "route",
+            "ready",
         ],
     );
     all.push("clone.cut.frozen".into());

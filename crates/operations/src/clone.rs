@@ -27,8 +27,8 @@ pub(crate) const STEPS: &[&str] = &[
     "restore",
     "open",
     "start",
-    "ready",
     "route",
+    "ready",
 ];
 
 /// Clones an environment; the clone's row was reserved with the operation.
@@ -98,7 +98,13 @@ impl Saga for Clone {
                 measure(cx, |report| report.ready_us = u64::try_from(us).ok());
                 Ok(())
             }
-            "route" if self.runs => cx.expose(Change::Open(&clone.id)).await,
+            "route" if self.runs => {
+                // What came along live is as well as it was in the parent. The others are asked first.
+                if self.nodes.iter().any(|plan| plan.rung != Rung::Live) {
+                    wait_ready(cx, &clone).await?;
+                }
+                cx.expose(Change::Open(&clone.id)).await
+            }
             _ => Ok(()),
         }
     }
