@@ -27,10 +27,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let engine = tokio::task::spawn_blocking(move || Local::open(local))
         .await
         .map_err(|e| Problem::internal(format!("the engine's start broke off: {e}")))??;
-    let operations = Operations::start(store, Arc::new(engine), settings(&config)).await?;
-    offshoot_server::serve(Arc::new(operations), &config.server(), shutdown)
-        .await
-        .map_err(|e| e.problem())
+    let engine = Arc::new(engine);
+    let operations =
+        Operations::start(store, Arc::<Local>::clone(&engine), settings(&config)).await?;
+    let served = offshoot_server::serve(Arc::new(operations), &config.server(), shutdown).await;
+    engine.close();
+    served.map_err(|e| e.problem())
 }
 
 /// Looks at the host without a daemon.

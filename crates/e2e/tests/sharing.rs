@@ -94,9 +94,19 @@ fn equal_memory_of_clones_is_kept_once() {
     // What is shared comes along, and is shared with one more.
     clone("second", "third");
     wait_merged(&["shop", "second", "third"]);
-    let ours = host.merger.settings().unwrap();
-    assert_eq!(ours.run, Run::Merges);
-    // The next daemon knows what this one found.
+    wait_for("it merges", Duration::from_secs(60), || {
+        let now = host.merger.settings().unwrap();
+        // In a cut it rests for a minute.
+        (now.run == Run::Merges && now.sleep_millisecs < 60_000).then_some(())
+    });
+    // A daemon that ends puts it back; the next one takes it again, and knows what a killed one found.
+    daemon.terminate();
+    assert_eq!(host.merger.settings().unwrap(), host.found);
+    daemon.launch(&[]);
+    daemon.wait_up();
+    wait_for("it merges again", Duration::from_secs(60), || {
+        (host.merger.settings().unwrap().run == Run::Merges).then_some(())
+    });
     daemon.kill();
     daemon.launch(&[]);
     daemon.wait_up();

@@ -9,7 +9,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use offshoot_model::{EnvId, NodeId};
@@ -212,10 +211,9 @@ impl Keeper {
     }
 }
 
-/// Shares equal memory of clones as long as it lives.
+/// Shares equal memory of clones until it is closed.
 pub(crate) struct Sharing {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
 }
 
 struct Shared {
@@ -246,14 +244,21 @@ impl Sharing {
             }),
             changed: Condvar::new(),
         });
-        let thread = (config.share_memory && dir.exists()).then(|| {
+        if config.share_memory && dir.exists() {
             let (shared, config) = (Arc::clone(&shared), config.clone());
-            std::thread::spawn(move || keep(&shared, &config))
-        });
-        if thread.is_none() {
+            std::thread::spawn(move || keep(&shared, &config));
+        } else {
             report(shared.lock().keeper.put_back());
         }
-        Self { shared, thread }
+        Self { shared }
+    }
+
+    /// Puts back what was found, for good. The daemon ends without dropping what it has, so this is called.
+    pub(crate) fn close(&self) {
+        let mut state = self.shared.lock();
+        state.ends = true;
+        report(state.keeper.put_back());
+        self.shared.changed.notify_all();
     }
 
     /// Has as good as nothing merged while a cut is made.
@@ -265,12 +270,7 @@ impl Sharing {
 
 impl Drop for Sharing {
     fn drop(&mut self) {
-        self.shared.lock().ends = true;
-        self.shared.changed.notify_all();
-        if let Some(thread) = self.thread.take() {
-            // It put back what it found; should it have panicked, the next daemon does.
-            let _ = thread.join();
-        }
+        self.close();
     }
 }
 
@@ -288,18 +288,13 @@ fn keep(shared: &Shared, config: &LocalConfig) {
         // Asks the shims: not with the lock held, for which a cut waits.
         let clones = clones(config);
         let mut state = shared.lock();
-        if !state.ends {
-            report(state.keeper.look(clones));
-            state = shared
-                .changed
-                .wait_timeout_while(state, LOOK, |state| !state.ends)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
         if state.ends {
-            report(state.keeper.put_back());
             return;
         }
+        report(state.keeper.look(clones));
+        let _ = shared
+            .changed
+            .wait_timeout_while(state, LOOK, |state| !state.ends);
     }
 }
 

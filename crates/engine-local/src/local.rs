@@ -91,6 +91,11 @@ impl Local {
         })
     }
 
+    /// Gives back what is only borrowed from the host while a daemon runs. Environments go on.
+    pub fn close(&self) {
+        self.inner.sharing.close();
+    }
+
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Inner) -> Result<T, Problem> + Send + 'static,
