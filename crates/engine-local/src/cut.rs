@@ -356,10 +356,11 @@ impl Isolator {
 
 impl Isolate for Isolator {
     fn isolate(&self, max: Duration) -> Result<Box<dyn Lease>, Foreign> {
-        let prepared = self.lock().take();
+        let prepared = self.lock().take().map(|prepared| prepared.isolate(max));
         let lease = match prepared {
-            Some(prepared) => prepared.isolate(max)?,
-            None => self.router.isolate(max)?,
+            Some(Ok(lease)) => lease,
+            // The router does not wait for long, and on a busy host it may have been too long.
+            _ => self.router.isolate(max)?,
         };
         Ok(Box::new(Isolated(lease)))
     }

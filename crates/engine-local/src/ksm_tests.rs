@@ -155,3 +155,28 @@ fn a_daemon_that_was_killed_is_followed_by_one_that_puts_back() {
     drop(host.keeper());
     assert!(!host.note().exists());
 }
+
+#[test]
+fn a_daemon_that_ends_puts_back_also_in_a_cut_and_for_good() {
+    let host = Host::new();
+    let mut keeper = host.keeper();
+    keeper.look(one(5, false)).unwrap();
+    let state = State {
+        keeper,
+        ends: false,
+    };
+    let sharing = Sharing {
+        shared: Arc::new(Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }),
+    };
+    let pause = sharing.pause();
+    assert_eq!(host.now(), at(Pace::Cut));
+    sharing.close();
+    assert_eq!(host.now(), FOUND);
+    drop(pause);
+    drop(sharing.pause());
+    assert_eq!(host.now(), FOUND);
+    assert!(sharing.shared.lock().ends && !host.note().exists());
+}

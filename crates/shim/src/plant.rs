@@ -1,4 +1,4 @@
-//! Takes a userfaultfd out of a running process: `plant PID`, with the line to the daemon as descriptor 0.
+//! Takes a userfaultfd out of a running process, which watches what is written there: `plant PID`, with the line to the daemon as descriptor 0.
 //!
 //! A program of its own, because nobody may be killed in the middle of it: the daemon can be, this cannot without intent.
 
@@ -19,7 +19,7 @@ pub(crate) fn run(pid: &str) -> ExitCode {
         .parse()
         .map_err(|_| std::io::Error::other("that is no process id"))
         .and_then(|pid| Stopped::stop(pid, HELD_MAX))
-        .and_then(|stopped| stopped.take_userfaultfd())
+        .and_then(|stopped| stopped.watch_writes())
         .and_then(|fd| passing::give(rustix::stdio::stdin(), fd));
     match planted {
         Ok(()) => ExitCode::SUCCESS,

@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::unistd::Pid;
 
+use crate::memory;
+use crate::uffd::{Userfaultfd, Watch, feature};
+
 mod caught;
 mod speaker;
 #[cfg(test)]
@@ -115,6 +118,23 @@ impl Stopped {
     /// As there.
     pub fn take_userfaultfd(&self) -> io::Result<OwnedFd> {
         self.speaker.take_userfaultfd()
+    }
+
+    /// A userfaultfd with which the kernel tells what is written (`WP_ASYNC`, Linux 6.7) in all of the process's private areas. It is only as
+    /// long as the process stands that whole areas can be named: a border within one would be in the way of mremap(2).
+    ///
+    /// # Errors
+    /// As [`Speaker::take_userfaultfd`], and `EINVAL` on older kernels.
+    pub fn watch_writes(&self) -> io::Result<Userfaultfd> {
+        let features = feature::WP_ASYNC | feature::WP_UNPOPULATED;
+        let uffd = Userfaultfd::new(self.take_userfaultfd()?, features)?;
+        for area in memory::areas(self.speaker.pid())? {
+            if area.private && !area.name.starts_with("[v") {
+                // What cannot be watched counts as written.
+                let _ = uffd.register(area.range, Watch::Written);
+            }
+        }
+        Ok(uffd)
     }
 }
 

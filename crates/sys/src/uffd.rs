@@ -103,6 +103,12 @@ struct Copy {
     done: i64,
 }
 
+#[repr(C)]
+struct Protection {
+    range: Span,
+    mode: u64,
+}
+
 /// What `UFFDIO_ZEROPAGE` and `UFFDIO_CONTINUE` take.
 #[repr(C)]
 struct Fill {
@@ -117,6 +123,7 @@ const UFFDIO_ZEROPAGE: libc::Ioctl = 0xc020_aa04_u32 as libc::Ioctl;
 const UFFDIO_CONTINUE: libc::Ioctl = 0xc020_aa07_u32 as libc::Ioctl;
 /// `UFFDIO_CONTINUE_MODE_WP`
 const PROTECTED: u64 = 1 << 1;
+const UFFDIO_WRITEPROTECT: libc::Ioctl = 0xc018_aa06_u32 as libc::Ioctl;
 const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
 const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
 const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01_u32 as libc::Ioctl;
@@ -131,6 +138,19 @@ const MESSAGES: usize = 32;
 /// When its last descriptor is closed, the ranges are let go: missing pages are zeros from then on, protections are gone.
 #[derive(Debug)]
 pub struct Userfaultfd(OwnedFd);
+
+/// One that is in use already, for instance because it was passed on.
+impl From<OwnedFd> for Userfaultfd {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl From<Userfaultfd> for OwnedFd {
+    fn from(uffd: Userfaultfd) -> Self {
+        uffd.0
+    }
+}
 
 impl Userfaultfd {
     /// Takes a fresh descriptor into use with `features`.
@@ -174,6 +194,25 @@ impl Userfaultfd {
         let mut span = span(&range);
         // SAFETY: `span` is the structure that this ioctl reads.
         check(unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_UNREGISTER, &raw mut span) })
+    }
+
+    /// Takes the protection of a range away, as far as it is watched for writes. Areas stay as they are, so this can be done to a part.
+    ///
+    /// # Errors
+    /// `ENOENT` where nothing is watched, `EAGAIN` when the process is just changing its memory.
+    pub fn unprotect(&self, range: Range<u64>) -> io::Result<()> {
+        let mut protect = Protection {
+            range: span(&range),
+            mode: 0,
+        };
+        // SAFETY: `protect` is the structure that this ioctl reads.
+        check(unsafe {
+            libc::ioctl(
+                self.0.as_raw_fd(),
+                UFFDIO_WRITEPROTECT,
+                &raw mut protect,
+            )
+        })
     }
 
     /// Reads what happened, without waiting; at most a few dozen events at a time, in their order. Empty: nothing.

@@ -68,9 +68,10 @@ const ROUNDS_TIME: Duration = Duration::from_secs(20);
 /// A round that copied more than this share of the one before (percent) shows that there is nothing to win.
 const SHRINKS: u64 = 80;
 
-/// Makes a process hand over a userfaultfd of its own memory, without a trace in it.
+/// Makes a process hand over its memory, without a trace in it.
 pub trait Plant: Sync {
-    /// The descriptor, fresh: `UFFDIO_API` has not been called.
+    /// A userfaultfd that watches what is written in all private areas that process `pid` has right now
+    /// (`offshoot_sys::inject::Stopped::watch_writes`).
     ///
     /// # Errors
     /// When the process cannot be stopped or the kernel refuses; then its pages are copied in the freeze.

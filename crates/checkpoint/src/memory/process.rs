@@ -12,7 +12,7 @@ use offshoot_sys::inject::Paused;
 use offshoot_sys::memory;
 use offshoot_sys::pagemap::{Pagemap, Protect, Region, Wanted, page};
 use offshoot_sys::process::Process;
-use offshoot_sys::uffd::{Userfaultfd, Watch, feature};
+use offshoot_sys::uffd::{Userfaultfd, Watch};
 use rangemap::RangeSet;
 use rustix::fs::OFlags;
 
@@ -91,12 +91,8 @@ impl Tracked {
             return Ok(tracked);
         }
         tracked.reads_directly = has_direct_files(pid);
-        let features = feature::WP_ASYNC | feature::WP_UNPOPULATED;
-        let planted = plant
-            .plant(pid)
-            .and_then(|fd| Ok(Userfaultfd::new(fd, features)?));
-        match planted {
-            Ok(writes) => tracked.writes = Some(writes),
+        match plant.plant(pid) {
+            Ok(writes) => tracked.writes = Some(writes.into()),
             Err(error) => tracing::debug!(pid, error = &*error, "is not tracked"),
         }
         Ok(tracked)
@@ -152,10 +148,8 @@ impl Tracked {
         let mut pages = 0;
         let twins = twins.filter(|_| self.rounds == 0);
         for area in areas::of_running(pid)?.areas {
-            let tracked = self
-                .writes
-                .as_ref()
-                .is_some_and(|writes| writes.register(area.range.clone(), Watch::Written).is_ok());
+            // What was mapped since is not watched: it is not found here, and counts as changed.
+            let tracked = self.writes.is_some();
             let leave = tracked && area.can_be_late && twins.is_some();
             if !tracked && self.rounds > 0 {
                 continue; // it got its room in the first round
@@ -279,15 +273,16 @@ impl Tracked {
         Ok(taken)
     }
 
-    /// Undoes the tracking, a part at a time: page tables are locked meanwhile.
+    /// Undoes the tracking. Protections are taken away a part at a time, for page tables are locked meanwhile; what is watched ends with the
+    /// descriptor, whole areas at once: a border within one would be in the way of mremap(2).
     pub(super) fn let_go(&mut self) {
         let Some(writes) = self.writes.take() else {
             return;
         };
         for area in areas::of_running(self.pid()).unwrap_or_default().areas {
             for stride in strides(area.range) {
-                // what is not tracked any more needs nothing; closing the descriptor is the end in any case
-                let _ = writes.unregister(stride);
+                // what is not tracked any more needs nothing; what is left goes with the descriptor
+                let _ = writes.unprotect(stride);
             }
         }
     }

@@ -23,7 +23,7 @@ struct InProcess(Mutex<Vec<inject::Twin>>);
 
 impl Plant for InProcess {
     fn plant(&self, pid: i32) -> Result<OwnedFd, Foreign> {
-        Ok(Stopped::stop(pid, BOUND)?.take_userfaultfd()?)
+        Ok(Stopped::stop(pid, BOUND)?.watch_writes()?.into())
     }
 
     fn twin(&self, _: &str, pid: i32, _: &Path) -> Result<Twin, Foreign> {

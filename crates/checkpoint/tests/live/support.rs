@@ -137,7 +137,7 @@ pub(crate) struct InProcess;
 
 impl Plant for InProcess {
     fn plant(&self, pid: i32) -> Result<OwnedFd, Foreign> {
-        Ok(Stopped::stop(pid, PATIENCE)?.take_userfaultfd()?)
+        Ok(Stopped::stop(pid, PATIENCE)?.watch_writes()?.into())
     }
 
     fn twin(&self, _: &str, _: i32, _: &Path) -> Result<Twin, Foreign> {

@@ -108,19 +108,19 @@ pub(crate) fn plant(
     };
     let mut watched = Ranges::default();
     for area in memory::areas(pid)? {
-        let pieces = pending.inside(&area.range);
-        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
+        let range = area.range;
+        if pending.inside(&range).is_empty() {
             continue;
-        };
-        let hull = first.range.start..last.range.end;
-        if let Err(e) = uffd.register(hull.clone(), Watch::Missing) {
-            tracing::warn!(pid, ?hull, error = %e, "memory cannot come late, it is written");
-            for piece in pending.remove(&hull) {
+        }
+        // Whole areas: a border within one would be in the way of mremap(2).
+        if let Err(e) = uffd.register(range.clone(), Watch::Missing) {
+            tracing::warn!(pid, ?range, error = %e, "memory cannot come late, it is written");
+            for piece in pending.remove(&range) {
                 written += piece.len();
                 target.write(piece.range)?;
             }
         } else {
-            watched.insert(&hull);
+            watched.insert(&range);
         }
     }
     let space = Space::new(uffd, pending, watched, Rc::new(target.copy));

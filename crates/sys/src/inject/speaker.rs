@@ -38,8 +38,6 @@ pub struct Speaker {
     /// Address of a `syscall` instruction.
     gate: u64,
     deadline: Instant,
-    /// It was let go to make a call, and has not stopped since: its registers are out of reach.
-    away: Cell<bool>,
     /// A SIGSTOP arrived, which no mask holds back; it is sent again at the end.
     stopped: Cell<bool>,
 }
@@ -73,7 +71,6 @@ impl Speaker {
             signals,
             gate,
             deadline,
-            away: Cell::new(false),
             stopped: Cell::new(false),
         })
     }
@@ -112,15 +109,20 @@ impl Speaker {
             signals: u64::MAX,
             gate: self.gate,
             deadline: self.deadline,
-            away: Cell::new(false),
             stopped: Cell::new(false),
         })
     }
 
-    /// Makes a system call and gives its result.
+    /// The process.
+    pub(super) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Makes a system call and gives its result. One that lasts is interrupted at the bound, and waited for all the same: nobody could
+    /// close a descriptor that it makes, and with what it was lent the thread would go astray.
     ///
     /// # Errors
-    /// Those of the call, and of ptrace(2) when the process is killed meanwhile.
+    /// `EINTR` when it was interrupted, those of the call, and of ptrace(2) when the process is killed meanwhile.
     pub fn call(&self, number: u64, args: [u64; 6]) -> io::Result<u64> {
         self.speak(number, args, &Cell::new(None))
     }
@@ -144,7 +146,11 @@ impl Speaker {
         for _ in ["entry", "exit"] {
             self.run_to_call(child)?;
         }
-        let result = get_registers(self.thread)?.rax.cast_signed();
+        let result = match get_registers(self.thread)?.rax.cast_signed() {
+            // how the kernel tells itself that a call was interrupted (`ERESTARTSYS` and the others of linux/errno.h)
+            -516..=-512 => -i64::from(libc::EINTR),
+            result => result,
+        };
         if (-4095..0).contains(&result) {
             return Err(io::Error::from_raw_os_error(-result as i32));
         }
@@ -152,11 +158,17 @@ impl Speaker {
     }
 
     fn run_to_call(&self, child: &Cell<Option<Pid>>) -> io::Result<()> {
+        let mut deadline = self.deadline;
         loop {
             resume(self.thread, libc::PTRACE_SYSCALL)?;
-            self.away.set(true);
-            let stop = wait_stop(self.thread, self.deadline)?;
-            self.away.set(false);
+            let stop = match wait_stop(self.thread, deadline) {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    deadline = far_away();
+                    interrupt(self.thread)?;
+                    wait_stop(self.thread, deadline)?
+                }
+                stop => stop?,
+            };
             match stop {
                 Stop::Call => return Ok(()),
                 Stop::Born => child.set(Some(born(self.thread)?)),
@@ -271,17 +283,8 @@ impl Speaker {
     }
 
     /// Puts the thread back to where it was. It ends in a stop from which the kernel restarts the interrupted call.
-    ///
-    /// A call that lasts longer than anybody waits for it is waited for here all the same: with what it was lent, the thread would go
-    /// astray. The call is one that ends, however busy the host is.
     fn put_back(&self) -> io::Result<()> {
         let thread = self.thread;
-        if self.away.get() {
-            interrupt(thread)?;
-            if wait_stop(thread, far_away())? == Stop::Gone {
-                return Ok(());
-            }
-        }
         set_registers(thread, &self.registers)?;
         set_signals(thread, self.signals)?;
         interrupt(thread)?;
