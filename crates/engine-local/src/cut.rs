@@ -173,11 +173,11 @@ impl Cutter<'_> {
             late: Late::From(LATE_FROM),
             // What a busy database wrote since `prepare_cut` need not wait for the freeze.
             settle: &|| {
-                if let Some(isolator) = &isolation {
-                    isolator.prepare();
-                }
                 if let Err(error) = self.pool.sync() {
                     tracing::warn!(%error, "the pool could not be synced before a cut");
+                }
+                if let Some(isolator) = &isolation {
+                    isolator.prepare();
                 }
             },
             cancelled: self.cancelled,

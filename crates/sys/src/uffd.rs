@@ -206,13 +206,7 @@ impl Userfaultfd {
             mode: 0,
         };
         // SAFETY: `protect` is the structure that this ioctl reads.
-        check(unsafe {
-            libc::ioctl(
-                self.0.as_raw_fd(),
-                UFFDIO_WRITEPROTECT,
-                &raw mut protect,
-            )
-        })
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_WRITEPROTECT, &raw mut protect) })
     }
 
     /// Reads what happened, without waiting; at most a few dozen events at a time, in their order. Empty: nothing.
