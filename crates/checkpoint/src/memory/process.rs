@@ -26,6 +26,8 @@ use crate::error::CriuError;
 const STRIDE: u64 = 64 << 20;
 /// How long a process may take to stand still for a moment.
 const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// It goes on for a moment when so many bytes were found.
+const PAUSE_BYTES: u64 = 256 << 20;
 /// Bytes copied at a time: stays in the processor's cache between reading and writing.
 const CHUNK: usize = 256 << 10;
 /// Pages that CRIU dumps: there, not the kernel's zeros, not the file's own.
@@ -143,49 +145,18 @@ impl Tracked {
         wanted: &dyn Fn() -> bool,
     ) -> io::Result<u64> {
         let pid = self.pid();
-        // Opened each time: after execve(2) an older one shows what is gone.
-        let pagemap = Pagemap::open(pid)?;
-        let mut pages = 0;
         let twins = twins.filter(|_| self.rounds == 0);
-        for area in areas::of_running(pid)?.areas {
-            // What was mapped since is not watched: it is not found here, and counts as changed.
-            let tracked = self.writes.is_some();
-            let leave = tracked && area.can_be_late && twins.is_some();
-            if !tracked && self.rounds > 0 {
-                continue; // it got its room in the first round
+        let mut pages = 0;
+        for area in self.protect(wanted)? {
+            if !wanted() {
+                return Ok(pages);
             }
-            let (looking_for, protect) = if tracked {
-                (CHANGED, Protect::Found)
-            } else {
-                (CONTENT, Protect::No)
-            };
-            for stride in strides(area.range) {
-                if !wanted() {
-                    return Ok(pages);
-                }
-                let mut found = Vec::new();
-                let paused = match protect {
-                    Protect::Found if self.reads_directly => match Paused::pause(pid, PAUSE_MAX) {
-                        Ok(paused) => Some(paused),
-                        Err(error) => {
-                            tracing::debug!(pid, %error, "is not tracked any more");
-                            self.lose_track();
-                            return Ok(pages);
-                        }
-                    },
-                    _ => None,
-                };
-                pagemap.scan(stride, looking_for, protect, |region| found.push(region))?;
-                drop(paused);
-                for region in found {
-                    if leave {
-                        self.left.insert(region.start..region.end);
-                        continue;
-                    }
-                    pages += (region.end - region.start) / PAGE;
-                    self.copy_or_note(region.start..region.end)?;
-                }
+            if area.can_be_late && twins.is_some() && self.writes.is_some() {
+                self.left.insert(area.range);
+                continue;
             }
+            pages += (area.range.end - area.range.start) / PAGE;
+            self.copy_or_note(area.range)?;
         }
         if let Some(twins) = twins {
             pages += self.leave(twins)?;
@@ -198,6 +169,55 @@ impl Tracked {
             self.lose_track();
         }
         Ok(pages)
+    }
+
+    /// The pages that were written since they were protected the last time. They are protected now: what is copied after this is as good as
+    /// what it was, or counts as changed.
+    fn protect(&mut self, wanted: &dyn Fn() -> bool) -> io::Result<Vec<Area>> {
+        let pid = self.pid();
+        // Opened each time: after execve(2) an older one shows what is gone.
+        let pagemap = Pagemap::open(pid)?;
+        let tracked = self.writes.is_some();
+        if !tracked && self.rounds > 0 {
+            return Ok(Vec::new()); // it got its room in the first round
+        }
+        // What was mapped since tracking began is not watched: it is not found, and counts as changed.
+        let (looking_for, protect) = if tracked {
+            (CHANGED, Protect::Found)
+        } else {
+            (CONTENT, Protect::No)
+        };
+        let mut found = Vec::new();
+        let mut paused = None;
+        let mut bytes = 0;
+        for area in areas::of_running(pid)?.areas {
+            for stride in strides(area.range) {
+                if !wanted() {
+                    return Ok(found);
+                }
+                if tracked && self.reads_directly && paused.is_none() {
+                    match Paused::pause(pid, PAUSE_MAX) {
+                        Ok(process) => paused = Some(process),
+                        Err(error) => {
+                            tracing::debug!(pid, %error, "is not tracked any more");
+                            self.lose_track();
+                            return Ok(Vec::new());
+                        }
+                    }
+                }
+                pagemap.scan(stride, looking_for, protect, |region| {
+                    bytes += region.end - region.start;
+                    found.push(Area {
+                        range: region.start..region.end,
+                        can_be_late: area.can_be_late,
+                    });
+                })?;
+                if bytes >= PAUSE_BYTES {
+                    (paused, bytes) = (None, 0);
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// From now on every page counts as changed.
