@@ -22,6 +22,7 @@ use crate::dump::{self, Dump};
 use crate::error::{CriuError, CutError, Foreign, chain};
 use crate::forecast::{self, Work};
 use crate::memory::{Late, NodeMemory, Plant, Taken};
+use crate::parallel::parallel;
 use crate::probe::Criu;
 use crate::swrk::Until;
 
@@ -579,22 +580,4 @@ fn watched(request: &CutRequest<'_>, stop: &AtomicBool, work: impl FnOnce()) {
         let _done = Done(&done, watcher.thread().clone());
         work();
     });
-}
-
-/// Does `work` on every item at the same time, each in a thread of its own.
-fn parallel<T: Send, R: Send>(items: &mut [T], work: impl Fn(&mut T) -> R + Sync) -> Vec<R> {
-    let work = &work;
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = items
-            .iter_mut()
-            .map(|item| scope.spawn(move || work(item)))
-            .collect();
-        threads
-            .into_iter()
-            .map(|t| {
-                t.join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .collect()
-    })
 }

@@ -15,6 +15,7 @@ mod forecast;
 mod images;
 mod log;
 mod memory;
+mod parallel;
 mod preflight;
 mod probe;
 mod rpc;

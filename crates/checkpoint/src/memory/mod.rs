@@ -39,6 +39,7 @@ pub use self::twin::Twin;
 pub(crate) use self::warm::{resident, warm};
 use crate::container::Container;
 use crate::error::{CriuError, Foreign};
+use crate::parallel::by_processors;
 use crate::rpc::{DumpStats, Options};
 
 /// How big the pages are.
@@ -293,8 +294,8 @@ impl NodeMemory {
             .into_iter()
             .filter_map(|pid| Some((inner_pid(pid)?, pid)))
             .collect();
-        let mut taken = Taken::default();
         let mut rest = std::mem::take(&mut self.processes);
+        let mut all = Vec::new();
         for (number, areas) in areas::dumped(&self.images)? {
             let Some(pid) = inner.get(&number).copied() else {
                 return Err(CriuError::Unexpected(format!(
@@ -302,15 +303,21 @@ impl NodeMemory {
                 )));
             };
             let known = rest.iter().position(|p| p.pid() == pid && p.is_alive());
-            let mut process = match known {
+            let process = match known {
                 Some(at) => rest.swap_remove(at),
                 None => Tracked::untracked(pid, &self.images).map_err(|e| self.failed(pid, e))?,
             };
-            let of_this = process
-                .take(number, &areas)
-                .map_err(|e| self.failed(pid, e))?;
-            taken.add(of_this);
-            self.processes.push(process);
+            all.push((process, number, areas));
+        }
+        let outcomes = by_processors(&mut all, |(process, number, areas)| {
+            process
+                .take(*number, areas)
+                .map_err(|e| self.failed(process.pid(), e))
+        });
+        self.processes = all.into_iter().map(|(process, ..)| process).collect();
+        let mut taken = Taken::default();
+        for outcome in outcomes {
+            taken.add(outcome?);
         }
         Ok(taken)
     }
@@ -324,9 +331,15 @@ impl NodeMemory {
 
     /// Completes CRIU's images.
     pub(crate) fn complete(self) -> Result<(), CriuError> {
-        for process in self.processes {
-            process.complete(&self.images, self.late)?;
-        }
+        let images = &self.images;
+        let mut processes: Vec<Option<Tracked>> = self.processes.into_iter().map(Some).collect();
+        by_processors(&mut processes, |process| {
+            process
+                .take()
+                .map_or(Ok(()), |process| process.complete(images, self.late))
+        })
+        .into_iter()
+        .collect::<Result<Vec<()>, _>>()?;
         self.shared.complete(&self.images)?;
         for used in [PRELOAD, TWINS] {
             let _ = fs::remove_file(self.images.join(used));

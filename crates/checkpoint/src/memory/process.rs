@@ -24,6 +24,8 @@ use crate::error::CriuError;
 
 /// Page tables are locked for so much memory at a time: the process wants them too.
 const STRIDE: u64 = 64 << 20;
+/// Most parts of one area, about.
+const STRIDES: u64 = 512;
 /// How long a process may take to stand still for a moment.
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// It goes on for a moment when so many bytes were found.
@@ -394,11 +396,13 @@ fn is_unchanged(region: &Region) -> bool {
     region.kinds & (page::WRITTEN | page::WP_ALLOWED) == page::WP_ALLOWED
 }
 
+/// Parts of an area; of one that is reserved and mostly empty, such as MariaDB's of 8 TiB, not too many.
 fn strides(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let end = range.end;
+    let stride = STRIDE.max((end - range.start) / STRIDES & !(STRIDE - 1));
     range
-        .step_by(STRIDE as usize)
-        .map(move |start| start..start.saturating_add(STRIDE).min(end))
+        .step_by(usize::try_from(stride).unwrap_or(usize::MAX))
+        .map(move |start| start..start.saturating_add(stride).min(end))
 }
 
 /// Whether the disk may write into the process's pages without a copy in between: it has a file open with `O_DIRECT`.
