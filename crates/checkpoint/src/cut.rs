@@ -303,6 +303,13 @@ fn run(
     });
     check(request, nodes)?;
     let predicted = fit(request, nodes, until)?;
+    // The node with most to do is waited for; on few processors all would have the same share of them.
+    let longest = nodes
+        .iter()
+        .max_by_key(|node| node.forecast().map(Work::time));
+    if let Some(dump) = longest.and_then(|node| node.dump.as_ref()) {
+        dump.go_first();
+    }
     marks.push(("settle", Instant::now()));
 
     let begun = Instant::now();
@@ -513,9 +520,11 @@ fn finish(request: &CutRequest<'_>, nodes: Vec<Working>, run: Run) -> Result<Cut
         })
     };
     tracing::debug!(nodes = request.nodes.len(), "cut");
+    let freeze = span(first(&|n| n.told), last(&|n| n.thawed));
+    forecast::learn(run.predicted, freeze);
     Ok(CutReport {
         at: run.at,
-        freeze: span(first(&|n| n.told), last(&|n| n.thawed)),
+        freeze,
         predicted: run.predicted,
         skew: span(first(&|n| n.frozen), last(&|n| n.frozen)),
         parts: marks

@@ -111,6 +111,11 @@ impl Dump {
         }
     }
 
+    /// The others will wait for this one.
+    pub(crate) fn go_first(&self) {
+        self.swrk.go_first();
+    }
+
     /// Takes the memory of the frozen node and holds it by ptrace.
     pub(crate) fn take(
         &mut self,

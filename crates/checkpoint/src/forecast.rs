@@ -1,8 +1,9 @@
 //! How long a freeze will last, told before anything stands still: a bound on it is a promise.
 //!
-//! The figures are those of ordinary virtual machines, on the slow side. What grows is what counts: a node's processes, and the bytes that
-//! are copied while it stands still.
+//! What counts is a node's processes, and the bytes that are copied while it stands still. The figures are those of an idle machine of its
+//! own; how much slower this host is, the freezes that it has seen tell ([`learn`]).
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// Freezing, isolating, snapshotting and thawing, whatever the nodes are.
@@ -13,6 +14,11 @@ const NODE: Duration = Duration::from_millis(20);
 const PROCESS: Duration = Duration::from_millis(2);
 /// Copying, per MiB: most of it is the kernel's first touch of the page that is copied to.
 const MIB: Duration = Duration::from_micros(1_500);
+
+/// How long freezes of this host last, in thousandths of those figures. It begins on the slow side.
+static PACE: AtomicU32 = AtomicU32::new(1_500);
+/// No freeze says more than that about the next.
+const PACES: std::ops::RangeInclusive<u32> = 600..=8_000;
 
 /// What has to be done in a node while it stands still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -25,7 +31,7 @@ pub(crate) struct Work {
 
 impl Work {
     /// How long one processor has to do with it.
-    fn time(self) -> Duration {
+    pub(crate) fn time(self) -> Duration {
         let mib = u32::try_from(self.bytes >> 20).unwrap_or(u32::MAX);
         NODE + PROCESS * self.processes + MIB.saturating_mul(mib)
     }
@@ -35,7 +41,21 @@ impl Work {
 pub(crate) fn freeze(nodes: impl Iterator<Item = Work> + Clone, processors: u32) -> Duration {
     let longest = nodes.clone().map(Work::time).max().unwrap_or_default();
     let all: Duration = nodes.map(Work::time).sum();
-    ANY + longest.max(all / processors.max(1))
+    let here = ANY + longest.max(all / processors.max(1));
+    here.saturating_mul(PACE.load(Ordering::Relaxed)) / 1_000
+}
+
+/// A freeze that was expected to last `predicted` lasted `seen`.
+pub(crate) fn learn(predicted: Duration, seen: Duration) {
+    let pace = PACE.load(Ordering::Relaxed);
+    PACE.store(next_pace(pace, predicted, seen), Ordering::Relaxed);
+}
+
+/// A third of the way to what would have been right: one freeze may have been disturbed.
+fn next_pace(pace: u32, predicted: Duration, seen: Duration) -> u32 {
+    let right = f64::from(pace) * seen.as_secs_f64() / predicted.as_secs_f64().max(0.001);
+    let next = f64::from(pace) + (right - f64::from(pace)) / 3.0;
+    (next as u32).clamp(*PACES.start(), *PACES.end())
 }
 
 #[cfg(test)]
@@ -53,10 +73,26 @@ mod tests {
             bytes: 1 << 30,
         };
         let told = |nodes: &[Work], processors| freeze(nodes.iter().copied(), processors);
-        assert_eq!(told(&[], 2), ANY);
+        assert!(told(&[], 2) >= ANY);
         assert!(told(&[small], 2) < told(&[small, small, small], 2));
         assert!(told(&[small; 4], 4) < told(&[small; 4], 1));
         assert!(told(&[small, large], 2) > Duration::from_secs(1));
         assert_eq!(told(&[small, large], 2), told(&[small, large], 8));
+    }
+
+    #[test]
+    fn a_host_is_as_fast_as_it_was() {
+        let (short, long) = (Duration::from_millis(100), Duration::from_millis(300));
+        let mut pace = 1_000;
+        for _ in 0..30 {
+            // what it says for a freeze that lasts 300 ms here, and 100 ms at pace 1000
+            pace = next_pace(pace, short * pace / 1_000, long);
+        }
+        assert!((2_950..=3_050).contains(&pace), "{pace}");
+        assert_eq!(
+            next_pace(pace, long, Duration::from_secs(999)),
+            *PACES.end()
+        );
+        assert_eq!(next_pace(600, long, Duration::ZERO), *PACES.start());
     }
 }

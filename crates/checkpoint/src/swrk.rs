@@ -45,6 +45,8 @@ read -r word <&4
 if [ -e "$2/freezer.state" ]; then echo THAWED >"$2/freezer.state"; elif [ -e "$2/cgroup.freeze" ]; then echo 0 >"$2/cgroup.freeze"; fi
 "#;
 
+/// The niceness of a CRIU that others wait for.
+const FIRST: i32 = -15;
 /// How often a wait looks whether it should give up.
 const LOOK: Duration = Duration::from_millis(20);
 /// CRIU's messages are small; runc's limit.
@@ -247,6 +249,11 @@ impl Swrk {
                 _ => self.go_on()?,
             }
         }
+    }
+
+    /// Lets CRIU have processor time before others (setpriority(2)), as far as that is granted.
+    pub(crate) fn go_first(&self) {
+        let _ = rustix::process::setpriority_process(self.criu, FIRST);
     }
 
     /// Lets CRIU leave the stage at which it waits.
