@@ -24,6 +24,8 @@ const AROUND: u64 = 64 << 10;
 const CHUNK: u64 = 256 << 10;
 /// After each chunk this many times the time it took is left to others: half of one processor at most.
 const REST: u32 = 1;
+/// At first only what is waited for comes: other nodes of the clone are just being restored, and all of them have few processors.
+const AT_FIRST: Duration = Duration::from_secs(1);
 /// Until something is tried again that the kernel refused because the process was changing its memory.
 const AGAIN: Duration = Duration::from_micros(100);
 /// From so many changes on, without a moment in which none is under way, the process has to stand.
@@ -283,7 +285,7 @@ impl Service {
             spaces,
             turn: 0,
             buffer: vec![0; usize::try_from(CHUNK).unwrap_or(0)],
-            due: Instant::now(),
+            due: Instant::now() + AT_FIRST,
             hurry: false,
         }
     }
