@@ -95,6 +95,7 @@ impl Dump {
         let wanted = || !until.stop.load(Ordering::Relaxed);
         if let Some(memory) = self.memory.as_mut() {
             memory.round(container, plant, &wanted)?;
+            memory.list_twins(container)?;
         }
         Ok(())
     }

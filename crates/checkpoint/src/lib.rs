@@ -11,6 +11,7 @@ mod container;
 mod cut;
 mod dump;
 mod error;
+mod family;
 mod forecast;
 mod images;
 mod log;

@@ -30,16 +30,22 @@ fn filled() -> TestDaemon {
 #[test]
 fn a_parent_is_stopped_right_after_it_was_cloned() {
     let daemon = filled();
-    daemon.json(&["clone", "shop", "--name", "second"]);
+    // The twin for the first one still stands beside its parent when the other is cut.
+    for name in ["first", "second"] {
+        let operation = daemon.json(&["clone", "shop", "--name", name]);
+        assert_eq!(rungs(&operation)["web-1"], "live", "{operation:#}");
+    }
     daemon.run(&["stop", "shop"]);
-    let answer = daemon.node("second", "/ballast").expect("it answers");
-    assert_eq!(answer["ballast"], true, "{answer}");
+    for name in ["first", "second"] {
+        let answer = daemon.node(name, "/ballast").expect("it answers");
+        assert_eq!(answer["ballast"], true, "{name}: {answer}");
+    }
     daemon.run(&["start", "shop"]);
     daemon.json(&["clone", "second", "--name", "third"]);
     daemon.run(&["rm", "--force", "second"]);
     let answer = daemon.node("third", "/ballast").expect("it answers");
     assert_eq!(answer["ballast"], true, "{answer}");
-    daemon.finish(&["shop", "third"]);
+    daemon.finish(&["shop", "first", "third"]);
 }
 
 /// What a clone's process has is right, or it has ended.

@@ -23,8 +23,8 @@ mod twin;
 mod warm;
 
 use std::collections::HashMap;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -39,6 +39,7 @@ pub use self::twin::Twin;
 pub(crate) use self::warm::{resident, warm};
 use crate::container::Container;
 use crate::error::{CriuError, Foreign};
+use crate::family::{children, is_twin};
 use crate::parallel::by_processors;
 use crate::rpc::{DumpStats, Options};
 
@@ -93,8 +94,6 @@ pub(crate) struct Twins<'a> {
     container: &'a Container,
     /// Processes with less in large areas get none, bytes.
     from: u64,
-    /// The file that lists them for CRIU.
-    list: PathBuf,
 }
 
 impl Twins<'_> {
@@ -107,14 +106,7 @@ impl Twins<'_> {
             tracing::debug!(pid, bytes, "no twin: the node is close to its memory limit");
             return None;
         }
-        let made = self.plant.twin(self.node, pid, socket).and_then(|twin| {
-            let mut list = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(&self.list)?;
-            writeln!(list, "{}", twin.pid)?;
-            Ok(twin)
-        });
+        let made = self.plant.twin(self.node, pid, socket);
         made.inspect_err(|error| tracing::debug!(pid, error = &**error, "no twin"))
             .ok()
     }
@@ -233,7 +225,6 @@ impl NodeMemory {
                 node: &self.node,
                 container,
                 from,
-                list: self.images.join(TWINS),
             }),
         };
         let all: Vec<i32> = container.processes().into_iter().collect();
@@ -267,6 +258,17 @@ impl NodeMemory {
             self.writes_per_s = pages as f64 / since.max(0.001);
         }
         Ok(pages)
+    }
+
+    /// Lists for CRIU which children of the node's processes are twins, also of earlier clones.
+    pub(crate) fn list_twins(&self, container: &Container) -> Result<(), CriuError> {
+        let all = container.processes();
+        let twins = all
+            .into_iter()
+            .flat_map(children)
+            .filter(|pid| is_twin(*pid));
+        let list: String = twins.map(|pid| format!("{pid}\n")).collect();
+        fs::write(self.images.join(TWINS), list).map_err(|e| self.failed(container.pid, e))
     }
 
     /// Bytes that will have to be copied if the node is frozen now.

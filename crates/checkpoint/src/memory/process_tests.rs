@@ -206,7 +206,6 @@ fn is_taken_as_it_is(args: &[&Path]) {
             node: "",
             container: &container,
             from: 1,
-            list: dir.path().join("twins"),
         };
         let mut tracked = Tracked::new(pid, dir.path(), &plant).unwrap();
         for _ in 0..3 {

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use crate::container::{Container, mount_points};
 use crate::error::CriuError;
+use crate::family::{children, is_twin};
 
 /// More processes than this are not looked at one by one.
 const PROCESSES_MAX: usize = 20_000;
@@ -145,19 +146,9 @@ fn tree_of(pid: i32) -> Vec<i32> {
     let mut next = 0;
     while let Some(pid) = tree.get(next).copied() {
         next += 1;
-        let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
-            continue;
-        };
-        for task in tasks.flatten() {
-            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            tree.extend(
-                children
-                    .split_whitespace()
-                    .filter_map(|child| child.parse::<i32>().ok()),
-            );
-            if tree.len() > PROCESSES_MAX {
-                return tree;
-            }
+        tree.extend(children(pid).into_iter().filter(|child| !is_twin(*child)));
+        if tree.len() > PROCESSES_MAX {
+            return tree;
         }
     }
     tree

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::mem::ManuallyDrop;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -16,6 +16,10 @@ use super::speaker::Speaker;
 
 /// How long the parent may be held for taking leave of its child.
 const LEAVE_MAX: Duration = Duration::from_millis(500);
+
+/// How long the parent may be out of reach, and how often it is tried.
+const BURY_MAX: Duration = Duration::from_secs(30);
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// Such a child. It executes nothing of its program and is killed when this is dropped, and when the calling process ends, however it ends.
 ///
@@ -69,14 +73,19 @@ impl Drop for Twin {
     fn drop(&mut self) {
         let _ = kill(self.pid, Signal::SIGKILL);
         while waitpid(self.pid, Some(WaitPidFlag::__WALL)) == Err(Errno::EINTR) {}
-        // What is left of it in the table of processes is the parent's to take away, who knows nothing of it.
-        let _ = bury(self.parent, self.pid.as_raw());
+        // What is left of it in the table of processes is the parent's to take away, who knows nothing of it; who may be frozen just now.
+        let deadline = Instant::now() + BURY_MAX;
+        while bury(self.parent, self.pid.as_raw()).is_err() && Instant::now() < deadline {
+            std::thread::sleep(AGAIN);
+        }
     }
 }
 
-/// Has process `parent` wait for its child `pid`, which ended.
+/// Has process `parent` wait for its child `pid`, which ended, if it is still there and its own.
 fn bury(parent: i32, pid: i32) -> io::Result<()> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+        return Ok(());
+    };
     let field = |name| status.lines().find_map(|line| line.strip_prefix(name));
     let is_child = field("PPid:").is_some_and(|of| of.trim().parse() == Ok(parent));
     // its number as the parent sees it: both are in one namespace, the innermost
@@ -84,8 +93,12 @@ fn bury(parent: i32, pid: i32) -> io::Result<()> {
     let inner = inner.and_then(|number| number.parse::<u64>().ok());
     if let Some(inner) = inner.filter(|_| is_child) {
         let flags = (libc::__WALL | libc::WNOHANG) as u64;
-        Stopped::stop_one(parent, LEAVE_MAX)?
-            .call(libc::SYS_wait4 as u64, [inner, 0, flags, 0, 0, 0])?;
+        let parent = match Stopped::stop_one(parent, LEAVE_MAX) {
+            // what it leaves is its own parent's
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            parent => parent?,
+        };
+        parent.call(libc::SYS_wait4 as u64, [inner, 0, flags, 0, 0, 0])?;
     }
     Ok(())
 }
