@@ -521,7 +521,9 @@ fn finish(request: &CutRequest<'_>, nodes: Vec<Working>, run: Run) -> Result<Cut
     };
     tracing::debug!(nodes = request.nodes.len(), "cut");
     let freeze = span(first(&|n| n.told), last(&|n| n.thawed));
-    forecast::learn(run.predicted, freeze);
+    if nodes.iter().any(|(_, report)| report.rung == Rung::Live) {
+        forecast::learn(run.predicted, freeze);
+    }
     Ok(CutReport {
         at: run.at,
         freeze,
