@@ -399,7 +399,7 @@ fn is_unchanged(region: &Region) -> bool {
 /// Parts of an area; of one that is reserved and mostly empty, such as MariaDB's of 8 TiB, not too many.
 fn strides(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let end = range.end;
-    let stride = STRIDE.max((end - range.start) / STRIDES & !(STRIDE - 1));
+    let stride = STRIDE.max(((end - range.start) / STRIDES) & !(STRIDE - 1));
     range
         .step_by(usize::try_from(stride).unwrap_or(usize::MAX))
         .map(move |start| start..start.saturating_add(stride).min(end))
