@@ -246,7 +246,7 @@ mod tests {
     fn freezes_have_bounds() {
         assert_eq!(freeze("200ms"), Ok(200));
         assert_eq!(freeze("60s"), Ok(60_000));
-        for bad in ["49ms", "61s", "5", "", "-1s"] {
+        for bad in ["9ms", "61s", "5", "", "-1s"] {
             assert!(freeze(bad).is_err(), "{bad:?}");
         }
     }

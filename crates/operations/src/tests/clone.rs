@@ -120,15 +120,11 @@ async fn a_cancel_ends_it_at_every_step() {
         world.engine.go_on();
         let operation = world.ended(id).await;
         assert!(world.runs(&shop.id), "{call}");
-        if call == "expose" {
-            assert_eq!(operation.state, OperationState::Done, "it was done already");
-        } else {
-            assert_eq!(operation.state, OperationState::Cancelled, "{call}");
-            assert!(
-                world.engine.nothing_of(&clone, "shop-clone.localhost"),
-                "{call}"
-            );
-        }
+        assert_eq!(operation.state, OperationState::Cancelled, "{call}");
+        assert!(
+            world.engine.nothing_of(&clone, "shop-clone.localhost"),
+            "{call}"
+        );
     }
 }
 
@@ -195,7 +191,7 @@ async fn a_clone_of_what_is_stopped_is_stopped() {
 async fn a_bound_on_the_freeze_is_taken_within_limits_only() {
     let world = World::new();
     parent(&world).await;
-    for (bound, good) in [(49, false), (50, true), (60_000, true), (60_001, false)] {
+    for (bound, good) in [(9, false), (10, true), (60_000, true), (60_001, false)] {
         let request = offshoot_model::view::CloneRequest {
             max_freeze_ms: Some(bound),
             ..Default::default()
