@@ -21,6 +21,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use crate::error::CriuError;
+use crate::family::children;
 use crate::log::errors_in;
 use crate::memory::Preload;
 use crate::rpc::{Answer, Kind, Request};
@@ -319,7 +320,8 @@ impl Swrk {
         );
         let deadline = Instant::now() + LET_GO;
         while is_alive(criu) {
-            for helper in children(criu) {
+            let helpers = children(criu.as_raw_nonzero().get());
+            for helper in helpers.into_iter().filter_map(Pid::from_raw) {
                 let _ = rustix::process::kill_process(helper, Signal::KILL);
             }
             if Instant::now() >= deadline {
@@ -378,13 +380,4 @@ fn is_alive(pid: Pid) -> bool {
                 .map(|(_, rest)| !rest.starts_with(['Z', 'X']))
         })
         .unwrap_or(false)
-}
-
-fn children(pid: Pid) -> Vec<Pid> {
-    let pid = pid.as_raw_nonzero();
-    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
-        .unwrap_or_default()
-        .split_whitespace()
-        .filter_map(|child| child.parse().ok().and_then(Pid::from_raw))
-        .collect()
 }

@@ -227,7 +227,7 @@ impl NodeMemory {
                 from,
             }),
         };
-        let all: Vec<i32> = container.processes().into_iter().collect();
+        let all = container.processes();
         pages += self
             .shared
             .round(&self.images, &all)
@@ -283,9 +283,8 @@ impl NodeMemory {
 
     /// Copies what changed of the memory that processes share. The node stands still; CRIU may be at work.
     pub(crate) fn take_shared(&mut self, container: &Container) -> Result<Taken, CriuError> {
-        let all: Vec<i32> = container.processes().into_iter().collect();
         self.shared
-            .take(&self.images, &all)
+            .take(&self.images, &container.processes())
             .map_err(|e| self.failed(container.pid, e))
     }
 
