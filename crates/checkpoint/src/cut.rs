@@ -3,11 +3,12 @@
 //! ```text
 //! before   CRIU is started for every live node, probes the kernel, and waits at its stage `pre-dump`;
 //!          memory is copied ahead, in rounds (see `memory`)
-//! frozen   freeze all -> isolate them from each other -> dump all -> snapshot the disks -> CRIU lets go -> thaw
+//! frozen   freeze all -> isolate them from each other -> dump all, and snapshot the disks -> CRIU lets go -> thaw
 //! after    the images are completed
 //! ```
 //!
-//! The snapshot is taken while every CRIU waits at `post-dump`: until then, the names it gave to unlinked files exist.
+//! A file that has lost the name it was opened by, but not its last one, gets a name from CRIU for as long as CRIU waits at `post-dump`
+//! (`--link-remap`): the snapshot has to have it. Where a dump made such a name the disks are snapshotted once more.
 //! Whatever fails, what stands still is let go first, then things are cleaned up.
 
 use std::fs;
@@ -21,10 +22,11 @@ use crate::container::Container;
 use crate::dump::{self, Dump};
 use crate::error::{CriuError, CutError, Foreign, chain};
 use crate::forecast::{self, Work};
+use crate::images;
 use crate::memory::{Late, NodeMemory, Plant, Taken};
-use crate::parallel::parallel;
+use crate::parallel::{by_processors, parallel};
 use crate::probe::Criu;
-use crate::swrk::Until;
+use crate::swrk::{Rank, Until};
 
 /// A further round that leaves more than this share of the predicted freeze (percent) shows that there is nothing to win.
 const SHRINKS: u32 = 95;
@@ -118,7 +120,8 @@ pub struct CutReport {
     pub predicted: Duration,
     /// From the first node that stood still to the last.
     pub skew: Duration,
-    /// Named spans, in order: `copy ahead`, `settle`, `freeze`, `isolate`, `dump`, `snapshot`, `thaw`, `complete images`.
+    /// Named spans, in order: `copy ahead`, `settle`, `freeze`, `isolate`, `dump`, `snapshot` (what is left of it after the dump, for they run
+    /// side by side), `thaw`, `complete images`.
     pub parts: Vec<Timing>,
     /// The nodes, in the order of the request.
     pub nodes: Vec<CutNodeReport>,
@@ -177,6 +180,11 @@ impl Working {
         self.dump.is_some() && self.why.is_none()
     }
 
+    /// Whether CRIU gave a name to a file of the node: it is there for the time of the dump.
+    fn has_named_files(&self) -> bool {
+        self.is_live() && images::has_named_files(&self.node.images)
+    }
+
     fn copy_ahead(&mut self, plant: &dyn Plant, until: Until<'_>) {
         if self.is_live()
             && let Some(dump) = self.dump.as_mut()
@@ -222,7 +230,8 @@ impl Working {
     }
 }
 
-/// Cuts. `snapshot` takes the disks; it is called once, while everything stands still, and has to be quick.
+/// Cuts. `snapshot` takes the disks. It is called while everything stands still, and has to be quick; when it is called a second time,
+/// what it took the first time is not to be used.
 ///
 /// When it returns, whatever it returns, the nodes run again and no CRIU is left.
 ///
@@ -230,20 +239,30 @@ impl Working {
 /// [`CutError`]; the folders of images then hold leftovers, which are the caller's to remove.
 pub fn cut(
     request: CutRequest<'_>,
-    snapshot: impl FnOnce() -> Result<(), Foreign>,
+    snapshot: &(dyn Fn() -> Result<(), Foreign> + Sync),
 ) -> Result<CutReport, CutError> {
     let mut nodes: Vec<Working> = request.nodes.iter().cloned().map(Working::new).collect();
     let result = run(&request, &mut nodes, snapshot);
     // First everything goes on, then comes the rest.
     let thawed: Vec<_> = parallel(&mut nodes, Working::thaw);
-    for node in &mut nodes {
-        if let Some(dump) = node.dump.take() {
-            node.memory = dump.finish();
-        }
-    }
-    let run = result?;
-    thawed.into_iter().collect::<Result<Vec<()>, _>>()?;
-    finish(&request, nodes, run)
+    let watched = parallel(&mut nodes, |node| {
+        let (memory, watched) = node.dump.take()?.finish();
+        node.memory = memory;
+        Some(watched)
+    });
+    let mut watched: Vec<_> = watched.into_iter().flatten().flatten().map(Some).collect();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            by_processors(&mut watched, |watched| {
+                if let Some(watched) = watched.take() {
+                    watched.undo();
+                }
+            })
+        });
+        let run = result?;
+        thawed.into_iter().collect::<Result<Vec<()>, _>>()?;
+        finish(&request, nodes, run)
+    })
 }
 
 /// Marks on the way, for the report.
@@ -273,7 +292,7 @@ impl Working {
 fn run(
     request: &CutRequest<'_>,
     nodes: &mut [Working],
-    snapshot: impl FnOnce() -> Result<(), Foreign>,
+    snapshot: &(dyn Fn() -> Result<(), Foreign> + Sync),
 ) -> Result<Run, CutError> {
     let stop = AtomicBool::new(false);
     let mut marks = vec![("", Instant::now())];
@@ -304,11 +323,16 @@ fn run(
     check(request, nodes)?;
     let predicted = fit(request, nodes, until)?;
     // The node with most to do is waited for; on few processors all would have the same share of them.
-    let longest = nodes
+    let works: Vec<_> = nodes
         .iter()
-        .max_by_key(|node| node.forecast().map(Work::time));
-    if let Some(dump) = longest.and_then(|node| node.dump.as_ref()) {
-        dump.go_first();
+        .map(|node| node.forecast().map(Work::time))
+        .collect();
+    let most = works.iter().max();
+    for (node, work) in nodes.iter().zip(&works) {
+        if let Some(dump) = &node.dump {
+            let awaited = Some(work) == most;
+            dump.hurry(if awaited { Rank::Awaited } else { Rank::Other });
+        }
     }
     marks.push(("settle", Instant::now()));
 
@@ -343,21 +367,29 @@ fn run(
         .map_err(CutError::Isolate)?;
     marks.push(("isolate", Instant::now()));
 
+    let (mut dumped, mut snapshotted) = (Ok(()), Ok(()));
     watched(request, &stop, || {
-        parallel(nodes, |node| {
-            let Some(dump) = node.dump.as_mut().filter(|_| node.why.is_none()) else {
-                return;
-            };
-            let started = Instant::now();
-            match dump.take(&node.node.container, until) {
-                Ok(taken) => node.taken = taken,
-                Err(why) => node.give_up(why),
-            }
-            node.dump_time = started.elapsed();
+        std::thread::scope(|scope| {
+            let snapshotting = scope.spawn(snapshot);
+            parallel(nodes, |node| {
+                let Some(dump) = node.dump.as_mut().filter(|_| node.why.is_none()) else {
+                    return;
+                };
+                let started = Instant::now();
+                match dump.take(&node.node.container, until) {
+                    Ok(taken) => node.taken = taken,
+                    Err(why) => node.give_up(why),
+                }
+                node.dump_time = started.elapsed();
+            });
+            marks.push(("dump", Instant::now()));
+            dumped = in_time(request, until, "taking the memory");
+            snapshotted = snapshotting
+                .join()
+                .unwrap_or_else(|_| Err("taking the snapshots panicked".into()));
         });
     });
-    marks.push(("dump", Instant::now()));
-    in_time(request, until, "taking the memory")?;
+    dumped?;
     for node in nodes.iter_mut().filter(|n| n.why.is_some()) {
         // CRIU writes the cgroup back to frozen when it cleans up. When it could not, the node has been running.
         if node.dump.take().is_some_and(|dump| {
@@ -373,7 +405,10 @@ fn run(
     }
     check(request, nodes)?;
 
-    snapshot().map_err(CutError::Snapshot)?;
+    if nodes.iter().any(Working::has_named_files) {
+        snapshotted = snapshot();
+    }
+    snapshotted.map_err(CutError::Snapshot)?;
     marks.push(("snapshot", Instant::now()));
     in_time(request, until, "snapshotting the disks")?;
 

@@ -12,10 +12,10 @@ use crate::cut::CutNode;
 use crate::error::CriuError;
 use crate::forecast::Work;
 use crate::images::{self, Summary};
-use crate::memory::{self, Late, NodeMemory, Plant, Taken};
+use crate::memory::{self, Late, NodeMemory, Plant, Taken, Watched};
 use crate::probe::Criu;
 use crate::rpc::{CgroupMode, Kind, NetworkLock, Options, Request};
-use crate::swrk::{Swrk, Until};
+use crate::swrk::{Rank, Swrk, Until};
 
 /// CRIU's log inside the folder of images.
 const LOG: &str = "dump.log";
@@ -56,7 +56,7 @@ impl Dump {
         let container = &node.container;
         let mut memory = NodeMemory::new(&node.images, &node.node, late)
             .map_err(|e| io("cannot be written to", e))?;
-        let preload = memory.as_ref().map(NodeMemory::preload);
+        let preload = memory.as_ref().map(|memory| memory.preload(criu.kernel()));
         let swrk = Swrk::start(
             criu.path(),
             &node.images,
@@ -95,7 +95,7 @@ impl Dump {
         let wanted = || !until.stop.load(Ordering::Relaxed);
         if let Some(memory) = self.memory.as_mut() {
             memory.round(container, plant, &wanted)?;
-            memory.list_twins(container)?;
+            memory.tell(container)?;
         }
         Ok(())
     }
@@ -112,9 +112,9 @@ impl Dump {
         }
     }
 
-    /// The others will wait for this one.
-    pub(crate) fn go_first(&self) {
-        self.swrk.go_first();
+    /// The freeze is about to begin.
+    pub(crate) fn hurry(&self, rank: Rank) {
+        self.swrk.hurry(rank);
     }
 
     /// Takes the memory of the frozen node and holds it by ptrace.
@@ -146,14 +146,12 @@ impl Dump {
         self.swrk.abort();
     }
 
-    /// Ends what is left of CRIU and of the tracking, after the node was thawed. What was copied is handed on.
-    pub(crate) fn finish(self) -> Option<NodeMemory> {
+    /// Ends what is left of CRIU, after the node was thawed. What was copied is handed on, and what is left of the tracking.
+    pub(crate) fn finish(self) -> (Option<NodeMemory>, Vec<Watched>) {
         self.swrk.finish();
         let mut memory = self.memory;
-        if let Some(memory) = memory.as_mut() {
-            memory.let_go();
-        }
-        memory
+        let watched = memory.as_mut().map(NodeMemory::let_go);
+        (memory, watched.unwrap_or_default())
     }
 }
 

@@ -13,7 +13,7 @@ use prost::Message;
 
 use crate::container::Container;
 use crate::error::CriuError;
-use crate::rpc::{Cgroups, IdExtent, Inventory, PsTree, Stats, UserNs};
+use crate::rpc::{Cgroups, IdExtent, Inventory, PsTree, RemapFilePath, Stats, UserNs};
 use crate::wire::set_number;
 
 /// First word of most images, followed by a second one that names the kind.
@@ -34,6 +34,8 @@ pub(crate) const PAGEMAP_MAGIC: u32 = 0x5608_4025;
 const INVENTORY_MAGIC: u32 = 0x5831_3116;
 /// Second word of `cgroup.img`.
 const CGROUP_MAGIC: u32 = 0x5938_3330;
+/// Second word of `remap-fpath.img`.
+const REMAP_MAGIC: u32 = 0x5913_3954;
 /// `root_cg_set` of `inventory_entry`: the cgroups that CRIU itself was in.
 const INVENTORY_CGROUPS: &[u32] = &[5];
 /// `root_ids.net_ns_id` of `inventory_entry`: the network namespace that CRIU itself was in.
@@ -101,6 +103,21 @@ pub fn rewrite_ids(images: &Path, id_base: u32, id_count: u32) -> Result<(), Cri
         gid_map: map(&old.gid_map)?,
     };
     write_records(&path, &[COMMON_MAGIC, USERNS_MAGIC], &[new.encode_to_vec()])
+}
+
+/// Whether the dump gave a name to a file that had lost its own. When that cannot be told, it may have.
+pub(crate) fn has_named_files(images: &Path) -> bool {
+    let path = images.join("remap-fpath.img");
+    if !path.exists() {
+        return false;
+    }
+    read_records(&path, &[COMMON_MAGIC, REMAP_MAGIC]).map_or(true, |records| {
+        records.iter().any(|record| {
+            decode::<RemapFilePath>(&path, record).map_or(true, |remap| {
+                remap.kind.unwrap_or(RemapFilePath::LINKED) == RemapFilePath::LINKED
+            })
+        })
+    })
 }
 
 /// Replaces an image as a whole.
@@ -283,6 +300,28 @@ fn broken(path: &Path, what: &str, source: Option<io::Error>) -> CriuError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_that_were_given_a_name_are_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = dir.path();
+        assert!(!has_named_files(images));
+        let path = images.join("remap-fpath.img");
+        for (kinds, expected) in [
+            (&[Some(1), Some(2)][..], false),
+            (&[Some(1), Some(RemapFilePath::LINKED)], true),
+            (&[None], true),
+        ] {
+            let records: Vec<_> = kinds
+                .iter()
+                .map(|kind| RemapFilePath { kind: *kind }.encode_to_vec())
+                .collect();
+            write_records(&path, &[COMMON_MAGIC, REMAP_MAGIC], &records).unwrap();
+            assert_eq!(has_named_files(images), expected, "{kinds:?}");
+        }
+        fs::write(&path, "something else").unwrap();
+        assert!(has_named_files(images));
+    }
 
     fn userns(first: u32, lower: u32, count: u32) -> Vec<u8> {
         let extent = IdExtent {

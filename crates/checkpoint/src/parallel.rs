@@ -1,5 +1,7 @@
 //! Several things at the same time.
 
+use std::sync::{Mutex, PoisonError};
+
 /// Does `work` on every item at the same time, each in a thread of its own.
 pub(crate) fn parallel<T: Send, R: Send>(
     items: &mut [T],
@@ -22,13 +24,19 @@ fn shared_out<T: Send, R: Send>(
     threads: usize,
     work: impl Fn(&mut T) -> R + Sync,
 ) -> Vec<R> {
-    let work = &work;
-    let each = items.len().div_ceil(threads).max(1);
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = items
-            .chunks_mut(each)
-            .map(|part| scope.spawn(move || part.iter_mut().map(work).collect::<Vec<R>>()))
-            .collect();
+    let threads = items.len().min(threads);
+    // Whoever is through takes the next: items differ in size.
+    let queue = Mutex::new(items.iter_mut().enumerate());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let some = || {
+        let mut done = Vec::new();
+        while let Some((at, item)) = next() {
+            done.push((at, work(item)));
+        }
+        done
+    };
+    let mut done: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(some)).collect();
         threads
             .into_iter()
             .flat_map(|thread| {
@@ -37,7 +45,9 @@ fn shared_out<T: Send, R: Send>(
                     .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             })
             .collect()
-    })
+    });
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 #[cfg(test)]

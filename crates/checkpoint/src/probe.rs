@@ -29,6 +29,7 @@ const SLEEP: &str = "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec sleep 1000";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Criu {
     path: PathBuf,
+    kernel: Option<PathBuf>,
 }
 
 /// What is known about a CRIU.
@@ -48,7 +49,23 @@ impl Criu {
     /// The CRIU at `path`, which must be absolute.
     #[must_use]
     pub fn at(path: PathBuf) -> Self {
-        Self { path }
+        Self { path, kernel: None }
+    }
+
+    /// The same one, which keeps in `folder` what it finds out about the kernel, where it would not keep it itself
+    /// (`offshoot_sys::preload`). The folder has to be another after a boot.
+    #[must_use]
+    pub fn keeping(self, folder: Option<PathBuf>) -> Self {
+        Self {
+            kernel: folder,
+            ..self
+        }
+    }
+
+    /// Where it keeps what it finds out about the kernel, if not in its own place.
+    #[must_use]
+    pub fn kernel(&self) -> Option<&Path> {
+        self.kernel.as_deref()
     }
 
     /// Its executable.
@@ -73,7 +90,7 @@ impl Criu {
         candidates.retain(|path| fs::metadata(path).is_ok_and(|m| m.is_file()));
         let mut first = None;
         for path in candidates {
-            let criu = Self { path };
+            let criu = Self::at(path);
             let info = probe(&criu);
             if info.works {
                 return (Some(criu), info);

@@ -258,3 +258,16 @@ pub(crate) struct PagemapEntry {
     #[prost(uint64, optional, tag = "5")]
     pub(crate) nr_pages: Option<u64>,
 }
+
+/// `remap_file_path_entry` of `images/remap-file-path.proto`: a file that cannot be opened by its name.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct RemapFilePath {
+    /// What stands for it.
+    #[prost(int32, optional, tag = "3")]
+    pub(crate) kind: Option<i32>,
+}
+
+impl RemapFilePath {
+    /// A name that CRIU gave it.
+    pub(crate) const LINKED: i32 = 0;
+}

@@ -8,6 +8,9 @@ use offshoot_images::ImagesConfig;
 use offshoot_network::Forwarding;
 use offshoot_pool::PoolConfig;
 
+/// How the name of that directory begins.
+const CRIU_KERNEL: &str = "criu-kernel-";
+
 /// Configuration of the engine.
 #[derive(Debug, Clone)]
 pub struct LocalConfig {
@@ -52,6 +55,35 @@ impl LocalConfig {
     /// Logs and the like of all environments.
     pub(crate) fn state_envs(&self) -> PathBuf {
         self.state_dir.join("envs")
+    }
+
+    /// Where CRIU keeps what it finds out about the kernel, until the next boot; `None` where it does so by itself, because `/run` is in
+    /// memory.
+    pub(crate) fn criu_kernel(&self) -> Option<PathBuf> {
+        /// `TMPFS_MAGIC` of statfs(2).
+        const TMPFS: i64 = 0x0102_1994;
+        if rustix::fs::statfs("/run").is_ok_and(|run| run.f_type == TMPFS) {
+            return None;
+        }
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        Some(self.run_dir.join(format!("{CRIU_KERNEL}{}", boot.trim())))
+    }
+
+    /// Makes that place, empty, and removes those of earlier boots.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) fn renew_criu_kernel(&self) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(&self.run_dir)?.flatten() {
+            let name = entry.file_name();
+            if name
+                .to_str()
+                .is_some_and(|name| name.starts_with(CRIU_KERNEL))
+            {
+                std::fs::remove_dir_all(entry.path())?;
+            }
+        }
+        self.criu_kernel().map_or(Ok(()), std::fs::create_dir)
     }
 
     /// Memory images of cuts under way.

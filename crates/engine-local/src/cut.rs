@@ -113,12 +113,13 @@ impl Cutter<'_> {
         max_freeze: Duration,
         insist: Insist,
     ) -> Result<(Vec<NodePlan>, CloneReport), Problem> {
-        let pairs = snapshots(parent, clone, &plans);
+        let snapshots = self
+            .pool
+            .prepare_snapshots(&snapshots(parent, clone, &plans))
+            .map_err(|e| e.problem())?;
         let snapshot = || -> Result<(), Foreign> {
             let _ = failpoint::reach("clone.cut.frozen");
-            self.pool
-                .snapshot_all(&pairs)
-                .map_err(|e| Box::new(e) as Foreign)
+            snapshots.take().map_err(|e| Box::new(e) as Foreign)
         };
         let mut running = Vec::new();
         for plan in plans
@@ -147,6 +148,7 @@ impl Cutter<'_> {
         }
         if running.is_empty() {
             snapshot().map_err(|e| snapshot_failed(&*e))?;
+            snapshots.place().map_err(|e| e.problem())?;
             return Ok((
                 plans,
                 CloneReport {
@@ -182,7 +184,8 @@ impl Cutter<'_> {
             },
             cancelled: self.cancelled,
         };
-        let report = offshoot_checkpoint::cut(request, snapshot).map_err(|e| e.problem())?;
+        let report = offshoot_checkpoint::cut(request, &snapshot).map_err(|e| e.problem())?;
+        snapshots.place().map_err(|e| e.problem())?;
         for plan in &mut plans {
             let Some(row) = report.nodes.iter().find(|row| row.node == plan.node) else {
                 continue;

@@ -59,7 +59,12 @@ impl Local {
         ] {
             ensure_passable(&dir)?;
         }
+        if let Err(error) = config.renew_criu_kernel() {
+            // then it finds out anew each time
+            tracing::warn!(%error, "no place for what CRIU finds out about the kernel");
+        }
         let (criu, criu_info) = Criu::find(config.criu_dir.as_deref());
+        let criu = criu.map(|criu| criu.keeping(config.criu_kernel()));
         if let Some(why) = &criu_info.why {
             tracing::warn!(why, "no CRIU works: clones take disks only");
         }

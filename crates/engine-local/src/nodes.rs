@@ -48,6 +48,7 @@ pub(crate) fn tools(config: &LocalConfig) -> Tools {
     Tools {
         runc: config.runc.clone(),
         criu_dir: config.criu_dir.clone(),
+        criu_kernel: config.criu_kernel(),
         shim: config.shim.clone(),
     }
 }

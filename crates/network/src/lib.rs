@@ -22,7 +22,7 @@ mod spec;
 mod sysctl;
 mod zone;
 
-pub use attach::attach;
+pub use attach::{attach, beside_router};
 pub use client::{
     IsolationLease, PreparedIsolation, Router, RouterRecord, Started, ensure_router,
     ensure_router_removed, list_routers,

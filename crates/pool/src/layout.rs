@@ -24,6 +24,8 @@ pub(crate) const STAGING: &str = "staging";
 pub(crate) const ENVS: &str = "envs";
 pub(crate) const NODES: &str = "nodes";
 pub(crate) const VOLUMES: &str = "volumes";
+/// Where the snapshots of a cut lie until they are put in their places: each in a directory of its own.
+pub(crate) const CUT: &str = "cut";
 
 impl Subvolume {
     /// Path below the pool's root: `images/<hex>`, `staging/<label>`, `envs/<env>/nodes/<node>`,
@@ -39,6 +41,15 @@ impl Subvolume {
             Self::Volume(env, name) => [ENVS, env.as_str(), VOLUMES, name.as_str()]
                 .iter()
                 .collect(),
+        }
+    }
+
+    /// Whose it is.
+    pub(crate) fn env(&self) -> Option<&EnvId> {
+        match self {
+            Self::Image(_) | Self::Staging(_) => None,
+            Self::Rootfs(node) => Some(node.env()),
+            Self::Volume(env, _) => Some(env),
         }
     }
 

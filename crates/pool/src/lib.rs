@@ -12,6 +12,7 @@ mod mount;
 mod remove;
 mod room;
 mod seed;
+mod snapshots;
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -32,6 +33,7 @@ pub use layout::Subvolume;
 use layout::{ENVS, IMAGES, NODES, STAGING, VOLUMES};
 pub use mount::SIZE_MIN;
 pub use room::{PoolStatus, USAGE_LIMIT, Usage};
+pub use snapshots::Snapshots;
 
 /// What the pool lies on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,9 +77,6 @@ pub struct Pool {
     /// Canonical, so that it can be compared with what the kernel says.
     root: PathBuf,
 }
-
-/// Threads that take snapshots at the same time; they share one commit.
-const SNAPSHOT_THREADS: usize = 4;
 
 impl Pool {
     /// Brings the pool up: makes and formats its file where needed, attaches it, mounts it. Does the rest of the way from
@@ -202,58 +201,6 @@ impl Pool {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(e) => Err(PoolError::io("snapshot", path)(e)),
         }
-    }
-
-    /// Takes snapshots of all pairs (from, to) as close to one instant as the file system can: the cut, while every
-    /// process that writes is frozen. The directories must have been made by [`Pool::prepare_env`], and [`Pool::sync`]
-    /// shortly before keeps it to milliseconds.
-    ///
-    /// # Errors
-    /// The first one, also when a target exists: what it holds is not of this cut. Snapshots that were made stay;
-    /// the caller removes its targets.
-    pub fn snapshot_all(&self, pairs: &[(Subvolume, Subvolume)]) -> Result<(), PoolError> {
-        // Everything is opened first, so that the snapshots themselves follow each other closely.
-        let mut work = Vec::with_capacity(pairs.len());
-        for (from, to) in pairs {
-            let source_path = self.path(from);
-            let source = open_dir(&source_path).map_err(PoolError::io("open", source_path))?;
-            let (parent, name, path) = self.place(to)?;
-            work.push((source, parent, name, path));
-        }
-        let snapshot = |(source, parent, name, path): &(File, File, OsString, PathBuf)| {
-            btrfs::create_snapshot(source.as_fd(), parent.as_fd(), name, Writable::Yes)
-                .map_err(PoolError::io("snapshot", path))
-        };
-        if let [only] = work.as_slice() {
-            return snapshot(only);
-        }
-        // Each ioctl waits for a commit. Taken at the same time they wait for the same one.
-        let next = std::sync::atomic::AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..work.len().min(SNAPSHOT_THREADS))
-                .map(|_| {
-                    scope.spawn(|| {
-                        let mut result = Ok(());
-                        while let Some(one) =
-                            work.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
-                        {
-                            result = result.and(snapshot(one));
-                        }
-                        result
-                    })
-                })
-                .collect();
-            let mut first = Ok(());
-            for thread in threads {
-                let ended = thread.join().unwrap_or_else(|_| {
-                    Err(PoolError::io("snapshot", &self.root)(io::Error::other(
-                        "a thread panicked",
-                    )))
-                });
-                first = first.and(ended);
-            }
-            first
-        })
     }
 
     /// Makes the directories that an environment's subvolumes lie in.

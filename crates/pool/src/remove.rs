@@ -10,7 +10,7 @@ use offshoot_model::EnvId;
 use offshoot_sys::{btrfs, fsx};
 use rustix::io::Errno;
 
-use crate::layout::{ENVS, NODES, VOLUMES};
+use crate::layout::{CUT, ENVS, NODES, VOLUMES};
 use crate::{Pool, PoolError, Subvolume, names, open_dir};
 
 /// Most subvolumes that a container may have nested in one of ours for a removal to go through at once.
@@ -37,8 +37,10 @@ impl Pool {
     pub fn ensure_env_removed(&self, env: &EnvId) -> Result<(), PoolError> {
         let dir = self.root().join(ENVS).join(env.as_str());
         let mut first = Ok(());
-        for kind in [NODES, VOLUMES] {
-            let dir = dir.join(kind);
+        let mut kinds = vec![dir.join(NODES), dir.join(VOLUMES)];
+        let cut = dir.join(CUT);
+        kinds.extend(names(&cut)?.into_iter().map(|name| cut.join(name)));
+        for dir in kinds {
             for name in names(&dir)? {
                 let removed = self.remove_at(&dir.join(name));
                 if first.is_ok() {
@@ -51,7 +53,7 @@ impl Pool {
     }
 
     /// Removes whatever is at a path of the pool's own directories.
-    fn remove_at(&self, path: &Path) -> Result<(), PoolError> {
+    pub(crate) fn remove_at(&self, path: &Path) -> Result<(), PoolError> {
         let dir = match open_dir(path) {
             Ok(dir) => dir,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),

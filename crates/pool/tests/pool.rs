@@ -165,7 +165,14 @@ fn snapshots_are_independent_and_repeatable() {
         (node.clone(), rootfs(&clone, "web-1")),
         (data.clone(), volume(&clone, "data")),
     ];
-    pool.snapshot_all(&pairs).unwrap();
+    let snapshots = pool.prepare_snapshots(&pairs).unwrap();
+    fs::write(pool.path(&node).join("a"), "2").unwrap();
+    snapshots.take().unwrap();
+    fs::write(pool.path(&node).join("a"), "3").unwrap();
+    // What counts is the last time.
+    snapshots.take().unwrap();
+    fs::write(pool.path(&node).join("a"), "4").unwrap();
+    snapshots.place().unwrap();
     assert_eq!(
         fs::read_to_string(pool.path(&pairs[0].1).join("a")).unwrap(),
         "3"
@@ -176,7 +183,18 @@ fn snapshots_are_independent_and_repeatable() {
         "x"
     );
     // A second cut into the same targets would silently keep the first one's content.
-    assert!(pool.snapshot_all(&pairs).is_err());
+    assert!(pool.prepare_snapshots(&pairs).is_err());
+    assert!(
+        pool.prepare_snapshots(&[(node.clone(), image.clone())])
+            .is_err()
+    );
+    // One that was never placed goes with its environment.
+    let other = [(node.clone(), rootfs(&clone, "web-2"))];
+    let unplaced = pool.prepare_snapshots(&other).unwrap();
+    unplaced.take().unwrap();
+    drop(unplaced);
+    let untaken = pool.prepare_snapshots(&other).unwrap();
+    assert!(untaken.place().is_err(), "nothing was taken");
 
     assert_eq!(
         pool.list()

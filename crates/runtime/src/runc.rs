@@ -258,6 +258,7 @@ mod tests {
         let tools = Tools {
             runc: "/bin/false".into(),
             criu_dir: Some("/opt/criu".into()),
+            criu_kernel: None,
             shim: "/x".into(),
         };
         let runc = Runc::new(&tools, dir.path());
@@ -287,6 +288,7 @@ mod tests {
         let tools = Tools {
             runc: "/bin/sleep".into(),
             criu_dir: None,
+            criu_kernel: None,
             shim: "/x".into(),
         };
         let runc = Runc::new(&tools, dir.path());
@@ -304,6 +306,7 @@ mod tests {
         let tools = Tools {
             runc: "/bin/sh".into(),
             criu_dir: None,
+            criu_kernel: None,
             shim: "/x".into(),
         };
         let runc = Runc::new(&tools, dir.path());

@@ -187,6 +187,9 @@ pub struct Tools {
     pub runc: PathBuf,
     /// Directory that holds a working `criu`; put first in runc's `PATH`.
     pub criu_dir: Option<PathBuf>,
+    /// Directory where `criu` keeps what it finds out about the kernel, where it would not keep it itself (`offshoot_sys::preload`).
+    #[serde(default)]
+    pub criu_kernel: Option<PathBuf>,
     /// offshoot-shim.
     pub shim: PathBuf,
 }

@@ -37,6 +37,7 @@ pub(crate) fn spec(run_dir: &Path) -> NodeSpec {
         tools: Tools {
             runc: "/usr/bin/runc".into(),
             criu_dir: None,
+            criu_kernel: None,
             shim: "/usr/bin/offshoot-shim".into(),
         },
     }

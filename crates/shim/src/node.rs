@@ -18,8 +18,8 @@ use offshoot_runtime::control::EXIT_FILE;
 use offshoot_runtime::files::{prepare_covered_dir, write_atomic, write_into_rootfs};
 use offshoot_runtime::runc::{Runc, criu_errors};
 use offshoot_runtime::{ExitRecord, NodeSpec, Result, RuntimeError, Start};
-use offshoot_sys::merge;
 use offshoot_sys::process::{self, Ended, Process, Side, Visit};
+use offshoot_sys::{merge, preload};
 
 use crate::late::Late;
 use crate::mounts::Images;
@@ -176,7 +176,8 @@ fn fresh(
         .arg(&pid_file)
         .arg(&id);
     give(&mut command, spec, ends);
-    runc.run(command, CREATE_MAX).map_err(|e| e.problem())?;
+    let create = || runc.run(command, CREATE_MAX).map_err(|e| e.problem());
+    making_network(spec, create)?;
     let main = main_process(&pid_file).map_err(|e| e.problem())?;
     hook::connect(main.pid(), spec.link.as_ref()).map_err(network_problem)?;
     let before = process::arguments(main.pid()).unwrap_or_default();
@@ -229,12 +230,15 @@ fn restore(
         .arg("--pid-file")
         .arg(&pid_file)
         .arg(spec.node.to_string());
+    hurry(&mut command, spec).map_err(problem)?;
     give(&mut command, spec, ends);
-    runc.run_restore(command, RESTORE_MAX).map_err(|e| {
-        let problem = problem(e);
-        criu_errors(&work.join("restore.log"))
-            .into_iter()
-            .fold(problem, Problem::detail)
+    making_network(spec, || {
+        runc.run_restore(command, RESTORE_MAX).map_err(|e| {
+            let problem = problem(e);
+            criu_errors(&work.join("restore.log"))
+                .into_iter()
+                .fold(problem, Problem::detail)
+        })
     })?;
     let main = main_process(&pid_file).map_err(problem)?;
     // The images hold the parent's.
@@ -251,6 +255,33 @@ fn restore(
         late.begin(shared).map_err(problem)?;
     }
     Ok(main)
+}
+
+/// Spares CRIU, which runc starts, some of its work.
+fn hurry(command: &mut Command, spec: &NodeSpec) -> Result<()> {
+    if preload::CRIU.is_empty() {
+        return Ok(());
+    }
+    let object = spec.run_dir.join("criu.so");
+    write_atomic(&object, preload::CRIU)?;
+    command.env("LD_PRELOAD", object);
+    if let Some(kernel) = &spec.tools.criu_kernel {
+        command.env("OFFSHOOT_KERNEL", kernel);
+    }
+    Ok(())
+}
+
+/// Does what makes the node's network namespace, where that is to be made.
+fn making_network(
+    spec: &NodeSpec,
+    work: impl FnOnce() -> std::result::Result<(), Problem> + Send,
+) -> std::result::Result<(), Problem> {
+    match &spec.link {
+        Some(link) => {
+            offshoot_network::beside_router(link, work).map_err(|e| network_problem(e.into()))?
+        }
+        None => work(),
+    }
 }
 
 /// Gives runc what it hands on to the node's processes, also through CRIU: the node's ends of its pipes, and whether equal memory may be

@@ -1,4 +1,4 @@
 //! Shared objects for other programs (`LD_PRELOAD`, ld.so(8)), carried in this one.
 
-/// CRIU with this finds no page to dump: the source is `preload/no_pages.rs`. Empty on other processors than x86-64.
-pub const NO_PAGES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/no_pages.so"));
+/// CRIU with this finds no page to dump: the source is `preload/criu.rs`. Empty on other processors than x86-64.
+pub const CRIU: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/criu.so"));

@@ -31,15 +31,18 @@ const LATE_AREA: u64 = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Area {
     pub(super) range: Range<u64>,
+    /// No page of it can be a file's.
+    pub(super) anonymous: bool,
     /// Its pages may come later than the process: it is large and plain anonymous memory. Of a running process not all is known that
     /// speaks against it.
     pub(super) can_be_late: bool,
 }
 
 impl Area {
-    fn new(range: Range<u64>, is_plain: bool) -> Self {
+    fn new(range: Range<u64>, anonymous: bool, is_plain: bool) -> Self {
         Self {
             can_be_late: is_plain && range.end - range.start >= LATE_AREA,
+            anonymous,
             range,
         }
     }
@@ -64,7 +67,10 @@ fn private(areas: impl IntoIterator<Item = memory::Area>) -> Private {
         private.has_aio |= area.name.starts_with("/[aio]");
         let special = ["[vdso]", "[vvar", "[vsyscall]"];
         if area.private && !special.iter().any(|s| area.name.starts_with(s)) {
-            private.areas.push(Area::new(area.range, area.anonymous));
+            let anonymous = area.anonymous;
+            private
+                .areas
+                .push(Area::new(area.range, anonymous, anonymous));
         }
     }
     private
@@ -98,9 +104,10 @@ pub(super) fn dumped(images: &Path) -> Result<Vec<(u32, Vec<Area>)>, CriuError> 
                 number,
                 areas
                     .map(|vma| {
-                        let is_plain = vma.status & ANON_PRIVATE != 0
-                            && vma.flags & (MAP_GROWSDOWN | MAP_LOCKED | MAP_HUGETLB) == 0;
-                        Area::new(vma.start..vma.end, is_plain)
+                        let anonymous =
+                            vma.status & ANON_PRIVATE != 0 && vma.flags & MAP_HUGETLB == 0;
+                        let is_plain = anonymous && vma.flags & (MAP_GROWSDOWN | MAP_LOCKED) == 0;
+                        Area::new(vma.start..vma.end, anonymous, is_plain)
                     })
                     .collect(),
             ));

@@ -17,6 +17,7 @@
 
 mod areas;
 mod image;
+mod known;
 mod process;
 mod shared;
 mod twin;
@@ -33,13 +34,14 @@ use offshoot_sys::pagemap::Pagemap;
 use offshoot_sys::preload;
 use rustix::process::Pid;
 
+use self::known::Known;
 use self::process::Tracked;
+pub(crate) use self::process::Watched;
 use self::shared::Shared;
 pub use self::twin::Twin;
 pub(crate) use self::warm::{resident, warm};
 use crate::container::Container;
 use crate::error::{CriuError, Foreign};
-use crate::family::{children, is_twin};
 use crate::parallel::by_processors;
 use crate::rpc::{DumpStats, Options};
 
@@ -50,10 +52,7 @@ pub(crate) const PAGE: u64 = 4096;
 /// one is not checkpointed and CRIU's message says so.
 const GHOST_LIMIT: u32 = 64 * 1024 * 1024;
 /// The shared object that CRIU is started with, in the folder of images.
-const PRELOAD: &str = "no-pages.so";
-
-/// The list of twins, in the same place.
-const TWINS: &str = "twins";
+const PRELOAD: &str = "criu.so";
 /// A process gets a twin if its node may have this part of the twin's memory more: what it writes meanwhile, it has twice.
 const ROOM_SHARE: u64 = 8;
 
@@ -127,8 +126,10 @@ pub enum Late {
 pub(crate) struct Preload {
     /// The shared object (`offshoot_sys::preload`).
     pub(crate) object: PathBuf,
-    /// The list of twins.
-    pub(crate) twins: PathBuf,
+    /// The folder with what it is told.
+    pub(crate) known: PathBuf,
+    /// The folder where it keeps what it finds out about the kernel.
+    pub(crate) kernel: Option<PathBuf>,
 }
 
 /// What was taken of a node.
@@ -155,6 +156,7 @@ pub(crate) struct NodeMemory {
     late: Late,
     processes: Vec<Tracked>,
     shared: Shared,
+    known: Known,
     /// When the last round began.
     round_at: Option<Instant>,
     /// Pages that were written each second between the last two rounds.
@@ -164,26 +166,28 @@ pub(crate) struct NodeMemory {
 impl NodeMemory {
     /// For node `node`, whose images go to `images`; `None` where the kernel cannot tell which pages were written.
     pub(crate) fn new(images: &Path, node: &str, late: Late) -> io::Result<Option<Self>> {
-        if preload::NO_PAGES.is_empty() || !Pagemap::is_supported() {
+        if preload::CRIU.is_empty() || !Pagemap::is_supported() {
             return Ok(None);
         }
-        fs::write(images.join(PRELOAD), preload::NO_PAGES)?;
+        fs::write(images.join(PRELOAD), preload::CRIU)?;
         Ok(Some(Self {
             images: images.to_owned(),
             node: node.to_owned(),
             late,
             processes: Vec::new(),
             shared: Shared::default(),
+            known: Known::new(images),
             round_at: None,
             writes_per_s: 0.0,
         }))
     }
 
     /// What CRIU has to be started with.
-    pub(crate) fn preload(&self) -> Preload {
+    pub(crate) fn preload(&self, kernel: Option<&Path>) -> Preload {
         Preload {
+            kernel: kernel.map(Path::to_owned),
             object: self.images.join(PRELOAD),
-            twins: self.images.join(TWINS),
+            known: self.images.clone(),
         }
     }
 
@@ -260,15 +264,11 @@ impl NodeMemory {
         Ok(pages)
     }
 
-    /// Lists for CRIU which children of the node's processes are twins, also of earlier clones.
-    pub(crate) fn list_twins(&self, container: &Container) -> Result<(), CriuError> {
-        let all = container.processes();
-        let twins = all
-            .into_iter()
-            .flat_map(children)
-            .filter(|pid| is_twin(*pid));
-        let list: String = twins.map(|pid| format!("{pid}\n")).collect();
-        fs::write(self.images.join(TWINS), list).map_err(|e| self.failed(container.pid, e))
+    /// Writes down for CRIU what is known about the node right before the freeze.
+    pub(crate) fn tell(&mut self, container: &Container) -> Result<(), CriuError> {
+        self.known
+            .write(container)
+            .map_err(|e| self.failed(container.pid, e))
     }
 
     /// Bytes that will have to be copied if the node is frozen now.
@@ -323,11 +323,12 @@ impl NodeMemory {
         Ok(taken)
     }
 
-    /// Lets the processes go: nothing of the tracking is left in them. May take a while; they run meanwhile.
-    pub(crate) fn let_go(&mut self) {
-        for process in &mut self.processes {
-            process.let_go();
-        }
+    /// Ends the tracking; what is left of it in the processes is to be undone.
+    pub(crate) fn let_go(&mut self) -> Vec<Watched> {
+        self.processes
+            .iter_mut()
+            .filter_map(Tracked::let_go)
+            .collect()
     }
 
     /// Completes CRIU's images.
@@ -342,10 +343,9 @@ impl NodeMemory {
         .into_iter()
         .collect::<Result<Vec<()>, _>>()?;
         self.shared.complete(&self.images)?;
-        for used in [PRELOAD, TWINS] {
-            let _ = fs::remove_file(self.images.join(used));
-        }
-        Ok(())
+        let _ = fs::remove_file(self.images.join(PRELOAD));
+        self.known.forget();
+        self.known.check()
     }
 
     fn failed(&self, pid: i32, source: io::Error) -> CriuError {

@@ -46,6 +46,19 @@ const CHANGED: Wanted = Wanted {
     ..CONTENT
 };
 
+/// The same pages of an area without a file. To tell whether a page is a file's, the kernel looks at what it keeps about that page,
+/// which takes most of a scan's time: it is not asked where there is no file.
+fn in_area(area: &Area, wanted: Wanted) -> Wanted {
+    if !area.anonymous {
+        return wanted;
+    }
+    Wanted {
+        mask: wanted.mask & !page::FILE,
+        inverted: wanted.inverted & !page::FILE,
+        ..wanted
+    }
+}
+
 /// A process whose memory is being copied.
 #[derive(Debug)]
 pub(super) struct Tracked {
@@ -193,7 +206,8 @@ impl Tracked {
         let mut paused = None;
         let mut bytes = 0;
         for area in areas::of_running(pid)?.areas {
-            for stride in strides(area.range) {
+            let looking_for = in_area(&area, looking_for);
+            for stride in strides(area.range.clone()) {
                 if !wanted() {
                     return Ok(found);
                 }
@@ -211,7 +225,7 @@ impl Tracked {
                     bytes += region.end - region.start;
                     found.push(Area {
                         range: region.start..region.end,
-                        can_be_late: area.can_be_late,
+                        ..area
                     });
                 })?;
                 if bytes >= PAUSE_BYTES {
@@ -238,12 +252,12 @@ impl Tracked {
         let twin = twins.of(self.pid(), twin::bytes(&all), &socket_of(&self.path));
         // if it is gone already, it has nothing
         if let Some(twin) = twin
-            && let Ok(held) = twin.holds()
+            && let Ok(held) = twin.holds(&all)
         {
             for range in held.iter() {
-                self.left.extend(twin::within(&all, range));
                 copied.remove(range.clone());
             }
+            self.left = held;
             self.twin = Some(twin);
         }
         for range in copied.iter() {
@@ -269,7 +283,8 @@ impl Tracked {
         let mut taken = Taken::default();
         for area in areas {
             let mut found = Vec::new();
-            pagemap.scan(area.range.clone(), CONTENT, Protect::No, |r| found.push(r))?;
+            let content = in_area(area, CONTENT);
+            pagemap.scan(area.range.clone(), content, Protect::No, |r| found.push(r))?;
             let found = pagemap.without_markers(found)?;
             // Says whether the area is ours: after execve(2), or where the process tracks itself, it is not.
             let known = found.iter().any(is_unchanged)
@@ -295,18 +310,12 @@ impl Tracked {
         Ok(taken)
     }
 
-    /// Undoes the tracking. Protections are taken away a part at a time, for page tables are locked meanwhile; what is watched ends with the
-    /// descriptor, whole areas at once: a border within one would be in the way of mremap(2).
-    pub(super) fn let_go(&mut self) {
-        let Some(writes) = self.writes.take() else {
-            return;
-        };
-        for area in areas::of_running(self.pid()).unwrap_or_default().areas {
-            for stride in strides(area.range) {
-                // what is not tracked any more needs nothing; what is left goes with the descriptor
-                let _ = writes.unprotect(stride);
-            }
-        }
+    /// Ends the tracking; what is left of it in the process is to be undone.
+    pub(super) fn let_go(&mut self) -> Option<Watched> {
+        self.writes.take().map(|writes| Watched {
+            pid: self.pid(),
+            writes,
+        })
     }
 
     /// Brings the pages into CRIU's images.
@@ -373,6 +382,26 @@ impl Tracked {
             at += read as u64;
         }
         Ok(())
+    }
+}
+
+/// What the tracking left in a process.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    pid: i32,
+    writes: Userfaultfd,
+}
+
+impl Watched {
+    /// Undoes it. Protections are taken away a part at a time, for page tables are locked meanwhile; what is watched ends with the
+    /// descriptor, whole areas at once: a border within one would be in the way of mremap(2).
+    pub(crate) fn undo(&self) {
+        for area in areas::of_running(self.pid).unwrap_or_default().areas {
+            for stride in strides(area.range) {
+                // what is not tracked any more needs nothing; what is left goes with the descriptor
+                let _ = self.writes.unprotect(stride);
+            }
+        }
     }
 }
 

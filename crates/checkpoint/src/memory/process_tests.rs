@@ -146,7 +146,7 @@ fn a_process_does_not_notice_that_it_is_copied() {
             tracked.round(None, &|| true).unwrap();
             worker.works_on();
         }
-        tracked.let_go();
+        tracked.let_go().unwrap().undo();
         worker.works_on();
     }
 }
@@ -245,7 +245,7 @@ fn is_taken_as_it_is(args: &[&Path]) {
         }
         of_twin += there.iter().filter(|at| tracked.left.contains(at)).count();
         drop(stopped);
-        tracked.let_go();
+        tracked.let_go().unwrap().undo();
         worker.works_on();
     }
     assert!(of_twin > 1000, "{of_twin}");

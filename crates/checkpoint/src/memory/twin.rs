@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use offshoot_sys::memory;
+use offshoot_sys::pagemap::{Pagemap, Protect, Wanted, page};
 use rangemap::RangeSet;
 
 /// A child of a process that stands still with the memory the process had when it was made. Dropping this ends it, unless it was
@@ -28,15 +28,21 @@ impl Twin {
         self.line.write_all(b"k")
     }
 
-    /// The addresses at which it has what the process had: no area is among them that a child does not get, or gets empty
-    /// (madvise(2), `MADV_DONTFORK` and `MADV_WIPEONFORK`).
-    pub(super) fn holds(&self) -> io::Result<RangeSet<u64>> {
-        let mut held: RangeSet<u64> = memory::areas(self.pid)?
-            .into_iter()
-            .map(|area| area.range)
-            .collect();
-        for wiped in memory::wiped_on_fork(self.pid)? {
-            held.remove(wiped);
+    /// The pages of `all` that it has. Of areas that a child does not get, or gets empty (madvise(2), `MADV_DONTFORK` and
+    /// `MADV_WIPEONFORK`), it has none.
+    pub(super) fn holds(&self, all: &RangeSet<u64>) -> io::Result<RangeSet<u64>> {
+        const THERE: Wanted = Wanted {
+            mask: 0,
+            inverted: 0,
+            any_of: page::PRESENT | page::SWAPPED,
+            told: page::PRESENT,
+        };
+        let pagemap = Pagemap::open(self.pid)?;
+        let mut held = RangeSet::new();
+        for range in all.iter() {
+            pagemap.scan(range.clone(), THERE, Protect::No, |region| {
+                held.insert(region.start..region.end);
+            })?;
         }
         Ok(held)
     }

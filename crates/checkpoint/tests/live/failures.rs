@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -72,7 +73,7 @@ fn attempt(
     max_freeze: Duration,
     insist: Insist,
     cancelled: &(dyn Fn() -> bool + Sync),
-    snapshot: impl FnOnce() -> Result<(), Foreign>,
+    snapshot: impl Fn() -> Result<(), Foreign> + Sync,
 ) -> Result<CutReport, CutError> {
     let freezer = ByHand(
         nodes
@@ -93,7 +94,7 @@ fn attempt(
         settle: &|| (),
         cancelled,
     };
-    offshoot_checkpoint::cut(request, snapshot)
+    offshoot_checkpoint::cut(request, &snapshot)
 }
 
 const LONG: Duration = Duration::from_secs(5);
@@ -213,19 +214,21 @@ fn one_node_that_cannot_leaves_the_others_live() {
         println!("SKIPPED: no vsock here: {}", bad.output());
         return;
     }
-    let mut frozen = Vec::new();
+    let frozen = Mutex::new(Vec::new());
     let nodes = [&node, &bad];
     let report = attempt(&place, &criu, &nodes, LONG, Insist::No, &|| false, || {
-        frozen = nodes
-            .iter()
-            .map(|n| freezer_state(&n.container().freezer))
-            .collect();
+        // The snapshot is taken beside the dumps. CRIU lets go of the one that it cannot dump, which stands still all the same.
+        let states = || nodes.map(|n| freezer_state(&n.container().freezer));
+        until("CRIU has the live one only", || {
+            states() == ["THAWED", "FROZEN"]
+        });
+        *frozen.lock().unwrap() = states().to_vec();
         snapshot(&place, &nodes)
     })
     .unwrap();
     println!("{report:#?}");
     // The live one is held by ptrace, the other by its cgroup.
-    assert_eq!(frozen, ["THAWED", "FROZEN"]);
+    assert_eq!(*frozen.lock().unwrap(), ["THAWED", "FROZEN"]);
     assert_eq!(report.nodes[0].rung, Rung::Live);
     assert_eq!(report.nodes[1].rung, Rung::Disk);
     assert!(
@@ -376,7 +379,7 @@ fn helper_that_hangs_in_the_snapshot() {
         settle: &|| (),
         cancelled: &|| false,
     };
-    let _ = offshoot_checkpoint::cut(request, || {
+    let _ = offshoot_checkpoint::cut(request, &|| {
         fs::write(std::path::Path::new(images).join("in-the-cut"), "").unwrap();
         std::thread::sleep(Duration::from_secs(60));
         Ok(())

@@ -150,7 +150,7 @@ fn what_is_found_beforehand_is_what_fails() {
                 settle: &|| (),
                 cancelled: &|| false,
             },
-            || Ok(()),
+            &|| Ok(()),
         )
         .unwrap();
         println!(

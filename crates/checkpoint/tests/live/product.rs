@@ -160,6 +160,7 @@ impl Environment {
             tools: Tools {
                 runc: "/usr/sbin/runc".into(),
                 criu_dir: criu.path().parent().map(Path::to_owned),
+                criu_kernel: None,
                 shim: shim.to_owned(),
             },
         });
@@ -314,7 +315,7 @@ fn clone_into(
         settle: &|| (),
         cancelled: &|| false,
     };
-    let report = offshoot_checkpoint::cut(request, || {
+    let report = offshoot_checkpoint::cut(request, &|| {
         for (from, to) in parent.nodes.iter().zip(&clone.nodes) {
             run(Command::new("cp")
                 .arg("-a")

@@ -512,7 +512,7 @@ pub(crate) fn cut(
         settle: &|| (),
         cancelled: &|| false,
     };
-    let report = offshoot_checkpoint::cut(request, || snapshot(place, nodes))
+    let report = offshoot_checkpoint::cut(request, &|| snapshot(place, nodes))
         .unwrap_or_else(|e| panic!("{:?}", e.problem()));
     println!("{report:#?}");
     report
@@ -529,10 +529,10 @@ pub(crate) fn cut_node(place: &Place, node: &Node) -> CutNode {
 
 pub(crate) fn snapshot(place: &Place, nodes: &[&Node]) -> Result<(), Foreign> {
     for node in nodes {
-        run(Command::new("cp")
-            .arg("-a")
-            .arg(&node.rootfs)
-            .arg(place.path(&format!("rootfs/{}-clone", node.id))));
+        let copy = place.path(&format!("rootfs/{}-clone", node.id));
+        // taken a second time, it replaces the first
+        let _ = fs::remove_dir_all(&copy);
+        run(Command::new("cp").arg("-a").arg(&node.rootfs).arg(copy));
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use offshoot_network::*;
 use offshoot_sys::netns::Netns;
 
 /// Longest wait for a condition.
-pub const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(30);
 /// An address outside of the host.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 pub const OUTER_POOL: &str = "10.208.0.0/12";

@@ -115,6 +115,7 @@ impl TestNode {
             tools: Tools {
                 runc: runc.unwrap_or_default(),
                 criu_dir: None,
+                criu_kernel: None,
                 shim: env!("CARGO_BIN_EXE_offshoot-shim").into(),
             },
         };
