@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use offshoot_model::clone::{Rung, Timing};
+use offshoot_sys::pace::{self, First, Pace};
 
 use crate::container::Container;
 use crate::dump::{self, Dump};
@@ -26,7 +27,7 @@ use crate::images;
 use crate::memory::{Late, NodeMemory, Plant, Taken};
 use crate::parallel::{by_processors, parallel};
 use crate::probe::Criu;
-use crate::swrk::{Rank, Until};
+use crate::swrk::Until;
 
 /// A further round that leaves more than this share of the predicted freeze (percent) shows that there is nothing to win.
 const SHRINKS: u32 = 95;
@@ -157,6 +158,7 @@ struct Working {
     lease: Option<Box<dyn Lease>>,
     told: Option<Instant>,
     frozen: Option<Instant>,
+    began: Option<Instant>,
     thawed: Option<Instant>,
     dump_time: Duration,
 }
@@ -189,6 +191,16 @@ impl Working {
         if self.is_live()
             && let Some(dump) = self.dump.as_mut()
             && let Err(why) = dump.copy_ahead(&self.node.container, plant, until)
+        {
+            self.give_up(why);
+        }
+    }
+
+    /// Has CRIU begin with it.
+    fn begin(&mut self) {
+        self.began = Some(Instant::now());
+        if let Some(dump) = self.dump.as_mut().filter(|_| self.why.is_none())
+            && let Err(why) = dump.begin()
         {
             self.give_up(why);
         }
@@ -241,6 +253,7 @@ pub fn cut(
     request: CutRequest<'_>,
     snapshot: &(dyn Fn() -> Result<(), Foreign> + Sync),
 ) -> Result<CutReport, CutError> {
+    let _pace = Pace::Background.keep();
     let mut nodes: Vec<Working> = request.nodes.iter().cloned().map(Working::new).collect();
     let result = run(&request, &mut nodes, snapshot);
     // First everything goes on, then comes the rest.
@@ -283,6 +296,7 @@ impl Working {
             lease: None,
             told: None,
             frozen: None,
+            began: None,
             thawed: None,
             dump_time: Duration::ZERO,
         }
@@ -323,19 +337,20 @@ fn run(
     check(request, nodes)?;
     let predicted = fit(request, nodes, until)?;
     // The node with most to do is waited for; on few processors all would have the same share of them.
-    let works: Vec<_> = nodes
+    let mut works: Vec<_> = nodes
         .iter()
         .map(|node| node.forecast().map(Work::time))
+        .enumerate()
         .collect();
-    let most = works.iter().max();
-    for (node, work) in nodes.iter().zip(&works) {
-        if let Some(dump) = &node.dump {
-            let awaited = Some(work) == most;
-            dump.hurry(if awaited { Rank::Awaited } else { Rank::Other });
-        }
+    works.sort_by_key(|(_, work)| std::cmp::Reverse(*work));
+    let longest = works.first().and_then(|(longest, _)| nodes.get(*longest));
+    if let Some(dump) = longest.and_then(|node| node.dump.as_ref()) {
+        dump.go_first();
     }
     marks.push(("settle", Instant::now()));
 
+    let _pace = Pace::Usual.keep();
+    let _first = First::begin();
     let begun = Instant::now();
     let max = request.max_freeze + MARGIN;
     let frozen = parallel(nodes, |node| {
@@ -367,20 +382,32 @@ fn run(
         .map_err(CutError::Isolate)?;
     marks.push(("isolate", Instant::now()));
 
+    // Before anything else wants the processors.
+    for (at, _) in works {
+        if let Some(node) = nodes.get_mut(at) {
+            node.begin();
+        }
+    }
     let (mut dumped, mut snapshotted) = (Ok(()), Ok(()));
     watched(request, &stop, || {
         std::thread::scope(|scope| {
-            let snapshotting = scope.spawn(snapshot);
+            let snapshotting = scope.spawn(|| {
+                // Half of it is waiting for the disk.
+                pace::in_turn();
+                snapshot()
+            });
             parallel(nodes, |node| {
-                let Some(dump) = node.dump.as_mut().filter(|_| node.why.is_none()) else {
+                let (Some(dump), Some(began)) = (
+                    node.dump.as_mut().filter(|_| node.why.is_none()),
+                    node.began,
+                ) else {
                     return;
                 };
-                let started = Instant::now();
                 match dump.take(&node.node.container, until) {
                     Ok(taken) => node.taken = taken,
                     Err(why) => node.give_up(why),
                 }
-                node.dump_time = started.elapsed();
+                node.dump_time = began.elapsed();
             });
             marks.push(("dump", Instant::now()));
             dumped = in_time(request, until, "taking the memory");

@@ -15,7 +15,7 @@ use crate::images::{self, Summary};
 use crate::memory::{self, Late, NodeMemory, Plant, Taken, Watched};
 use crate::probe::Criu;
 use crate::rpc::{CgroupMode, Kind, NetworkLock, Options, Request};
-use crate::swrk::{Rank, Swrk, Until};
+use crate::swrk::{Swrk, Until};
 
 /// CRIU's log inside the folder of images.
 const LOG: &str = "dump.log";
@@ -112,17 +112,24 @@ impl Dump {
         }
     }
 
-    /// The freeze is about to begin.
-    pub(crate) fn hurry(&self, rank: Rank) {
-        self.swrk.hurry(rank);
+    /// The others will wait for this one.
+    pub(crate) fn go_first(&self) {
+        self.swrk.go_first();
     }
 
-    /// Takes the memory of the frozen node and holds it by ptrace.
+    /// Lets CRIU begin with the frozen node.
+    pub(crate) fn begin(&mut self) -> Result<(), CriuError> {
+        self.swrk.go_on()
+    }
+
+    /// Takes the memory of the frozen node, which CRIU has begun with and holds by ptrace afterwards.
     pub(crate) fn take(
         &mut self,
         container: &Container,
         until: Until<'_>,
     ) -> Result<Taken, CriuError> {
+        // It has stopped all processes and asks on; only then is there time for anything else.
+        self.swrk.wait_stage("query-ext-files", until)?;
         self.swrk.go_on()?;
         let mut taken = match self.memory.as_mut() {
             Some(memory) => memory.take_shared(container)?,

@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,6 +46,8 @@ read -r word <&4
 if [ -e "$2/freezer.state" ]; then echo THAWED >"$2/freezer.state"; elif [ -e "$2/cgroup.freeze" ]; then echo 0 >"$2/cgroup.freeze"; fi
 "#;
 
+/// The niceness of a CRIU that others wait for.
+const FIRST: i32 = -15;
 /// How often a wait looks whether it should give up.
 const LOOK: Duration = Duration::from_millis(20);
 /// CRIU's messages are small; runc's limit.
@@ -61,15 +64,6 @@ pub(crate) struct Until<'a> {
     pub(crate) deadline: Instant,
     /// Raised by somebody else: give up at once.
     pub(crate) stop: &'a AtomicBool,
-}
-
-/// How much waits for a CRIU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Rank {
-    /// It has most to do: the whole freeze.
-    Awaited,
-    /// The processes that it works on.
-    Other,
 }
 
 /// How far CRIU is.
@@ -122,10 +116,9 @@ impl Swrk {
             what: "cannot be created".to_owned(),
             source: Some(source),
         })?;
-        // In a session of its own no terminal reaches it, and its share of the processors can be set (see `hurry`).
-        let mut keeper = Command::new("setsid");
+        let mut keeper = Command::new("/bin/sh");
         keeper
-            .args(["/bin/sh", "-c", KEEPER, "offshoot-criu"])
+            .args(["-c", KEEPER, "offshoot-criu"])
             .arg(criu)
             .arg(freezer)
             .arg(network.map(|pid| pid.to_string()).unwrap_or_default())
@@ -140,7 +133,7 @@ impl Swrk {
                 keeper.env("OFFSHOOT_KERNEL", kernel);
             }
         }
-        keeper.current_dir("/");
+        keeper.current_dir("/").process_group(0);
         keeper
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::from(OwnedFd::from(their_line)))
@@ -262,17 +255,10 @@ impl Swrk {
         }
     }
 
-    /// Lets CRIU have processor time before everybody else, as far as that is granted (setpriority(2); sched(7), "The autogroup
-    /// feature"): what it works on stands still.
-    pub(crate) fn hurry(&self, rank: Rank) {
-        let Some(criu) = self.criu else { return };
-        let nice = match rank {
-            Rank::Awaited => -20,
-            Rank::Other => -15,
-        };
-        let _ = rustix::process::setpriority_process(Some(criu), nice);
-        let group = format!("/proc/{}/autogroup", criu.as_raw_nonzero());
-        let _ = fs::write(group, nice.to_string());
+    /// Lets CRIU have processor time before others of this session (setpriority(2)), as far as that is granted. Not before the
+    /// processes that it works on: they have to run to stop for it.
+    pub(crate) fn go_first(&self) {
+        let _ = rustix::process::setpriority_process(self.criu, FIRST);
     }
 
     /// Lets CRIU leave the stage at which it waits.

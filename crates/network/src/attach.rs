@@ -20,6 +20,8 @@ type Result<T> = std::result::Result<T, NetworkError>;
 /// table, of half a million on a large host; in every freeze CRIU asks for the node's sockets, and the kernel looks into each bucket,
 /// twice.
 pub(crate) const NODE_CONNECTION_BUCKETS: u32 = 16_384;
+/// The same for its UDP ports (`udp_child_hash_entries`).
+pub(crate) const NODE_PORT_BUCKETS: u32 = 512;
 /// With an own table the kernel wants to remember only half as many closed connections as it has buckets; this is what hosts have.
 const CLOSED_CONNECTIONS: &str = "131072";
 

@@ -7,7 +7,7 @@ use offshoot_model::environment::Placement;
 use offshoot_sys::netns::Netns;
 use rtnetlink::packet_route::rule::RuleAction;
 
-use crate::attach::NODE_CONNECTION_BUCKETS;
+use crate::attach::{NODE_CONNECTION_BUCKETS, NODE_PORT_BUCKETS};
 use crate::command::Nft;
 use crate::error::NetworkError;
 use crate::netlink::{Family, Links, VethEnd};
@@ -32,13 +32,17 @@ fn settings(ipv6: bool) -> Result<()> {
         )?;
     }
     sysctl::set("ipv4/ip_forward", "1", Missing::Fails)?;
-    // Since Linux 6.1; before, all namespaces share one table.
-    let connections = NODE_CONNECTION_BUCKETS.to_string();
-    sysctl::set(
-        "ipv4/tcp_child_ehash_entries",
-        &connections,
-        Missing::IsFine,
-    )?;
+    // Since Linux 6.1 and 6.2; before, all namespaces share one table.
+    for (table, buckets) in [
+        ("tcp_child_ehash_entries", NODE_CONNECTION_BUCKETS),
+        ("udp_child_hash_entries", NODE_PORT_BUCKETS),
+    ] {
+        sysctl::set(
+            &format!("ipv4/{table}"),
+            &buckets.to_string(),
+            Missing::IsFine,
+        )?;
+    }
     for scope in ["all", "default"] {
         sysctl::set(&format!("ipv4/conf/{scope}/rp_filter"), "0", Missing::Fails)?;
         sysctl::set(

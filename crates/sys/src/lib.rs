@@ -11,6 +11,7 @@ pub mod memory;
 pub mod merge;
 pub mod mount;
 pub mod netns;
+pub mod pace;
 pub mod pagemap;
 pub mod passing;
 pub mod preload;

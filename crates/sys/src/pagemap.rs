@@ -81,8 +81,8 @@ struct ScanArg {
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
 const PM_SCAN_WP_MATCHING: u64 = 1;
-/// Regions that one call may give back.
-const BATCH: usize = 1024;
+/// Regions that one call may give back. The room is cleared for each, and most areas have few.
+const BATCH: usize = 128;
 
 /// The pagemap of a process. It stays that of the program that ran when it was opened.
 #[derive(Debug)]
