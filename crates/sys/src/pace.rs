@@ -50,10 +50,10 @@ fn at_work() -> MutexGuard<'static, [u32; 2]> {
     AT_WORK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Niceness of the session: a third of the usual share (`sched_prio_to_weight` of the kernel), or the usual one.
+/// Niceness of the session: a tenth of the usual share (`sched_prio_to_weight` of the kernel), or the usual one.
 fn nice(at_work: &[u32; 2]) -> i32 {
     match at_work {
-        [1..=u32::MAX, 0] => 5,
+        [1..=u32::MAX, 0] => 10,
         _ => 0,
     }
 }
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn the_quickest_counts() {
-        for (at_work, expected) in [([0, 0], 0), ([2, 0], 5), ([2, 1], 0), ([0, 1], 0)] {
+        for (at_work, expected) in [([0, 0], 0), ([2, 0], 10), ([2, 1], 0), ([0, 1], 0)] {
             assert_eq!(nice(&at_work), expected, "{at_work:?}");
         }
     }
