@@ -50,7 +50,7 @@ public final class Server {
             while (true) {
                 step();
                 try {
-                    Thread.sleep(1);
+                    Thread.sleep(5);
                 } catch (InterruptedException e) {
                     return;
                 }

@@ -18,7 +18,10 @@ use offshoot_e2e::{TestDaemon, wait_for};
 /// Starting up, filling a database, going on after a clone: all on a machine that is busy with it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-const SERVERS: [(&str, fn(&TestDaemon)); 6] = [
+/// Creates a server's environment, clones it, and looks it over.
+type Whole = fn(&TestDaemon);
+
+const SERVERS: [(&str, Whole); 6] = [
     ("postgres", postgres::whole),
     ("mariadb", mariadb::whole),
     ("redis", redis::whole),
@@ -28,7 +31,8 @@ const SERVERS: [(&str, fn(&TestDaemon)); 6] = [
 ];
 
 /// All of them in one test: their images share a base, which takes longest to make. `OFFSHOOT_TEST_SERVERS` names those to
-/// try, for instance `redis,node`; a server that fails does not keep the others from their turn.
+/// try, for instance `redis,node`, and `OFFSHOOT_TEST_ROUNDS` says how often. A server that fails does not keep the others from
+/// their turn.
 #[test]
 fn servers_under_load_are_whole_in_parent_and_clones() {
     let told = std::env::var("OFFSHOOT_TEST_SERVERS").unwrap_or_default();
@@ -36,6 +40,8 @@ fn servers_under_load_are_whole_in_parent_and_clones() {
     let turns = SERVERS
         .into_iter()
         .filter(|(name, _)| wanted.is_empty() || wanted.contains(name));
+    let rounds = std::env::var("OFFSHOOT_TEST_ROUNDS").ok();
+    let rounds = rounds.and_then(|text| text.parse().ok()).unwrap_or(1);
     let daemon = TestDaemon::start_with_packages();
     // All images at once, side by side. What cannot be made is told by the server that misses it.
     let files: Vec<_> = turns.clone().map(|(name, _)| compose(name)).collect();
@@ -45,13 +51,18 @@ fn servers_under_load_are_whole_in_parent_and_clones() {
     drop(daemon.try_run(&import));
     println!("images: {:.1} s", begun.elapsed().as_secs_f64());
     let mut failed = Vec::new();
-    for (name, whole) in turns {
+    for (round, (name, whole)) in
+        (1..=rounds).flat_map(|round| turns.clone().map(move |turn| (round, turn)))
+    {
         let begun = Instant::now();
         if catch_unwind(AssertUnwindSafe(|| whole(&daemon))).is_err() {
-            failed.push(name);
+            failed.push((round, name));
             show_logs(&daemon);
         }
-        println!("{name}: {:.1} s", begun.elapsed().as_secs_f64());
+        println!(
+            "{name}, round {round}: {:.1} s",
+            begun.elapsed().as_secs_f64()
+        );
         let all = environments(&daemon);
         if !all.is_empty() {
             daemon.finish(&all.iter().map(String::as_str).collect::<Vec<_>>());

@@ -42,13 +42,13 @@ if (isMainThread) {
   const check = (object) => { if (sum(object.parts) !== object.sum) wrong += 1; };
   parentPort.on("message", () => { heap.forEach(check); parentPort.postMessage({work, wrong}); });
   const step = () => {
-    for (let n = 0; n < 50; n += 1) {
+    for (let n = 0; n < 40; n += 1) {
       const place = Math.floor(Math.random() * OBJECTS);
       if (heap.has(place)) check(heap.get(place));
       heap.set(place, fresh());
       work += 1;
     }
-    setTimeout(step, 1);
+    setTimeout(step, 4);
   };
   step();
 }
