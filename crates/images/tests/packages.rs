@@ -76,7 +76,14 @@ async fn packages_become_an_image() {
     ] {
         assert!(!root.join(leftover).exists(), "{leftover}");
     }
-    for empty in ["proc", "dev/shm", "var/cache/apt/archives/partial", "tmp"] {
+    assert!(root.join("usr/share/man/man1").is_dir());
+    for empty in [
+        "usr/share/man/man1",
+        "proc",
+        "dev/shm",
+        "var/cache/apt/archives/partial",
+        "tmp",
+    ] {
         let count = fs::read_dir(root.join(empty))
             .map(Iterator::count)
             .unwrap_or(0);
