@@ -12,19 +12,20 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
-use offshoot_model::clone::{Rung, Timing};
+use offshoot_model::clone::{Memory, Rung, Stage, Timing};
 
 use crate::container::Container;
-use crate::dump::{self, Dump};
+use crate::dump::{self, Dump, Finished};
 use crate::error::{CriuError, CutError, Foreign, chain};
 use crate::forecast::{self, Work};
-use crate::memory::{Late, NodeMemory, Plant, Taken};
+use crate::memory::{self, Late, Plant, Taken};
 use crate::parallel::parallel;
 use crate::probe::Criu;
 use crate::swrk::Until;
+use crate::watch::{in_time, watched};
 
 /// A further round that leaves more than this share of the predicted freeze (percent) shows that there is nothing to win.
 const SHRINKS: u32 = 95;
@@ -72,6 +73,8 @@ pub struct CutNode {
     pub images: PathBuf,
     /// What is taken of it: [`Rung::Live`] memory and disk, anything else the disk only. It stands still in any case.
     pub rung: Rung,
+    /// How its memory is taken, if it is ([`crate::Ladder`]).
+    pub memory: Memory,
 }
 
 /// What happens to a node whose memory cannot be taken.
@@ -133,10 +136,16 @@ pub struct CutNodeReport {
     pub rung: Rung,
     /// Why its memory was not taken although it was asked for.
     pub why: Option<String>,
+    /// How its memory was taken, where it was.
+    pub memory: Option<Memory>,
     /// How long it stood still.
     pub freeze: Duration,
-    /// How long CRIU took in it.
+    /// How long it stood still by itself before, while CRIU copied ahead.
+    pub paused: Duration,
+    /// How long taking its memory took in the freeze.
     pub dump: Duration,
+    /// Where that went, and letting go.
+    pub stages: Vec<Stage>,
     /// Memory in the images, bytes.
     pub memory_bytes: u64,
     /// Of that, what was copied while the node stood still, bytes.
@@ -148,7 +157,7 @@ pub struct CutNodeReport {
 struct Working {
     node: CutNode,
     dump: Option<Dump>,
-    memory: Option<NodeMemory>,
+    done: Option<Finished>,
     taken: Taken,
     why: Option<CriuError>,
     lease: Option<Box<dyn Lease>>,
@@ -180,7 +189,16 @@ impl Working {
     fn copy_ahead(&mut self, plant: &dyn Plant, until: Until<'_>) {
         if self.is_live()
             && let Some(dump) = self.dump.as_mut()
-            && let Err(why) = dump.copy_ahead(&self.node.container, plant, until)
+            && let Err(why) = dump.copy_ahead(&self.node, plant, until)
+        {
+            self.give_up(why);
+        }
+    }
+
+    fn ready(&mut self, plant: &dyn Plant, until: Until<'_>) {
+        if self.is_live()
+            && let Some(dump) = self.dump.as_mut()
+            && let Err(why) = dump.ready(&self.node, plant, until)
         {
             self.give_up(why);
         }
@@ -233,12 +251,16 @@ pub fn cut(
     snapshot: impl FnOnce() -> Result<(), Foreign>,
 ) -> Result<CutReport, CutError> {
     let mut nodes: Vec<Working> = request.nodes.iter().cloned().map(Working::new).collect();
-    let result = run(&request, &mut nodes, snapshot);
+    let mut freeze = None;
+    let result = run(&request, &mut nodes, snapshot, &mut freeze);
+    if let (Err(CutError::TimedOut { .. }), Some((predicted, begun))) = (&result, freeze) {
+        forecast::learn_too_long(predicted, begun.elapsed());
+    }
     // First everything goes on, then comes the rest.
     let thawed: Vec<_> = parallel(&mut nodes, Working::thaw);
     for node in &mut nodes {
         if let Some(dump) = node.dump.take() {
-            node.memory = dump.finish();
+            node.done = Some(dump.finish());
         }
     }
     let run = result?;
@@ -258,7 +280,7 @@ impl Working {
         Self {
             node,
             dump: None,
-            memory: None,
+            done: None,
             taken: Taken::default(),
             why: None,
             lease: None,
@@ -274,6 +296,7 @@ fn run(
     request: &CutRequest<'_>,
     nodes: &mut [Working],
     snapshot: impl FnOnce() -> Result<(), Foreign>,
+    frozen_at: &mut Option<(Duration, Instant)>,
 ) -> Result<Run, CutError> {
     let stop = AtomicBool::new(false);
     let mut marks = vec![("", Instant::now())];
@@ -303,6 +326,10 @@ fn run(
     });
     check(request, nodes)?;
     let predicted = fit(request, nodes, until)?;
+    watched(request, &stop, || {
+        parallel(nodes, |node| node.ready(request.plant, until));
+    });
+    check(request, nodes)?;
     // The node with most to do is waited for; on few processors all would have the same share of them.
     let longest = nodes
         .iter()
@@ -313,6 +340,7 @@ fn run(
     marks.push(("settle", Instant::now()));
 
     let begun = Instant::now();
+    *frozen_at = Some((predicted, begun));
     let max = request.max_freeze + MARGIN;
     let frozen = parallel(nodes, |node| {
         node.told = Some(Instant::now());
@@ -462,23 +490,6 @@ fn check(request: &CutRequest<'_>, nodes: &mut [Working]) -> Result<(), CutError
     Ok(())
 }
 
-fn in_time(
-    request: &CutRequest<'_>,
-    until: Until<'_>,
-    doing: &'static str,
-) -> Result<(), CutError> {
-    if (request.cancelled)() {
-        return Err(CutError::Cancelled);
-    }
-    if Instant::now() >= until.deadline {
-        return Err(CutError::TimedOut {
-            bound: request.max_freeze,
-            doing,
-        });
-    }
-    Ok(())
-}
-
 fn finish(request: &CutRequest<'_>, nodes: Vec<Working>, run: Run) -> Result<CutReport, CutError> {
     let mut nodes: Vec<(Working, CutNodeReport)> = nodes
         .into_iter()
@@ -488,19 +499,22 @@ fn finish(request: &CutRequest<'_>, nodes: Vec<Working>, run: Run) -> Result<Cut
         })
         .collect();
     let completed = parallel(&mut nodes, |(working, report)| {
-        let memory = working.memory.take();
-        if report.rung != Rung::Live {
+        let (Rung::Live, Some(mut done)) = (report.rung, working.done.take()) else {
             let _ = fs::remove_dir_all(&working.node.images);
             return Ok(());
-        }
+        };
         let summary =
-            dump::complete(&working.node, memory).map_err(|source| CutError::Prepare {
+            dump::complete(&working.node, &mut done).map_err(|source| CutError::Prepare {
                 node: report.node.clone(),
                 source,
             })?;
-        report.memory_bytes = summary.memory_bytes.saturating_add(working.taken.all);
-        report.frozen_bytes = summary.memory_bytes.saturating_add(working.taken.frozen);
+        let by_criu = memory::written(&summary.stats);
+        report.memory_bytes = by_criu.saturating_add(working.taken.all);
+        report.frozen_bytes = by_criu.saturating_add(working.taken.frozen);
         report.processes = summary.processes;
+        report.paused = done.paused;
+        report.memory = Some(done.how);
+        report.stages = done.stages.finish(&summary.stats);
         Ok(())
     });
     completed
@@ -560,35 +574,13 @@ impl Working {
                 .map_or(Duration::ZERO, |(from, to)| {
                     to.saturating_duration_since(from)
                 }),
+            memory: None,
+            paused: Duration::ZERO,
             dump: self.dump_time,
+            stages: Vec::new(),
             memory_bytes: 0,
             frozen_bytes: 0,
             processes: 0,
         }
     }
-}
-
-/// Does `work` while somebody looks whether the cut is still wanted, and raises `stop` when not.
-fn watched(request: &CutRequest<'_>, stop: &AtomicBool, work: impl FnOnce()) {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                if (request.cancelled)() {
-                    stop.store(true, Ordering::Relaxed);
-                }
-                std::thread::park_timeout(Duration::from_millis(20));
-            }
-        });
-        // Also when `work` panics, or the scope would wait for the watcher for ever.
-        struct Done<'a>(&'a AtomicBool, std::thread::Thread);
-        impl Drop for Done<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-                self.1.unpark();
-            }
-        }
-        let _done = Done(&done, watcher.thread().clone());
-        work();
-    });
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 pub(crate) use offshoot_checkpoint::Late;
 use offshoot_checkpoint::{
-    Container, Criu, CutNode, CutReport, CutRequest, Foreign, Freezer, Insist, Isolate, Lease,
-    Plant, Twin,
+    Container, Criu, CutNode, CutReport, CutRequest, Foreign, Freezer, Insist, Isolate, Ladder,
+    Lease, Plant, Twin,
 };
 use offshoot_model::clone::Rung;
 use offshoot_sys::inject::Stopped;
@@ -524,6 +524,7 @@ pub(crate) fn cut_node(place: &Place, node: &Node) -> CutNode {
         container: node.container(),
         images: place.images(&node.id),
         rung: Rung::Live,
+        memory: Ladder::of_host().best(),
     }
 }
 
