@@ -33,7 +33,7 @@ fn taken_by(place: &Place, criu: &Criu, node: &Node, way: MemoryWay) -> CutRepor
         criu,
         nodes,
         &freezer,
-        Duration::from_secs(5),
+        stretched(Duration::from_secs(5)),
         Insist::OnLive,
         || snapshot(place, &[node]),
     )

@@ -28,14 +28,14 @@ const MAX_FREEZE: std::ops::RangeInclusive<u64> = 10..=60_000;
     live    with its memory: its processes go on where they were\n  \
     disk    with its disk; its processes start afresh\n  \
     image   from its image, as new\n\n\
-    How the memory of a live node is taken (TAKEN), as this host's kernel allows; `offshoot doctor` says why not better:\n  \
+    How the memory of a live node is taken (TAKEN), as the host's kernel allows:\n  \
     tracked   while it runs; in the freeze only what was written just then (Linux 6.7 or newer)\n  \
     pre-dump  ahead by CRIU, in rounds that stop the node for a moment; then what was written since\n  \
     dump      in the freeze, all of it\n\n\
-    --max-freeze is kept like this: the freeze is predicted while everything runs. While it would be too long and\n\
-    gets shorter, memory is copied once more; then the nodes with most to copy come along with their disk only; with\n\
-    --rung live nothing is touched, and the answer is freeze-timeout. A freeze that passes it all the same is ended:\n\
-    the original runs on, and there is no clone.\n\n\
+    What --max-freeze promises: the freeze is predicted while everything runs. As long as it would be too long, and \
+    that helps, memory is copied once more; then nodes come along with their disk only, those with most to copy \
+    first. With --rung live nothing is touched instead, and the answer is freeze-timeout. So it is when a freeze \
+    passes the time all the same: it is ended at once, the original runs on, and nothing of the clone is left.\n\n\
     Examples:\n  \
     offshoot clone shop                             makes shop-clone\n  \
     offshoot clone shop --name experiment\n  \
