@@ -94,8 +94,8 @@ impl PreDump {
     /// The folder of the next round, and the one of the node.
     fn next(&self, images: &Path) -> io::Result<(File, File)> {
         let into = images.join(folder(self.rounds.len() + 1));
-        // Like the node's own: the restore reads there as the container's root.
-        fs::DirBuilder::new().mode(0o711).create(&into)?;
+        // The restore opens it as the container's root, who gets no further than the folder above by its path.
+        fs::DirBuilder::new().mode(0o755).create(&into)?;
         Ok((File::open(into)?, File::open(images)?))
     }
 

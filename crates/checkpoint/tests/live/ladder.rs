@@ -19,6 +19,29 @@ print('ready', flush=True)
 while True: time.sleep(100)
 ";
 
+/// Writes a page of its memory now and then and looks at others; its child looks at all that it inherited.
+const WRITER: &str = r#"
+import os, time
+pages = 16 << 10
+ballast = bytearray(os.urandom(1024)) * (4 * pages)
+expected = bytearray(ballast[::4096])
+child = os.fork()
+while child == 0:
+    assert ballast[::4096] == expected
+    time.sleep(1)
+n = 0
+while True:
+    n += 1
+    at = n * 7 % pages
+    ballast[at << 12] = expected[at] = n % 256
+    at = n * 31 % pages
+    assert ballast[at << 12] == expected[at] and ballast[(at << 12) + 1024] == ballast[(at << 12) + 2048]
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    with open("/data/new", "w") as f: f.write(str(n))
+    os.rename("/data/new", "/data/count")
+    time.sleep(0.02)
+"#;
+
 fn by(way: MemoryWay) -> Memory {
     Memory { way, why: None }
 }
@@ -68,9 +91,12 @@ fn request(
 fn a_node_whose_memory_criu_copies_ahead() {
     let Some(criu) = host() else { return };
     let place = Place::new();
-    let (make, node) = counting(&place, "ahead-1");
+    let make = Make::new(&place, "ahead-1", 400_000, &["python3", "-c", WRITER]);
+    let node = Node::start(&place, &make);
+    until("it writes", || node.number("data/count") > 10);
     let report = taken_by(&place, &criu, &node, MemoryWay::PreDump);
-    println!("{report:#?}");
+    let log = std::fs::read_to_string(place.images("ahead-1").join("dump.log"));
+    println!("{report:#?}\n{}", log.unwrap_or_default());
     let taken = &report.nodes[0];
     let memory = taken.memory.as_ref().unwrap();
     let can = Ladder::of_host().ways()[1].1.is_none();
