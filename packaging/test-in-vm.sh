@@ -157,7 +157,7 @@ echo "vm: kernel \$(uname -r), \$(. /etc/os-release; echo "\$PRETTY_NAME"), init
 echo "vm: cgroup mounts: \$(grep -c ' - cgroup ' /proc/self/mountinfo) of version 1, \$(grep -c ' - cgroup2 ' /proc/self/mountinfo) of version 2; controllers: \$(cat /sys/fs/cgroup/cgroup.controllers)"
 echo "vm: \$(runc --version | head -n 1); \$(PATH=$criu_prefix/bin:\$PATH criu --version | head -n 1)"
 cd $inside
-NO_COLOR=1 ./offshoot doctor </dev/null | grep -E '^(criu|runc|nft|btrfs|user|control|soft)'
+NO_COLOR=1 ./offshoot doctor </dev/null | grep -E '^(criu|runc|nft|btrfs|user|control|memory)'
 [ ! -s first ] || bash first </dev/null
 while IFS=\$'\\t' read -r number test filter; do
     echo "vm: test \$test begins"

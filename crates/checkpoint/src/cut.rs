@@ -13,21 +13,22 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
-use offshoot_model::clone::{Rung, Timing};
+use offshoot_model::clone::{Memory, Rung, Stage, Timing};
 use offshoot_sys::pace::{self, First, Pace};
 
 use crate::container::Container;
 use crate::dump::{self, Dump};
-use crate::error::{CriuError, CutError, Foreign, chain};
+use crate::error::{CriuError, CutError, Foreign};
 use crate::forecast::{self, Work};
-use crate::images;
-use crate::memory::{Late, NodeMemory, Plant, Taken};
+use crate::memory::{self, Late, Plant};
 use crate::parallel::{by_processors, parallel};
 use crate::probe::Criu;
 use crate::swrk::Until;
+use crate::watch::{in_time, watched};
+use crate::working::Working;
 
 /// A further round that leaves more than this share of the predicted freeze (percent) shows that there is nothing to win.
 const SHRINKS: u32 = 95;
@@ -75,6 +76,8 @@ pub struct CutNode {
     pub images: PathBuf,
     /// What is taken of it: [`Rung::Live`] memory and disk, anything else the disk only. It stands still in any case.
     pub rung: Rung,
+    /// How its memory is taken, if it is ([`crate::Ladder`]).
+    pub memory: Memory,
 }
 
 /// What happens to a node whose memory cannot be taken.
@@ -137,109 +140,22 @@ pub struct CutNodeReport {
     pub rung: Rung,
     /// Why its memory was not taken although it was asked for.
     pub why: Option<String>,
+    /// How its memory was taken, where it was.
+    pub memory: Option<Memory>,
     /// How long it stood still.
     pub freeze: Duration,
-    /// How long CRIU took in it.
+    /// How long it stood still by itself before, while CRIU copied ahead.
+    pub paused: Duration,
+    /// How long taking its memory took in the freeze.
     pub dump: Duration,
+    /// Where that went, and letting go.
+    pub stages: Vec<Stage>,
     /// Memory in the images, bytes.
     pub memory_bytes: u64,
     /// Of that, what was copied while the node stood still, bytes.
     pub frozen_bytes: u64,
     /// Processes in the images.
     pub processes: u32,
-}
-
-struct Working {
-    node: CutNode,
-    dump: Option<Dump>,
-    memory: Option<NodeMemory>,
-    taken: Taken,
-    why: Option<CriuError>,
-    lease: Option<Box<dyn Lease>>,
-    told: Option<Instant>,
-    frozen: Option<Instant>,
-    began: Option<Instant>,
-    thawed: Option<Instant>,
-    dump_time: Duration,
-}
-
-impl Working {
-    /// Gives up this node's memory; what CRIU holds of it is let go.
-    fn give_up(&mut self, why: CriuError) {
-        tracing::info!(
-            node = self.node.node,
-            why = why.chain(),
-            "its memory cannot be taken"
-        );
-        if let Some(dump) = self.dump.as_mut() {
-            dump.abort();
-        }
-        self.why.get_or_insert(why);
-    }
-
-    /// Whether its memory is still to be taken.
-    fn is_live(&self) -> bool {
-        self.dump.is_some() && self.why.is_none()
-    }
-
-    /// Whether CRIU gave a name to a file of the node: it is there for the time of the dump.
-    fn has_named_files(&self) -> bool {
-        self.is_live() && images::has_named_files(&self.node.images)
-    }
-
-    fn copy_ahead(&mut self, plant: &dyn Plant, until: Until<'_>) {
-        if self.is_live()
-            && let Some(dump) = self.dump.as_mut()
-            && let Err(why) = dump.copy_ahead(&self.node.container, plant, until)
-        {
-            self.give_up(why);
-        }
-    }
-
-    /// Has CRIU begin with it.
-    fn begin(&mut self) {
-        self.began = Some(Instant::now());
-        if let Some(dump) = self.dump.as_mut().filter(|_| self.why.is_none())
-            && let Err(why) = dump.begin()
-        {
-            self.give_up(why);
-        }
-    }
-
-    /// What taking its memory takes; `None` when it is not taken.
-    fn forecast(&self) -> Option<Work> {
-        let dump = self.dump.as_ref().filter(|_| self.why.is_none())?;
-        Some(dump.forecast(&self.node.container))
-    }
-
-    /// Lets the node go on, and then CRIU's keeper. Does nothing the second time.
-    fn thaw(&mut self) -> Result<(), CutError> {
-        if let Some(dump) = self.dump.as_mut() {
-            dump.abort(); // does nothing when CRIU is through
-        }
-        let result = match self.lease.take().map(Lease::end) {
-            None | Some(Ok(())) => Ok(()),
-            // CRIU writes the cgroup back to what it found, after the lease may have run out: so look.
-            Some(Err(source)) => match self.node.container.thaw() {
-                Ok(()) => {
-                    tracing::warn!(
-                        node = self.node.node,
-                        error = chain(&*source),
-                        "thawed without its freezer"
-                    );
-                    Ok(())
-                }
-                Err(_) => Err(CutError::Thaw {
-                    node: self.node.node.clone(),
-                    source,
-                }),
-            },
-        };
-        if self.frozen.is_some() {
-            self.thawed.get_or_insert_with(Instant::now);
-        }
-        result
-    }
 }
 
 /// Cuts. `snapshot` takes the disks. It is called while everything stands still, and has to be quick; when it is called a second time,
@@ -255,12 +171,16 @@ pub fn cut(
 ) -> Result<CutReport, CutError> {
     let _pace = Pace::Background.keep();
     let mut nodes: Vec<Working> = request.nodes.iter().cloned().map(Working::new).collect();
-    let result = run(&request, &mut nodes, snapshot);
+    let mut freeze = None;
+    let result = run(&request, &mut nodes, snapshot, &mut freeze);
+    if let (Err(CutError::TimedOut { .. }), Some((predicted, begun))) = (&result, freeze) {
+        forecast::learn_too_long(predicted, begun.elapsed());
+    }
     // First everything goes on, then comes the rest.
     let thawed: Vec<_> = parallel(&mut nodes, Working::thaw);
     let watched = parallel(&mut nodes, |node| {
-        let (memory, watched) = node.dump.take()?.finish();
-        node.memory = memory;
+        let (done, watched) = node.dump.take()?.finish();
+        node.done = Some(done);
         Some(watched)
     });
     let mut watched: Vec<_> = watched.into_iter().flatten().flatten().map(Some).collect();
@@ -285,28 +205,11 @@ struct Run {
     marks: Vec<(&'static str, Instant)>,
 }
 
-impl Working {
-    fn new(node: CutNode) -> Self {
-        Self {
-            node,
-            dump: None,
-            memory: None,
-            taken: Taken::default(),
-            why: None,
-            lease: None,
-            told: None,
-            frozen: None,
-            began: None,
-            thawed: None,
-            dump_time: Duration::ZERO,
-        }
-    }
-}
-
 fn run(
     request: &CutRequest<'_>,
     nodes: &mut [Working],
     snapshot: &(dyn Fn() -> Result<(), Foreign> + Sync),
+    frozen_at: &mut Option<(Duration, Instant)>,
 ) -> Result<Run, CutError> {
     let stop = AtomicBool::new(false);
     let mut marks = vec![("", Instant::now())];
@@ -336,6 +239,10 @@ fn run(
     });
     check(request, nodes)?;
     let predicted = fit(request, nodes, until)?;
+    watched(request, &stop, || {
+        parallel(nodes, |node| node.ready(request.plant, until));
+    });
+    check(request, nodes)?;
     // The node with most to do is waited for; on few processors all would have the same share of them.
     let mut works: Vec<_> = nodes
         .iter()
@@ -352,6 +259,7 @@ fn run(
     let _pace = Pace::Usual.keep();
     let _first = First::begin();
     let begun = Instant::now();
+    *frozen_at = Some((predicted, begun));
     let max = request.max_freeze + MARGIN;
     let frozen = parallel(nodes, |node| {
         node.told = Some(Instant::now());
@@ -524,23 +432,6 @@ fn check(request: &CutRequest<'_>, nodes: &mut [Working]) -> Result<(), CutError
     Ok(())
 }
 
-fn in_time(
-    request: &CutRequest<'_>,
-    until: Until<'_>,
-    doing: &'static str,
-) -> Result<(), CutError> {
-    if (request.cancelled)() {
-        return Err(CutError::Cancelled);
-    }
-    if Instant::now() >= until.deadline {
-        return Err(CutError::TimedOut {
-            bound: request.max_freeze,
-            doing,
-        });
-    }
-    Ok(())
-}
-
 fn finish(request: &CutRequest<'_>, nodes: Vec<Working>, run: Run) -> Result<CutReport, CutError> {
     let mut nodes: Vec<(Working, CutNodeReport)> = nodes
         .into_iter()
@@ -550,19 +441,22 @@ fn finish(request: &CutRequest<'_>, nodes: Vec<Working>, run: Run) -> Result<Cut
         })
         .collect();
     let completed = parallel(&mut nodes, |(working, report)| {
-        let memory = working.memory.take();
-        if report.rung != Rung::Live {
+        let (Rung::Live, Some(mut done)) = (report.rung, working.done.take()) else {
             let _ = fs::remove_dir_all(&working.node.images);
             return Ok(());
-        }
+        };
         let summary =
-            dump::complete(&working.node, memory).map_err(|source| CutError::Prepare {
+            dump::complete(&working.node, &mut done).map_err(|source| CutError::Prepare {
                 node: report.node.clone(),
                 source,
             })?;
-        report.memory_bytes = summary.memory_bytes.saturating_add(working.taken.all);
-        report.frozen_bytes = summary.memory_bytes.saturating_add(working.taken.frozen);
+        let by_criu = memory::written(&summary.stats);
+        report.memory_bytes = by_criu.saturating_add(working.taken.all);
+        report.frozen_bytes = by_criu.saturating_add(working.taken.frozen);
         report.processes = summary.processes;
+        report.paused = done.paused;
+        report.memory = Some(done.how);
+        report.stages = done.stages.finish(&summary.stats);
         Ok(())
     });
     completed
@@ -604,53 +498,4 @@ fn finish(request: &CutRequest<'_>, nodes: Vec<Working>, run: Run) -> Result<Cut
             .collect(),
         nodes: nodes.into_iter().map(|(_, report)| report).collect(),
     })
-}
-
-impl Working {
-    fn report(&self) -> CutNodeReport {
-        let live = self.node.rung == Rung::Live && self.why.is_none();
-        CutNodeReport {
-            node: self.node.node.clone(),
-            rung: match self.node.rung {
-                Rung::Live if !live => Rung::Disk,
-                rung => rung,
-            },
-            why: self.why.as_ref().map(CriuError::chain),
-            freeze: self
-                .told
-                .zip(self.thawed)
-                .map_or(Duration::ZERO, |(from, to)| {
-                    to.saturating_duration_since(from)
-                }),
-            dump: self.dump_time,
-            memory_bytes: 0,
-            frozen_bytes: 0,
-            processes: 0,
-        }
-    }
-}
-
-/// Does `work` while somebody looks whether the cut is still wanted, and raises `stop` when not.
-fn watched(request: &CutRequest<'_>, stop: &AtomicBool, work: impl FnOnce()) {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                if (request.cancelled)() {
-                    stop.store(true, Ordering::Relaxed);
-                }
-                std::thread::park_timeout(Duration::from_millis(20));
-            }
-        });
-        // Also when `work` panics, or the scope would wait for the watcher for ever.
-        struct Done<'a>(&'a AtomicBool, std::thread::Thread);
-        impl Drop for Done<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-                self.1.unpark();
-            }
-        }
-        let _done = Done(&done, watcher.thread().clone());
-        work();
-    });
 }

@@ -7,37 +7,60 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use offshoot_model::clone::{Memory, MemoryWay};
+
 use crate::container::Container;
 use crate::cut::CutNode;
 use crate::error::CriuError;
 use crate::forecast::Work;
 use crate::images::{self, Summary};
 use crate::memory::{self, Late, NodeMemory, Plant, Taken, Watched};
+use crate::predump::PreDump;
 use crate::probe::Criu;
 use crate::rpc::{CgroupMode, Kind, NetworkLock, Options, Request};
+use crate::stages::Stages;
 use crate::swrk::{Swrk, Until};
 
 /// CRIU's log inside the folder of images.
-const LOG: &str = "dump.log";
+pub(crate) const LOG: &str = "dump.log";
 /// Errors and warnings: every further level costs milliseconds in the freeze.
-const LOG_LEVEL: i32 = 2;
+pub(crate) const LOG_LEVEL: i32 = 2;
 /// How long CRIU may take from its start until then, at least.
 const START_TIME: Duration = Duration::from_secs(5);
 /// CRIU's own time for getting hold of the processes, seconds.
-const SEIZE_TIME: u32 = 2;
+pub(crate) const SEIZE_TIME: u32 = 2;
 
 /// A CRIU that is taking a node's memory.
 #[derive(Debug)]
 pub(crate) struct Dump {
+    criu: Criu,
     swrk: Swrk,
     /// Copies the private pages; `None`: CRIU does.
     memory: Option<NodeMemory>,
+    /// What CRIU copied ahead, where it does.
+    pre_dump: Option<PreDump>,
+    /// How the memory is taken, in the end.
+    how: Memory,
+    stages: Stages,
     /// CRIU opens the folder through this descriptor of ours.
-    _images: File,
+    images: File,
+}
+
+/// What a dump leaves.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    memory: Option<NodeMemory>,
+    /// How the memory was taken.
+    pub(crate) how: Memory,
+    /// How long the node stood still by itself while memory was copied ahead.
+    pub(crate) paused: Duration,
+    /// Where the time went.
+    pub(crate) stages: Stages,
 }
 
 impl Dump {
-    /// Starts CRIU, copies memory ahead, and waits until CRIU is about to touch the node for the first time.
+    /// Starts CRIU and copies memory ahead. Where a pre-dump does not go on from here, CRIU waits until it is about to touch the node for
+    /// the first time.
     pub(crate) fn prepare(
         criu: &Criu,
         node: &CutNode,
@@ -45,6 +68,19 @@ impl Dump {
         late: Late,
         until: Until<'_>,
     ) -> Result<Self, CriuError> {
+        let mut dump = Self::start(criu, node, late, node.memory.clone())?;
+        let Some(pre_dump) = dump.pre_dump.as_mut() else {
+            dump.ask(node, plant, until)?;
+            return Ok(dump);
+        };
+        let pid = node.container.pid;
+        if let Err(why) = pre_dump.copy_ahead(&mut dump.swrk, &node.images, pid, until) {
+            dump.fall_back(node, plant, until, why)?;
+        }
+        Ok(dump)
+    }
+
+    fn start(criu: &Criu, node: &CutNode, late: Late, how: Memory) -> Result<Self, CriuError> {
         let io = |what: &str, source| CriuError::Image {
             path: node.images.clone(),
             what: what.to_owned(),
@@ -53,49 +89,120 @@ impl Dump {
         fs::create_dir_all(&node.images).map_err(|e| io("cannot be created", e))?;
         let folder = File::open(&node.images).map_err(|e| io("cannot be opened", e))?;
         lay_tar(&node.images).map_err(|e| io("cannot be written to", e))?;
-        let container = &node.container;
-        let mut memory = NodeMemory::new(&node.images, &node.node, late)
-            .map_err(|e| io("cannot be written to", e))?;
+        let memory = match how.way {
+            MemoryWay::Tracked => NodeMemory::new(&node.images, &node.node, late)
+                .map_err(|e| io("cannot be written to", e))?,
+            MemoryWay::PreDump | MemoryWay::Dump => None,
+        };
         let preload = memory.as_ref().map(|memory| memory.preload(criu.kernel()));
         let swrk = Swrk::start(
             criu.path(),
             &node.images,
-            &container.freezer,
+            &node.container.freezer,
             LOG,
-            Some(container.pid),
+            Some(node.container.pid),
             preload.as_ref(),
         )?;
-        swrk.send(&Request {
+        Ok(Self {
+            criu: criu.clone(),
+            swrk,
+            memory,
+            pre_dump: (how.way == MemoryWay::PreDump).then(PreDump::default),
+            how,
+            stages: Stages::default(),
+            images: folder,
+        })
+    }
+
+    /// Asks CRIU for the dump, copies ahead meanwhile, and waits until CRIU is about to touch the node.
+    fn ask(
+        &mut self,
+        node: &CutNode,
+        plant: &dyn Plant,
+        until: Until<'_>,
+    ) -> Result<(), CriuError> {
+        let container = &node.container;
+        let mut options = options(container, &self.images)?;
+        if let Some(pre_dump) = &self.pre_dump {
+            pre_dump.build_on(&mut options);
+        }
+        self.swrk.send(&Request {
             kind: Kind::Dump as i32,
-            opts: Some(options(container, &folder)?),
+            opts: Some(options),
             notify_success: None,
         })?;
         // CRIU probes the kernel meanwhile
-        if let Some(memory) = memory.as_mut() {
+        let bytes = self.forecast(container).bytes;
+        if let Some(memory) = self.memory.as_mut() {
             memory.copy_ahead(container, plant, &|| !until.stop.load(Ordering::Relaxed))?;
-        } else if let Err(error) = memory::warm(&node.images, &container.processes()) {
+        } else if let Err(error) = memory::warm(&node.images, bytes) {
             tracing::debug!(%error, "no memory was made ready"); // then it costs time in the freeze
         }
         let deadline = until.deadline.max(Instant::now() + START_TIME);
-        swrk.wait_stage("pre-dump", Until { deadline, ..until })?;
-        Ok(Self {
-            swrk,
-            memory,
-            _images: folder,
-        })
+        self.swrk
+            .wait_stage("pre-dump", Until { deadline, ..until })
+    }
+
+    /// After a pre-dump that failed: begins again as if there were none.
+    fn fall_back(
+        &mut self,
+        node: &CutNode,
+        plant: &dyn Plant,
+        until: Until<'_>,
+        why: CriuError,
+    ) -> Result<(), CriuError> {
+        if until.stop.load(Ordering::Relaxed) {
+            return Err(why);
+        }
+        let why = format!("CRIU could not copy ahead: {}", why.chain());
+        tracing::info!(node = node.node, why, "its memory is copied in the freeze");
+        self.swrk.abort();
+        let reasons: Vec<String> = [Some(why), self.how.why.take()]
+            .into_iter()
+            .flatten()
+            .collect();
+        let how = Memory {
+            way: MemoryWay::Dump,
+            why: Some(reasons.join("; ")),
+        };
+        if let Some(pre_dump) = self.pre_dump.take() {
+            pre_dump.forget(&node.images);
+        }
+        let fresh = Self::start(&self.criu, node, Late::Never, how)?;
+        std::mem::replace(self, fresh).swrk.finish();
+        self.ask(node, plant, until)
+    }
+
+    /// The last thing before the freeze: no more is copied ahead, and CRIU is about to touch the node.
+    pub(crate) fn ready(
+        &mut self,
+        node: &CutNode,
+        plant: &dyn Plant,
+        until: Until<'_>,
+    ) -> Result<(), CriuError> {
+        match self.pre_dump {
+            Some(_) => self.ask(node, plant, until),
+            None => Ok(()),
+        }
     }
 
     /// Copies once more what changed, while the node runs: the less is left for the freeze.
     pub(crate) fn copy_ahead(
         &mut self,
-        container: &Container,
+        node: &CutNode,
         plant: &dyn Plant,
         until: Until<'_>,
     ) -> Result<(), CriuError> {
         let wanted = || !until.stop.load(Ordering::Relaxed);
+        let container = &node.container;
         if let Some(memory) = self.memory.as_mut() {
             memory.round(container, plant, &wanted)?;
             memory.tell(container)?;
+        }
+        if let Some(pre_dump) = self.pre_dump.as_mut()
+            && let Err(why) = pre_dump.round(&mut self.swrk, &node.images, container.pid, until)
+        {
+            self.fall_back(node, plant, until, why)?;
         }
         Ok(())
     }
@@ -105,9 +212,10 @@ impl Dump {
         let processes = container.processes();
         Work {
             processes: u32::try_from(processes.len()).unwrap_or(u32::MAX),
-            bytes: match &self.memory {
-                Some(memory) => memory.expected(),
-                None => memory::resident(&processes),
+            bytes: match (&self.memory, &self.pre_dump) {
+                (Some(memory), _) => memory.expected(),
+                (None, Some(pre_dump)) => pre_dump.expected(),
+                (None, None) => memory::resident(&processes),
             },
         }
     }
@@ -128,24 +236,36 @@ impl Dump {
         container: &Container,
         until: Until<'_>,
     ) -> Result<Taken, CriuError> {
+        let begun = Instant::now();
         // It has stopped all processes and asks on; only then is there time for anything else.
         self.swrk.wait_stage("query-ext-files", until)?;
         self.swrk.go_on()?;
-        let mut taken = match self.memory.as_mut() {
-            Some(memory) => memory.take_shared(container)?,
-            None => Taken::default(),
+        let mut taken = Taken {
+            all: self.pre_dump.as_ref().map_or(0, PreDump::written),
+            frozen: 0,
         };
-        self.swrk.wait_stage("post-dump", until)?;
         if let Some(memory) = self.memory.as_mut() {
+            let begun = Instant::now();
+            taken.add(memory.take_shared(container)?);
+            self.stages.add("shared memory", begun);
+        }
+        self.swrk.wait_stage("post-dump", until)?;
+        self.stages.criu(begun);
+        if let Some(memory) = self.memory.as_mut() {
+            let begun = Instant::now();
             taken.add(memory.take(container)?);
+            self.stages.add("changed pages", begun);
         }
         Ok(taken)
     }
 
     /// Lets the node's processes go; its cgroup is frozen again.
     pub(crate) fn let_go(&mut self, until: Until<'_>) -> Result<(), CriuError> {
+        let begun = Instant::now();
         self.swrk.go_on()?;
-        self.swrk.wait_answer(until).map(|_| ())
+        self.swrk.wait_answer(until)?;
+        self.stages.add("letting go", begun);
+        Ok(())
     }
 
     /// Makes CRIU let go, wherever it is. Does nothing when it is through.
@@ -154,11 +274,17 @@ impl Dump {
     }
 
     /// Ends what is left of CRIU, after the node was thawed. What was copied is handed on, and what is left of the tracking.
-    pub(crate) fn finish(self) -> (Option<NodeMemory>, Vec<Watched>) {
+    pub(crate) fn finish(self) -> (Finished, Vec<Watched>) {
         self.swrk.finish();
         let mut memory = self.memory;
         let watched = memory.as_mut().map(NodeMemory::let_go);
-        (memory, watched.unwrap_or_default())
+        let finished = Finished {
+            memory,
+            how: self.how,
+            paused: self.pre_dump.map_or(Duration::ZERO, |done| done.paused()),
+            stages: self.stages,
+        };
+        (finished, watched.unwrap_or_default())
     }
 }
 
@@ -188,6 +314,10 @@ fn options(container: &Container, images: &File) -> Result<Options, CriuError> {
         timeout: Some(SEIZE_TIME),
         orphan_pts_master: Some(true),
         config_file: None,
+        parent_img: None,
+        track_mem: None,
+        work_dir_fd: None,
+        pre_dump_mode: None,
         // The nodes are isolated from each other at the bridge: CRIU's iptables rules cost 70 ms.
         network_lock: Some(NetworkLock::Skip as i32),
     };
@@ -207,11 +337,11 @@ fn lay_tar(images: &Path) -> std::io::Result<()> {
 }
 
 /// Completes the images of a finished dump.
-pub(crate) fn complete(node: &CutNode, memory: Option<NodeMemory>) -> Result<Summary, CriuError> {
+pub(crate) fn complete(node: &CutNode, done: &mut Finished) -> Result<Summary, CriuError> {
     for leftover in ["tar", "criu.stderr"] {
         let _ = fs::remove_file(node.images.join(leftover));
     }
-    if let Some(memory) = memory {
+    if let Some(memory) = done.memory.take() {
         memory.complete()?;
     }
     images::compress_tmpfs(&node.images)?;

@@ -51,6 +51,21 @@ pub(crate) fn learn(predicted: Duration, seen: Duration) {
     PACE.store(next_pace(pace, predicted, seen), Ordering::Relaxed);
 }
 
+/// A freeze that was expected to last `predicted` was given up after `seen`: the next such is expected to last that long at least.
+pub(crate) fn learn_too_long(predicted: Duration, seen: Duration) {
+    let pace = PACE.load(Ordering::Relaxed);
+    PACE.store(
+        pace_after_too_long(pace, predicted, seen),
+        Ordering::Relaxed,
+    );
+}
+
+/// All of the way, and never back: nobody knows how long it would have lasted.
+fn pace_after_too_long(pace: u32, predicted: Duration, seen: Duration) -> u32 {
+    let least = f64::from(pace) * seen.as_secs_f64() / predicted.as_secs_f64().max(0.001);
+    (least.ceil() as u32).clamp(pace, *PACES.end())
+}
+
 /// A third of the way to what would have been right: one freeze may have been disturbed.
 fn next_pace(pace: u32, predicted: Duration, seen: Duration) -> u32 {
     let right = f64::from(pace) * seen.as_secs_f64() / predicted.as_secs_f64().max(0.001);
@@ -78,6 +93,18 @@ mod tests {
         assert!(told(&[small; 4], 4) < told(&[small; 4], 1));
         assert!(told(&[small, large], 2) > Duration::from_secs(1));
         assert_eq!(told(&[small, large], 2), told(&[small, large], 8));
+    }
+
+    #[test]
+    fn a_freeze_that_was_given_up_is_not_tried_again_in_vain() {
+        let (predicted, bound) = (Duration::from_millis(150), Duration::from_millis(200));
+        let pace = pace_after_too_long(1_000, predicted, bound);
+        assert!(predicted * pace / 1_000 >= bound, "{pace}");
+        assert_eq!(pace_after_too_long(1_000, bound, predicted), 1_000);
+        assert_eq!(
+            pace_after_too_long(1_000, predicted, Duration::from_secs(999)),
+            *PACES.end()
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ use prost::Message;
 
 use crate::container::Container;
 use crate::error::CriuError;
-use crate::rpc::{Cgroups, IdExtent, Inventory, PsTree, RemapFilePath, Stats, UserNs};
+use crate::rpc::{Cgroups, DumpStats, IdExtent, Inventory, PsTree, RemapFilePath, Stats, UserNs};
 use crate::wire::set_number;
 
 /// First word of most images, followed by a second one that names the kind.
@@ -50,7 +50,8 @@ const DESCRIPTORS: &str = "descriptors.json";
 /// What one dump left behind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Summary {
-    pub(crate) memory_bytes: u64,
+    /// What CRIU counted.
+    pub(crate) stats: DumpStats,
     pub(crate) processes: u32,
 }
 
@@ -229,20 +230,24 @@ fn compress(path: &Path) -> io::Result<()> {
     fs::rename(new_path, path)
 }
 
-fn summary(images: &Path) -> Result<Summary, CriuError> {
-    let path = images.join("stats-dump");
+/// What CRIU counted in its last dump or pre-dump with this working folder.
+pub(crate) fn stats(folder: &Path) -> Result<DumpStats, CriuError> {
+    let path = folder.join("stats-dump");
     let records = read_records(&path, &[SERVICE_MAGIC, STATS_MAGIC])?;
     let record = records
         .first()
         .ok_or_else(|| broken(&path, "is empty", None))?;
-    let stats: Stats = decode(&path, record)?;
+    Ok(decode::<Stats>(&path, record)?.dump.unwrap_or_default())
+}
+
+fn summary(images: &Path) -> Result<Summary, CriuError> {
     let path = images.join("pstree.img");
     let processes = read_records(&path, &[COMMON_MAGIC, PSTREE_MAGIC])?
         .iter()
         .map(|record| decode::<PsTree>(&path, record).map(|p| p.pid))
         .collect::<Result<Vec<u32>, _>>()?;
     Ok(Summary {
-        memory_bytes: stats.dump.as_ref().map_or(0, crate::memory::written),
+        stats: stats(images)?,
         processes: u32::try_from(processes.len()).unwrap_or(u32::MAX),
     })
 }

@@ -11,6 +11,7 @@ pub(crate) enum Kind {
     Empty = 0,
     Dump = 1,
     Restore = 2,
+    PreDump = 4,
     Notify = 6,
     Version = 10,
 }
@@ -23,6 +24,16 @@ pub(crate) enum NetworkLock {
     Nftables = 2,
     /// Nothing is locked: the environment's own isolation stands between the nodes.
     Skip = 3,
+}
+
+/// `criu_pre_dump_mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enumeration)]
+#[repr(i32)]
+pub(crate) enum PreDumpMode {
+    /// Pages are moved into pipes, and stay in memory a second time until they are written.
+    Splice = 1,
+    /// Pages are read from the process while it runs (process_vm_readv(2)).
+    VmRead = 2,
 }
 
 /// `criu_cg_mode`.
@@ -67,6 +78,12 @@ pub(crate) struct Options {
     pub(crate) log_file: Option<String>,
     #[prost(bool, optional, tag = "12")]
     pub(crate) notify_scripts: Option<bool>,
+    #[prost(string, optional, tag = "14")]
+    pub(crate) parent_img: Option<String>,
+    #[prost(bool, optional, tag = "15")]
+    pub(crate) track_mem: Option<bool>,
+    #[prost(int32, optional, tag = "17")]
+    pub(crate) work_dir_fd: Option<i32>,
     #[prost(bool, optional, tag = "18")]
     pub(crate) link_remap: Option<bool>,
     #[prost(message, repeated, tag = "23")]
@@ -85,6 +102,8 @@ pub(crate) struct Options {
     pub(crate) orphan_pts_master: Option<bool>,
     #[prost(string, optional, tag = "51")]
     pub(crate) config_file: Option<String>,
+    #[prost(enumeration = "PreDumpMode", optional, tag = "61")]
+    pub(crate) pre_dump_mode: Option<i32>,
     #[prost(enumeration = "NetworkLock", optional, tag = "64")]
     pub(crate) network_lock: Option<i32>,
 }

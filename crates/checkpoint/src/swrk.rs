@@ -24,7 +24,7 @@ use crate::error::CriuError;
 use crate::family::children;
 use crate::log::errors_in;
 use crate::memory::Preload;
-use crate::rpc::{Answer, Kind, Request};
+use crate::rpc::{Answer, Kind, Options, Request};
 
 /// Arguments: CRIU, the freezer's folder, a process in whose network namespace CRIU runs, or nothing, a shared object that CRIU
 /// is started with, or nothing. Descriptors: 0 the request
@@ -85,6 +85,8 @@ pub(crate) struct Swrk {
     line: UnixStream,
     log: PathBuf,
     through: Through,
+    /// A child of CRIU is at work on the node, and none of its children are helpers.
+    forked: bool,
 }
 
 impl Swrk {
@@ -147,6 +149,7 @@ impl Swrk {
             line,
             log: work.join(log),
             through: Through::No,
+            forked: false,
         };
         swrk.criu = Some(swrk.read_pid().map_err(start)?);
         Ok(swrk)
@@ -283,6 +286,20 @@ impl Swrk {
         }
     }
 
+    /// Has CRIU do a pre-dump, for which it makes a child, and waits for its answer. It takes further requests then; after an
+    /// error it is of no use any more.
+    pub(crate) fn pre_dump(&mut self, options: Options, until: Until<'_>) -> Result<(), CriuError> {
+        self.send(&Request {
+            kind: Kind::PreDump as i32,
+            opts: Some(options),
+            notify_success: None,
+        })?;
+        self.forked = true;
+        let answer = self.receive(until)?;
+        self.forked = false;
+        self.judge(&answer)
+    }
+
     fn judge(&self, answer: &Answer) -> Result<(), CriuError> {
         if answer.success {
             return Ok(());
@@ -314,21 +331,26 @@ impl Swrk {
             self.through = Through::Ended;
             return;
         }
-        let _ = rustix::process::prlimit(
-            Some(criu),
-            Resource::Fsize,
-            Rlimit {
+        let fail_to_write = |criu| {
+            let none = Rlimit {
                 current: Some(0),
                 maximum: Some(0),
-            },
-        );
+            };
+            let _ = rustix::process::prlimit(Some(criu), Resource::Fsize, none);
+        };
+        fail_to_write(criu);
         let deadline = Instant::now() + LET_GO;
         while is_alive(criu) {
-            let helpers = children(criu.as_raw_nonzero().get());
-            for helper in helpers.into_iter().filter_map(Pid::from_raw) {
-                let _ = rustix::process::kill_process(helper, Signal::KILL);
+            let late = Instant::now() >= deadline;
+            let children = children(criu.as_raw_nonzero().get());
+            for child in children.into_iter().filter_map(Pid::from_raw) {
+                if self.forked && !late {
+                    fail_to_write(child);
+                } else {
+                    let _ = rustix::process::kill_process(child, Signal::KILL);
+                }
             }
-            if Instant::now() >= deadline {
+            if late {
                 tracing::warn!(
                     pid = criu.as_raw_nonzero().get(),
                     "CRIU does not let go; killing it"

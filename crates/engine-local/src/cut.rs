@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use offshoot_checkpoint::{
     Container, Criu, CutNode, CutNodeReport, CutReport, CutRequest, Foreign, Freezer, Insist,
-    Isolate, Late, Lease, Plant, rewrite_ids,
+    Isolate, Ladder, Late, Lease, Plant, rewrite_ids,
 };
 use offshoot_engine::failpoint;
 use offshoot_model::clone::NodeCloneReport;
@@ -91,6 +91,7 @@ fn host(what: String, error: &std::io::Error) -> Problem {
 pub(crate) struct Cutter<'a> {
     pub(crate) pool: &'a Pool,
     pub(crate) criu: Option<&'a Criu>,
+    pub(crate) ladder: &'a Ladder,
     pub(crate) cuts: &'a Path,
     /// Run-time directory of a node.
     pub(crate) node_dir: &'a dyn Fn(&str) -> PathBuf,
@@ -143,6 +144,7 @@ impl Cutter<'_> {
                     container,
                     images,
                     rung: plan.rung,
+                    memory: plan.memory.clone().unwrap_or_else(|| self.ladder.best()),
                 });
             }
         }
@@ -193,6 +195,7 @@ impl Cutter<'_> {
             if plan.rung == Rung::Live && row.rung != Rung::Live {
                 (plan.rung, plan.why) = (Rung::Disk, row.why.clone());
             }
+            plan.memory.clone_from(&row.memory);
             if plan.rung == Rung::Live {
                 let images = images_of(self.cuts, &clone.id, &plan.node);
                 rewrite_ids(&images, clone.placement.id_base, clone.placement.id_count).map_err(
@@ -267,8 +270,11 @@ fn picture(report: &CutReport, plans: &[NodePlan]) -> CloneReport {
             node: plan.node.clone(),
             rung: plan.rung,
             why: plan.why.clone(),
+            memory: plan.memory.clone(),
             freeze_us: seen.map_or(0, |row| micros(row.freeze)),
+            paused_us: seen.map_or(0, |row| micros(row.paused)),
             dump_us: seen.map_or(0, |row| micros(row.dump)),
+            stages: seen.map_or_else(Vec::new, |row| row.stages.clone()),
             restore_us: 0,
             memory_bytes: seen.map_or(0, |row| row.memory_bytes),
             frozen_bytes: seen.map_or(0, |row| row.frozen_bytes),

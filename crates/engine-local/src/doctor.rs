@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use offshoot_checkpoint::CriuInfo;
+use offshoot_checkpoint::{CriuInfo, Ladder};
+use offshoot_model::MemoryWay;
 use offshoot_model::view::{DoctorCheck, DoctorReport, Verdict};
 use offshoot_sys::merge::{self, Merger, Run};
 
@@ -54,7 +55,7 @@ pub fn doctor(config: &LocalConfig, criu: &CriuInfo) -> DoctorReport {
         beside("offshoot-edge", &config.edge),
         forwarding(config),
         ipv6(),
-        soft_dirty(),
+        memory(&Ladder::of_host()),
         equal_memory(config),
     ];
     checks.sort_by_key(|check| match check.verdict {
@@ -311,17 +312,56 @@ fn equal_memory(config: &LocalConfig) -> DoctorCheck {
     )
 }
 
-/// The kernel clears a page's soft-dirty bit only when it was built to track it (Documentation/admin-guide/mm/soft-dirty.rst).
-fn soft_dirty() -> DoctorCheck {
-    let config = format!(
-        "/boot/config-{}",
-        rustix::system::uname().release().to_string_lossy()
-    );
-    let text = std::fs::read_to_string(config).unwrap_or_default();
-    let found = if text.contains("CONFIG_MEM_SOFT_DIRTY=y") {
-        "the kernel tracks changed pages"
-    } else {
-        "the kernel does not say that it tracks changed pages; not needed by this version"
+/// In which ways this kernel lets memory be taken. Whether there is a CRIU is another check.
+fn memory(ladder: &Ladder) -> DoctorCheck {
+    let says = |way| match way {
+        MemoryWay::Tracked => "while nodes run; in the freeze only what was written just then",
+        MemoryWay::PreDump => {
+            "by CRIU, ahead in rounds that hold nodes up for a moment; in the freeze only what was written since"
+        }
+        MemoryWay::Dump => "in the freeze, all of it",
     };
-    check("soft-dirty", Ok(found.to_owned()), Verdict::Lacking, "", "")
+    let best = ladder.best();
+    let has: Vec<_> = ladder
+        .ways()
+        .into_iter()
+        .filter(|(_, why_not)| why_not.is_none())
+        .map(|(way, _)| way.name())
+        .collect();
+    let found = format!(
+        "{}: {} (this host has: {})",
+        best.way.name(),
+        says(best.way),
+        has.join(", ")
+    );
+    let cost = match best.way {
+        MemoryWay::Dump => "the freeze grows with all memory of the nodes",
+        _ => "the freeze is longer, and nodes stand still for a moment several times before it",
+    };
+    check(
+        "memory",
+        match best.why {
+            None => Ok(found),
+            Some(why) => Err(format!("{found}; {why}")),
+        },
+        Verdict::Lacking,
+        cost,
+        "use Linux 6.7 or newer",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_that_memory_is_taken_is_told() {
+        let check = memory(&Ladder::of_host());
+        assert!(check.found.contains("dump"), "{check:?}");
+        assert_eq!(
+            check.verdict == Verdict::Good,
+            check.found.starts_with("tracked"),
+            "{check:?}"
+        );
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use offshoot_checkpoint::{Container, Criu, CriuInfo, Insist, preflight};
+use offshoot_checkpoint::{Container, Criu, CriuInfo, Insist, Ladder, preflight};
 use offshoot_engine::{
     Begin, ByteStream, CutOrder, CutOutcome, Engine, ExecSession, Exposure, Fallback, Gate,
     LogQuery, NodeStatus, ReadyImage,
@@ -39,6 +39,7 @@ struct Inner {
     images: Images,
     criu: Option<Criu>,
     criu_info: CriuInfo,
+    ladder: Ladder,
     sharing: Sharing,
 }
 
@@ -92,6 +93,7 @@ impl Local {
                 images,
                 criu,
                 criu_info,
+                ladder: Ladder::of_host(),
             }),
         })
     }
@@ -204,6 +206,7 @@ impl Inner {
                     node: node.name().to_owned(),
                     running,
                     obstacles,
+                    memory: Some(self.ladder.best()),
                 },
                 memory,
             )
@@ -247,6 +250,7 @@ impl Inner {
         let cutter = cut::Cutter {
             pool: &self.pool,
             criu: self.criu.as_ref(),
+            ladder: &self.ladder,
             cuts: &self.config.cuts(),
             node_dir: &node_dir,
             container: &|name| {

@@ -20,6 +20,42 @@ pub enum Rung {
     Stopped,
 }
 
+/// How the memory of a node with [`Rung::Live`] is taken, from the shortest freeze to the longest.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryWay {
+    /// Copied or left to a twin while the node runs; in the freeze only what was written since (`PAGEMAP_SCAN`, Linux 6.7).
+    Tracked,
+    /// Copied by CRIU in rounds, in each of which the node stands still for a moment; in the freeze only what was written since the last
+    /// (soft-dirty pages, `CONFIG_MEM_SOFT_DIRTY`).
+    PreDump,
+    /// Copied by CRIU in the freeze, all of it.
+    Dump,
+}
+
+impl MemoryWay {
+    /// Its name, as in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tracked => "tracked",
+            Self::PreDump => "pre-dump",
+            Self::Dump => "dump",
+        }
+    }
+}
+
+/// How a node's memory is taken, and why not in a better way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Memory {
+    /// How.
+    pub way: MemoryWay,
+    /// Why not in a better way, when there is one.
+    pub why: Option<String>,
+}
+
 /// What a person asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -70,6 +106,17 @@ pub struct Timing {
     pub us: u64,
 }
 
+/// What went on in a node while its memory was taken. Stages may overlap: two things are done side by side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Stage {
+    /// What was done, for instance `CRIU: other state`, `changed pages`, `shared memory`, `letting go`.
+    pub what: String,
+    /// When it began: from the moment at which the node's memory began to be taken, microseconds.
+    pub from_us: u64,
+    /// How long it took, microseconds.
+    pub us: u64,
+}
+
 /// What was measured of one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeCloneReport {
@@ -79,10 +126,19 @@ pub struct NodeCloneReport {
     pub rung: Rung,
     /// Why not `live`, when it is not.
     pub why: Option<String>,
+    /// How its memory was taken; `None` when it was not.
+    #[serde(default)]
+    pub memory: Option<Memory>,
     /// Time it stood still, microseconds.
     pub freeze_us: u64,
-    /// Time CRIU took to dump it, microseconds.
+    /// Time it stood still by itself before, while CRIU copied ahead ([`MemoryWay::PreDump`]), all rounds together, microseconds.
+    #[serde(default)]
+    pub paused_us: u64,
+    /// Time it took in the freeze to write its memory, microseconds.
     pub dump_us: u64,
+    /// Where that time went, and how long letting go took.
+    #[serde(default)]
+    pub stages: Vec<Stage>,
     /// Time until it ran again in the clone, microseconds.
     pub restore_us: u64,
     /// Memory written, bytes.

@@ -14,7 +14,7 @@ pub mod progress;
 pub mod quantity;
 pub mod view;
 
-pub use clone::{CloneReport, NodeCloneReport, Rung, RungChoice};
+pub use clone::{CloneReport, Memory, MemoryWay, NodeCloneReport, Rung, RungChoice};
 pub use environment::{Environment, EnvironmentState, Lineage, Node, NodeState, Placement, Volume};
 pub use id::{EnvId, NodeId, OperationId};
 pub use manifest::{ImageSource, Layer, Manifest};

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::clone::{Rung, RungChoice};
+use crate::clone::{Memory, Rung, RungChoice};
 use crate::environment::{EnvironmentState, NodeState, PortBinding};
 use crate::id::{EnvId, OperationId};
 use crate::manifest::{ImageConfig, ImageSource, Manifest, Role, Scaling, VolumeClone};
@@ -201,6 +201,9 @@ pub struct PlannedNode {
     pub rung: Option<Rung>,
     /// For a clone: why not `live`.
     pub why: Option<String>,
+    /// For a clone: how its memory would be taken, when it is `live`.
+    #[serde(default)]
+    pub memory: Option<Memory>,
     /// For a clone: resident memory that would be copied, bytes.
     pub memory_bytes: Option<u64>,
 }

@@ -254,11 +254,13 @@ impl Clone {
         if let Some(plan) = self.nodes.iter_mut().find(|plan| plan.node == name) {
             plan.rung = Rung::Disk;
             plan.why = Some(why.clone());
+            plan.memory = None;
         }
         measure(cx, |report| {
             if let Some(row) = report.nodes.iter_mut().find(|row| row.node == name) {
                 row.rung = Rung::Disk;
                 row.why = Some(why);
+                row.memory = None;
             }
         });
     }

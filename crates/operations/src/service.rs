@@ -116,6 +116,7 @@ impl Operations {
                     hostname: node.hostname.clone(),
                     rung: plan.map(|(plan, _)| plan.rung),
                     why: plan.and_then(|(plan, _)| plan.why.clone()),
+                    memory: plan.and_then(|(plan, _)| plan.memory.clone()),
                     memory_bytes: plan
                         .filter(|(plan, _)| plan.rung == Rung::Live)
                         .map(|(_, bytes)| *bytes),

@@ -5,8 +5,8 @@ use offshoot_model::environment::PortBinding;
 use offshoot_model::manifest::{CloneMode, Scaling, VolumeClone};
 use offshoot_model::name::ENV_NAME_MAX;
 use offshoot_model::{
-    EnvId, EnvName, Environment, EnvironmentState, Lineage, Node, NodeId, OperationId, Rung,
-    RungChoice, Volume,
+    EnvId, EnvName, Environment, EnvironmentState, Lineage, Memory, Node, NodeId, OperationId,
+    Rung, RungChoice, Volume,
 };
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,9 @@ pub struct NodePlan {
     pub rung: Rung,
     /// Why not `live`, when it is not.
     pub why: Option<String>,
+    /// How its memory is taken, when it is `live`.
+    #[serde(default)]
+    pub memory: Option<Memory>,
 }
 
 /// What was seen of one of the parent's nodes.
@@ -47,6 +50,8 @@ pub struct NodeFacts {
     pub running: bool,
     /// Why its memory cannot come along; empty when it can.
     pub obstacles: Vec<String>,
+    /// The best way to take its memory on its host, when there is one.
+    pub memory: Option<Memory>,
 }
 
 /// Memory was asked for, and nodes are in the way.
@@ -220,6 +225,7 @@ fn plan_node(
         source: source.name().to_owned(),
         rung,
         why,
+        memory: None,
     };
     let seen = facts.iter().find(|fact| fact.node == source.name());
     if choice == RungChoice::Image {
@@ -251,6 +257,9 @@ fn plan_node(
     }
     match seen.map(|fact| fact.obstacles.join("; ")) {
         Some(obstacles) if !obstacles.is_empty() => plan(Rung::Disk, Some(obstacles)),
-        _ => plan(Rung::Live, None),
+        _ => NodePlan {
+            memory: seen.and_then(|fact| fact.memory.clone()),
+            ..plan(Rung::Live, None)
+        },
     }
 }

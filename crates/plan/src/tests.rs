@@ -4,13 +4,19 @@ use jiff::Timestamp;
 use offshoot_model::environment::PortBinding;
 use offshoot_model::manifest::{CloneMode, Condition, Dependency, PublishedPort, Scaling};
 use offshoot_model::{
-    EnvId, EnvName, Environment, ImageSource, Layer, Manifest, OperationId, Rung, RungChoice,
+    EnvId, EnvName, Environment, ImageSource, Layer, Manifest, Memory, MemoryWay, OperationId,
+    Rung, RungChoice,
 };
 use proptest::prelude::*;
 
 use crate::allocate::tests::host;
 use crate::{
     NodeFacts, PlanError, Taken, clone_name, plan_clone, plan_create, plan_rungs, start_waves,
+};
+
+const TRACKED: Memory = Memory {
+    way: MemoryWay::Tracked,
+    why: None,
 };
 
 fn layer(name: &str, replicas: u32, needs: &[&str]) -> Layer {
@@ -52,6 +58,7 @@ fn facts(environment: &Environment, bad: &[&str]) -> Vec<NodeFacts> {
     let fact = |node: &offshoot_model::Node| NodeFacts {
         node: node.name().to_owned(),
         running: true,
+        memory: Some(TRACKED),
         obstacles: bad
             .iter()
             .filter(|b| **b == node.name())
@@ -162,6 +169,15 @@ fn rungs_follow_the_layer_the_request_and_what_was_seen() {
             text("edge-1", "edge-1", Rung::Image),
         ]
     );
+    let plans = plan_rungs(
+        &environment,
+        &facts(&environment, &["db-2"]),
+        RungChoice::Auto,
+    );
+    for plan in plans.unwrap() {
+        let taken = (plan.rung == Rung::Live).then_some(TRACKED);
+        assert_eq!(plan.memory, taken, "{}", plan.node);
+    }
     assert!(rungs(&[], RungChoice::Live).is_ok());
     let Err(PlanError::NotLive(not)) = rungs(&["db-2"], RungChoice::Live) else {
         panic!("it was forced")

@@ -88,6 +88,20 @@ const BATCH: usize = 128;
 #[derive(Debug)]
 pub struct Pagemap(File);
 
+/// Whether this kernel marks the pages that were written (bit 55 of pagemap, `CONFIG_MEM_SOFT_DIRTY`,
+/// Documentation/admin-guide/mm/soft-dirty.rst): a page that was just written has the mark then, and never otherwise.
+#[must_use]
+pub fn marks_soft_dirty() -> bool {
+    const SOFT_DIRTY: u64 = 1 << 55;
+    const PAGE_BYTES: u64 = 4096;
+    let written = std::hint::black_box(Box::new(1_u8));
+    let page = std::ptr::from_ref(&*written).addr() as u64 / PAGE_BYTES;
+    let mut entry = [0; 8];
+    File::open("/proc/self/pagemap")
+        .and_then(|pagemap| pagemap.read_exact_at(&mut entry, page * 8))
+        .is_ok_and(|()| u64::from_ne_bytes(entry) & SOFT_DIRTY != 0)
+}
+
 impl Pagemap {
     /// Of process `pid`.
     ///

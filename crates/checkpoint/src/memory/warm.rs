@@ -11,15 +11,15 @@ const MOST: u64 = 512 * 1024 * 1024;
 /// Written at a time.
 const CHUNK: usize = 1024 * 1024;
 
-/// Makes the kernel hold as many ready pages as a dump of these processes will fill, before the freeze: in a virtual
+/// Makes the kernel hold as many ready pages as a dump of so many bytes will fill, before the freeze: in a virtual
 /// machine the first touch of a page costs several times the copying. The file is gone when this returns; its pages
 /// are the next to be given out.
-pub(crate) fn warm(images: &Path, processes: &[i32]) -> io::Result<()> {
+pub(crate) fn warm(images: &Path, bytes: u64) -> io::Result<()> {
     let path = images.join("warm");
     let mut file = File::create(&path)?;
     fs::remove_file(&path)?;
     let chunk = vec![1; CHUNK];
-    for _ in 0..resident(processes).min(MOST) / CHUNK as u64 {
+    for _ in 0..bytes.min(MOST) / CHUNK as u64 {
         file.write_all(&chunk)?;
     }
     Ok(())

@@ -33,14 +33,14 @@ while True:
         os.rename("/data/new", "/data/count")
 "#;
 
-fn counting<'a>(place: &Place, id: &'a str) -> (Make<'a>, Node) {
+pub(crate) fn counting<'a>(place: &Place, id: &'a str) -> (Make<'a>, Node) {
     let make = Make::new(place, id, 400_000, &["python3", "-c", COUNTER]);
     let node = Node::start(place, &make);
     until("it counts", || node.number("data/count") > 10);
     (make, node)
 }
 
-fn still_counts(node: &Node, what: &str) {
+pub(crate) fn still_counts(node: &Node, what: &str) {
     assert!(
         node.is_running(),
         "{what}: {}",
@@ -366,6 +366,7 @@ fn helper_that_hangs_in_the_snapshot() {
         container,
         images: images.into(),
         rung: Rung::Live,
+        memory: offshoot_checkpoint::Ladder::of_host().best(),
     };
     let request = CutRequest {
         criu: &criu,

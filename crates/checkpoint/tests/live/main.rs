@@ -2,6 +2,7 @@
 
 mod bench;
 mod failures;
+mod ladder;
 mod load;
 mod mariadb;
 mod net;

@@ -298,6 +298,7 @@ fn clone_into(
             container: parent.container(n),
             images: place.images(&spec.node.to_string()),
             rung: Rung::Live,
+            memory: offshoot_checkpoint::Ladder::of_host().best(),
         })
         .collect();
     for node in &nodes {

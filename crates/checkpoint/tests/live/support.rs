@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 pub(crate) use offshoot_checkpoint::Late;
 use offshoot_checkpoint::{
-    Container, Criu, CutNode, CutReport, CutRequest, Foreign, Freezer, Insist, Isolate, Lease,
-    Plant, Twin,
+    Container, Criu, CutNode, CutReport, CutRequest, Foreign, Freezer, Insist, Isolate, Ladder,
+    Lease, Plant, Twin,
 };
 use offshoot_model::clone::Rung;
 use offshoot_sys::inject::Stopped;
@@ -49,10 +49,17 @@ pub(crate) fn host() -> Option<Criu> {
     criu
 }
 
+/// `time`, as many times longer as `OFFSHOOT_TEST_STRETCH` says: for emulated machines.
+pub(crate) fn stretched(time: Duration) -> Duration {
+    let told = std::env::var("OFFSHOOT_TEST_STRETCH");
+    time * told.ok().and_then(|told| told.parse().ok()).unwrap_or(1)
+}
+
 pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let patience = stretched(PATIENCE);
+    let deadline = Instant::now() + patience;
     while !condition() {
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for: {what}");
+        assert!(Instant::now() < deadline, "waited {patience:?} for: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -118,12 +125,12 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(Path::new("/dev/shm").join(&self.name));
-        for hierarchy in fs::read_dir("/sys/fs/cgroup")
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let ours = hierarchy.path().join(&self.name);
+        let root = Path::new("/sys/fs/cgroup");
+        let hierarchies = fs::read_dir(root).into_iter().flatten().flatten();
+        let mut roots: Vec<_> = hierarchies.map(|entry| entry.path()).collect();
+        roots.push(root.to_owned()); // version 2
+        for hierarchy in roots {
+            let ours = hierarchy.join(&self.name);
             for node in fs::read_dir(&ours).into_iter().flatten().flatten() {
                 let _ = fs::remove_dir(node.path());
             }
@@ -151,11 +158,24 @@ pub(crate) struct ByHand(pub(crate) Vec<(String, PathBuf)>);
 
 struct Frozen(PathBuf);
 
+/// In the words of version 1, `FROZEN` or `THAWED`, whatever the version.
 pub(crate) fn freezer_state(cgroup: &Path) -> String {
-    fs::read_to_string(cgroup.join("freezer.state"))
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
+    let read = |file| fs::read_to_string(cgroup.join(file));
+    if let Ok(state) = read("freezer.state") {
+        return state.trim().to_owned();
+    }
+    match read("cgroup.events") {
+        Ok(events) if events.contains("frozen 1") => "FROZEN".to_owned(),
+        Ok(_) => "THAWED".to_owned(),
+        Err(_) => String::new(),
+    }
+}
+
+fn set_freezer(cgroup: &Path, v1: &str, v2: &str) -> std::io::Result<()> {
+    match cgroup.join("freezer.state") {
+        file if file.exists() => fs::write(file, v1),
+        _ => fs::write(cgroup.join("cgroup.freeze"), v2),
+    }
 }
 
 impl Freezer for ByHand {
@@ -166,8 +186,8 @@ impl Freezer for ByHand {
             .find(|(n, _)| n == node)
             .ok_or("no such node")?;
         let lease = Frozen(cgroup.clone());
-        let deadline = Instant::now() + Duration::from_secs(2);
-        fs::write(cgroup.join("freezer.state"), "FROZEN")?;
+        let deadline = Instant::now() + stretched(Duration::from_secs(2));
+        set_freezer(cgroup, "FROZEN", "1")?;
         while freezer_state(cgroup) != "FROZEN" {
             if Instant::now() > deadline {
                 return Err("does not freeze".into());
@@ -186,7 +206,7 @@ impl Lease for Frozen {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        let _ = fs::write(self.0.join("freezer.state"), "THAWED");
+        let _ = set_freezer(&self.0, "THAWED", "0");
     }
 }
 
@@ -407,7 +427,7 @@ impl Drop for Node {
             eprintln!("--- output of {}:\n{}", self.id, self.output());
         }
         if let Ok(container) = Container::of_runc(&self.runc_root, &self.id) {
-            let _ = fs::write(container.freezer.join("freezer.state"), "THAWED");
+            let _ = set_freezer(&container.freezer, "THAWED", "0");
         }
         let _ = Command::new("runc")
             .arg("--root")
@@ -524,6 +544,7 @@ pub(crate) fn cut_node(place: &Place, node: &Node) -> CutNode {
         container: node.container(),
         images: place.images(&node.id),
         rung: Rung::Live,
+        memory: Ladder::of_host().best(),
     }
 }
 

@@ -5,7 +5,7 @@ use offshoot_model::quantity::parse_duration_ms;
 use offshoot_model::view::{CloneRequest, EnvironmentView, PlanView};
 use offshoot_model::{CloneReport, Operation, RungChoice};
 
-use super::plan_view::{self, rung_cell};
+use super::plan_view::{self, rung_cell, way, why_not_better};
 use crate::api::Route;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -28,6 +28,14 @@ const MAX_FREEZE: std::ops::RangeInclusive<u64> = 10..=60_000;
     live    with its memory: its processes go on where they were\n  \
     disk    with its disk; its processes start afresh\n  \
     image   from its image, as new\n\n\
+    How the memory of a live node is taken (TAKEN), as the host's kernel allows:\n  \
+    tracked   while it runs; in the freeze only what was written just then (Linux 6.7 or newer)\n  \
+    pre-dump  ahead by CRIU, in rounds that stop the node for a moment; then what was written since\n  \
+    dump      in the freeze, all of it\n\n\
+    What --max-freeze promises: the freeze is predicted while everything runs. As long as it would be too long, and \
+    that helps, memory is copied once more; then nodes come along with their disk only, those with most to copy \
+    first. With --rung live nothing is touched instead, and the answer is freeze-timeout. So it is when a freeze \
+    passes the time all the same: it is ended at once, the original runs on, and nothing of the clone is left.\n\n\
     Examples:\n  \
     offshoot clone shop                             makes shop-clone\n  \
     offshoot clone shop --name experiment\n  \
@@ -187,12 +195,13 @@ pub(crate) fn nodes(report: &CloneReport, paint: Paint) -> String {
             "DUMP",
             "RESTORE",
             "MEMORY",
+            "TAKEN",
             "PROCESSES",
             "WHY",
         ],
         paint,
     )
-    .right(&[2, 3, 4, 5, 6]);
+    .right(&[2, 3, 4, 5, 7]);
     let unless_zero = |us: u64| {
         if us == 0 {
             "-".to_owned()
@@ -216,6 +225,7 @@ pub(crate) fn nodes(report: &CloneReport, paint: Paint) -> String {
             } else {
                 human::bytes(node.memory_bytes)
             }),
+            text(way(node.memory.as_ref())),
             text(if node.processes == 0 {
                 "-".to_owned()
             } else {
@@ -224,7 +234,11 @@ pub(crate) fn nodes(report: &CloneReport, paint: Paint) -> String {
             text(node.why.as_deref().unwrap_or("")),
         ]);
     }
-    grid.render()
+    let memory = report
+        .nodes
+        .iter()
+        .filter_map(|node| Some((node.node.as_str(), node.memory.as_ref()?)));
+    grid.render() + &why_not_better(memory, paint)
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ use offshoot_model::view::{
     Verdict, VolumeView,
 };
 use offshoot_model::{
-    CloneReport, Code, EnvId, Fault, NodeCloneReport, Operation, OperationId, OperationKind,
-    OperationState, Problem, Rung, StepRecord, clone::Timing,
+    CloneReport, Code, EnvId, Fault, Memory, MemoryWay, NodeCloneReport, Operation, OperationId,
+    OperationKind, OperationState, Problem, Rung, StepRecord, clone::Stage, clone::Timing,
 };
 
 /// The instant at which the tests look.
@@ -173,13 +173,37 @@ fn step(name: &str, state: StepState, us: Option<u64>) -> StepRecord {
     }
 }
 
+fn stages(us: u64) -> Vec<Stage> {
+    let stages = [
+        ("CRIU: seizing processes", 0, us / 10),
+        ("CRIU: memory", us / 10, us * 4 / 10),
+        ("CRIU: everything else", us / 2, us * 3 / 10),
+        ("letting go", us * 9 / 10, us / 100),
+    ];
+    stages
+        .into_iter()
+        .filter(|_| us > 0)
+        .map(|(what, from_us, us)| Stage {
+            what: what.to_owned(),
+            from_us,
+            us,
+        })
+        .collect()
+}
+
 fn node_report(node: &str, rung: Rung, why: Option<&str>, us: u64) -> NodeCloneReport {
     NodeCloneReport {
         node: node.to_owned(),
         rung,
         why: why.map(str::to_owned),
+        memory: (rung == Rung::Live).then(|| Memory {
+            way: MemoryWay::PreDump,
+            why: Some("Linux 6.7 or newer tracks memory while it runs; this is 6.1.0".to_owned()),
+        }),
         freeze_us: us,
+        paused_us: us / 5,
         dump_us: us * 8 / 10,
+        stages: stages(us),
         restore_us: us * 3,
         memory_bytes: us << 10,
         frozen_bytes: us << 7,

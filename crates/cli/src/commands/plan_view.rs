@@ -1,9 +1,11 @@
 //! A plan for people, and the little that can be planned without a daemon.
 
-use offshoot_model::Rung;
+use std::collections::BTreeMap;
+
 use offshoot_model::environment::PortBinding;
 use offshoot_model::manifest::VolumeClone;
 use offshoot_model::view::{CreateRequest, PlanView, PlannedNode, PlannedVolume};
+use offshoot_model::{Memory, MemoryWay, Rung};
 
 use crate::human;
 use crate::table::{Grid, Mood, fields, optional, state, text};
@@ -27,6 +29,7 @@ pub(crate) fn offline(request: &CreateRequest) -> PlanView {
                 .unwrap_or_else(|| format!("{}-{number}.{}", layer.name, request.name)),
             rung: None,
             why: None,
+            memory: None,
             memory_bytes: None,
         })
     });
@@ -68,7 +71,11 @@ pub(crate) fn render(plan: &PlanView, paint: Paint) -> String {
     out.push('\n');
     let is_clone = plan.nodes.iter().any(|node| node.rung.is_some());
     let mut nodes = if is_clone {
-        Grid::new(&["NODE", "RUNG", "MEMORY", "INNER", "OUTER", "WHY"], paint).right(&[2])
+        Grid::new(
+            &["NODE", "RUNG", "MEMORY", "TAKEN", "INNER", "OUTER", "WHY"],
+            paint,
+        )
+        .right(&[2])
     } else {
         Grid::new(&["NODE", "IMAGE", "HOST NAME", "INNER", "OUTER"], paint)
     };
@@ -78,6 +85,7 @@ pub(crate) fn render(plan: &PlanView, paint: Paint) -> String {
                 text(&node.name),
                 node.rung.map_or_else(|| text("-"), rung_cell),
                 text(optional(node.memory_bytes.map(human::bytes))),
+                text(way(node.memory.as_ref())),
                 text(&node.inner),
                 text(&node.outer),
                 text(node.why.as_deref().unwrap_or("")),
@@ -93,6 +101,12 @@ pub(crate) fn render(plan: &PlanView, paint: Paint) -> String {
         }
     }
     out.push_str(&nodes.render());
+    out.push_str(&why_not_better(
+        plan.nodes
+            .iter()
+            .filter_map(|node| Some((node.name.as_str(), node.memory.as_ref()?))),
+        paint,
+    ));
     if !plan.volumes.is_empty() {
         let mut volumes = Grid::new(&["VOLUME", "MADE AS"], paint);
         for volume in &plan.volumes {
@@ -151,6 +165,39 @@ pub(crate) fn rung_cell(rung: Rung) -> comfy_table::Cell {
         Rung::Disk => state("disk", Mood::Waiting),
         Rung::Image => state("image", Mood::Neutral),
         Rung::Stopped => state("stopped", Mood::Neutral),
+    }
+}
+
+/// How a node's memory is taken, as a word.
+pub(crate) fn way(memory: Option<&Memory>) -> &'static str {
+    memory.map_or("-", |memory| memory.way.name())
+}
+
+/// Why memory is not taken in a better way: a line for each reason, with the nodes that have it.
+pub(crate) fn why_not_better<'a>(
+    nodes: impl Iterator<Item = (&'a str, &'a Memory)>,
+    paint: Paint,
+) -> String {
+    let mut reasons: BTreeMap<(MemoryWay, &str), Vec<&str>> = BTreeMap::new();
+    for (node, memory) in nodes {
+        if let Some(why) = &memory.why {
+            reasons.entry((memory.way, why)).or_default().push(node);
+        }
+    }
+    let line = |((way, why), nodes): (&(MemoryWay, &str), &Vec<&str>)| {
+        format!(
+            "{} memory of {} is taken by {}: {}\n",
+            paint.yellow("note:"),
+            safe(&nodes.join(", ")),
+            way.name(),
+            safe(why)
+        )
+    };
+    let lines: String = reasons.iter().map(line).collect();
+    if lines.is_empty() {
+        lines
+    } else {
+        format!("\n{lines}")
     }
 }
 

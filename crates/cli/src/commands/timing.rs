@@ -1,8 +1,9 @@
 //! `op show --timing`: bars that show where the time went.
 
-use offshoot_model::{CloneReport, Operation, Rung};
+use offshoot_model::{CloneReport, NodeCloneReport, Operation, Rung};
 
 use super::op::kind;
+use super::plan_view::way;
 use crate::human;
 use crate::term::{Paint, safe};
 
@@ -61,7 +62,7 @@ fn of_clone(report: &CloneReport, paint: Paint) -> String {
         );
         out.push_str(&bars(&parts, paint));
     }
-    let of_nodes = |us: fn(&offshoot_model::NodeCloneReport) -> u64| -> Vec<Span> {
+    let of_nodes = |us: fn(&NodeCloneReport) -> u64| -> Vec<Span> {
         let live = report.nodes.iter().filter(|node| node.rung == Rung::Live);
         live.map(|node| Span {
             what: node.node.clone(),
@@ -71,23 +72,45 @@ fn of_clone(report: &CloneReport, paint: Paint) -> String {
         .filter(|span| span.us > 0)
         .collect()
     };
-    for (title, spans) in [
-        ("each node stood still", of_nodes(|node| node.freeze_us)),
-        (
-            "each node's memory was written in",
-            of_nodes(|node| node.dump_us),
-        ),
-        (
-            "each node was restored in",
-            of_nodes(|node| node.restore_us),
-        ),
-    ] {
+    let mut section = |title: &str, spans: &[Span]| {
         if !spans.is_empty() {
             out.push_str(&format!("\n{}\n", paint.bold(title)));
-            out.push_str(&bars(&spans, paint));
+            out.push_str(&bars(spans, paint));
         }
+    };
+    section(
+        "each node stood still by itself before, while memory was copied ahead",
+        &of_nodes(|node| node.paused_us),
+    );
+    section("each node stood still", &of_nodes(|node| node.freeze_us));
+    section(
+        "each node's memory was written in",
+        &of_nodes(|node| node.dump_us),
+    );
+    for node in &report.nodes {
+        section(&stages_title(node), &stages(node));
     }
+    section(
+        "each node was restored in",
+        &of_nodes(|node| node.restore_us),
+    );
     out
+}
+
+fn stages_title(node: &NodeCloneReport) -> String {
+    let way = way(node.memory.as_ref());
+    format!("{}: its memory ({way}), in the freeze", safe(&node.node))
+}
+
+fn stages(node: &NodeCloneReport) -> Vec<Span> {
+    node.stages
+        .iter()
+        .map(|stage| Span {
+            what: stage.what.clone(),
+            from: stage.from_us,
+            us: stage.us,
+        })
+        .collect()
 }
 
 fn in_a_row<'a>(spans: impl Iterator<Item = (&'a str, u64)>) -> Vec<Span> {

@@ -259,6 +259,7 @@ impl Engine for Pretend {
             node: node.name().to_owned(),
             running: matches!(host.nodes.get(&node.id), Some(NodeState::Running { .. })),
             obstacles: Vec::new(),
+            memory: None,
         };
         self.call("preflight", |host| {
             let nodes = environment.nodes.iter();
