@@ -2,6 +2,7 @@
 //! wait for each other. Errors and warnings are what is read of it.
 
 use core::ffi::{c_int, c_void};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::syscall;
 
@@ -15,7 +16,10 @@ const LOG_LEVEL: u64 = 9 << 3;
 /// How fields are written (protobuf, "Message Structure").
 const MESSAGE: u64 = 2;
 
-/// recv(2), in the place of the C library's. CRIU has its requests by it, and nothing else.
+/// Whether the request was received. What comes after it are answers, and what CRIU says to processes that it works in.
+static RECEIVED: AtomicBool = AtomicBool::new(false);
+
+/// recv(2), in the place of the C library's. The first that comes by it is CRIU's request.
 ///
 /// # Safety
 /// As recv(2).
@@ -26,6 +30,7 @@ pub unsafe extern "C" fn recv(fd: c_int, into: *mut c_void, len: usize, flags: c
     if let Ok(got @ 1..) = usize::try_from(got)
         && !into.is_null()
         && flags & MSG_PEEK == 0
+        && !RECEIVED.swap(true, Ordering::Relaxed)
     {
         // SAFETY: that much of the caller's buffer was written, if it was that long.
         log_less(unsafe { core::slice::from_raw_parts_mut(into.cast(), got.min(len)) });

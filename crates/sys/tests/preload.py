@@ -65,6 +65,17 @@ def kernel():
     return {"found": old >= 0, "kinds": kinds, "kept": kept}
 
 
+def first_request(bytes_):
+    """What a process that received nothing before has of it."""
+    reading, writing = os.pipe()
+    if child := os.fork():
+        os.close(writing)
+        os.waitpid(child, 0)
+        return os.read(reading, 1 << 16).decode()
+    os.write(writing, request(bytes_).encode())
+    os._exit(0)
+
+
 def request(bytes_):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.send(bytes_)
@@ -89,5 +100,7 @@ seen["other"] = smaps_and_links()
 for name in ["empty", "full"]:
     seen[name] = archive(f"{folder}/{name}", f"{folder}/{name}.tar")
 seen["kernel"] = [kernel(), kernel()]
-seen["requests"] = [request(bytes.fromhex(hex_)) for hex_ in sys.argv[3:]]
+seen["requests"] = [first_request(bytes.fromhex(hex_)) for hex_ in sys.argv[3:]]
+request(b"first")
+seen["second"] = request(bytes.fromhex(sys.argv[3]))
 print(json.dumps(seen))

@@ -125,6 +125,7 @@ fn criu_is_told_what_is_true() {
     for ((sent, expected), got) in requests.iter().zip(got) {
         assert_eq!(got, expected, "{sent}");
     }
+    assert_eq!(seen["second"], requests[0].0, "no request comes second");
 }
 
 fn rows(seen: &Value) -> impl Iterator<Item = &Value> {
