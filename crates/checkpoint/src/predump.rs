@@ -128,7 +128,7 @@ impl PreDump {
         (!self.rounds.is_empty()).then(|| folder(self.rounds.len()))
     }
 
-    /// Bytes that will have to be copied if the node is frozen now: as many as were written in that time before.
+    /// Bytes that will have to be copied if the node is frozen now.
     pub(crate) fn expected(&self) -> u64 {
         expected(&self.rounds, Instant::now() + UNTIL_FROZEN)
     }
@@ -177,8 +177,8 @@ fn goes_on(copied: &[u64], since: Duration) -> bool {
     }
 }
 
-/// Bytes that are written from the last round's beginning until `then`, at the pace that it has seen; what it copied where it was the
-/// first, after which nothing is known.
+/// Bytes that have a mark at `then`: as many as the last round copied, more where it is longer ago than that looked back. Never fewer,
+/// because much may have its mark again at once: the kernel marks a whole area when another is mapped beside it.
 fn expected(rounds: &[Round], then: Instant) -> u64 {
     match rounds {
         [] => 0,
@@ -187,7 +187,7 @@ fn expected(rounds: &[Round], then: Instant) -> u64 {
             let between = last.begun.saturating_duration_since(before.begun);
             let since = then.saturating_duration_since(last.begun);
             let share = since.as_secs_f64() / between.as_secs_f64().max(0.001);
-            (last.bytes as f64 * share) as u64
+            (last.bytes as f64 * share.max(1.0)) as u64
         }
     }
 }
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_follows_the_pace_of_writing() {
+    fn what_is_left_is_what_the_last_round_copied_or_more() {
         let begun = Instant::now();
         let round = |ms, bytes| Round {
             begun: begun + Duration::from_millis(ms),
@@ -224,7 +224,9 @@ mod tests {
         assert_eq!(expected(&[], then), 0);
         assert_eq!(expected(&[round(0, MIB)], then), MIB);
         let both = [round(0, 900 * MIB), round(1_000, 20 * MIB)];
-        assert_eq!(expected(&both, then) / MIB, 2);
+        assert_eq!(expected(&both, then) / MIB, 20);
+        let late = begun + Duration::from_secs(3);
+        assert_eq!(expected(&both, late) / MIB, 40);
     }
 
     #[test]

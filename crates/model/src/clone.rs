@@ -20,7 +20,7 @@ pub enum Rung {
     Stopped,
 }
 
-/// How the memory of a node with [`Rung::Live`] is taken, from the shortest freeze to the longest.
+/// How the memory of a node with rung `live` is taken, from the shortest freeze to the longest.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
 )]
@@ -109,7 +109,7 @@ pub struct Timing {
 /// What went on in a node while its memory was taken. Stages may overlap: two things are done side by side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Stage {
-    /// What was done, for instance `CRIU: other state`, `changed pages`, `shared memory`, `letting go`.
+    /// What was done, for instance `CRIU: everything else`, `changed pages`, `shared memory`, `letting go`.
     pub what: String,
     /// When it began: from the moment at which the node's memory began to be taken, microseconds.
     pub from_us: u64,
@@ -131,7 +131,7 @@ pub struct NodeCloneReport {
     pub memory: Option<Memory>,
     /// Time it stood still, microseconds.
     pub freeze_us: u64,
-    /// Time it stood still by itself before, while CRIU copied ahead ([`MemoryWay::PreDump`]), all rounds together, microseconds.
+    /// Time it stood still by itself before, while CRIU copied ahead (way `pre-dump`), all rounds together, microseconds.
     #[serde(default)]
     pub paused_us: u64,
     /// Time it took in the freeze to write its memory, microseconds.
