@@ -132,7 +132,7 @@ impl Snapshots<'_> {
             let (parent, name, path) = self.pool.place(&one.to)?;
             rustix::fs::renameat_with(
                 &one.room,
-                &name_of(last),
+                name_of(last),
                 &parent,
                 &name,
                 rustix::fs::RenameFlags::NOREPLACE,
