@@ -76,14 +76,11 @@ async fn packages_become_an_image() {
     ] {
         assert!(!root.join(leftover).exists(), "{leftover}");
     }
-    assert!(root.join("usr/share/man/man1").is_dir());
-    for empty in [
-        "usr/share/man/man1",
-        "proc",
-        "dev/shm",
-        "var/cache/apt/archives/partial",
-        "tmp",
-    ] {
+    // The directory is there, and in it at most links to what is left out (dpkg keeps those).
+    let pages = fs::read_dir(root.join("usr/share/man/man1")).unwrap();
+    let pages = pages.filter(|page| page.as_ref().unwrap().file_type().unwrap().is_file());
+    assert_eq!(pages.count(), 0);
+    for empty in ["proc", "dev/shm", "var/cache/apt/archives/partial", "tmp"] {
         let count = fs::read_dir(root.join(empty))
             .map(Iterator::count)
             .unwrap_or(0);

@@ -104,7 +104,8 @@ struct Clone {
     between: RangeInclusive<u64>,
 }
 
-/// Clones `parent` while its load goes on, which `progress` tells of an environment. Every node has to come along live.
+/// Clones `parent` while its load goes on, which `progress` tells of an environment. Every node has to come along live, however
+/// long that takes on a machine that all this keeps busy.
 fn clone_under_load(
     daemon: &TestDaemon,
     parent: &str,
@@ -113,7 +114,7 @@ fn clone_under_load(
 ) -> Clone {
     let name = format!("{parent}-{number}");
     let before = reached(parent, 100, progress);
-    let operation = daemon.json(&["clone", parent, "--name", &name]);
+    let operation = daemon.json(&["clone", parent, "--name", &name, "--max-freeze", "60s"]);
     let after = reached(parent, before, progress);
     println!(
         "{name}: frozen for {} ms, between {before} and {after}",

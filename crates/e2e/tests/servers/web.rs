@@ -100,20 +100,18 @@ fn whole(daemon: &TestDaemon, parent: &str) {
     assert!(failures.is_empty(), "{failures:#?}");
     let answered = requests.answered.into_inner();
     assert_eq!(count(parent), Some(answered), "each request once");
-    for (name, further) in [(parent, 100), (&clones[0].name, 200), (&clones[1].name, 50)] {
+    for (name, further) in [(parent, 20), (&clones[0].name, 30), (&clones[1].name, 10)] {
         let before = check(daemon, name).expect("it answers");
         for _ in 0..further {
             daemon.node(name, "/").expect("it answers");
         }
-        let after = check(daemon, name).expect("it answers");
+        let after = wait_for("more to be done for its memory", PATIENCE, || {
+            check(daemon, name).filter(|now| now["work"].as_u64() > before["work"].as_u64())
+        });
         assert_eq!(
             after["count"].as_u64(),
             before["count"].as_u64().map(|count| count + further),
             "{name}: on its own from here"
-        );
-        assert!(
-            after["work"].as_u64() > before["work"].as_u64(),
-            "{name}: {before}, {after}"
         );
         println!("{name}: {after}");
     }
