@@ -17,7 +17,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use offshoot_model::clone::{Memory, Rung, Stage, Timing};
-use offshoot_sys::pace::{self, First, Pace};
+use offshoot_sys::first::{self, First};
 
 use crate::container::Container;
 use crate::dump::{self, Dump};
@@ -169,7 +169,6 @@ pub fn cut(
     request: CutRequest<'_>,
     snapshot: &(dyn Fn() -> Result<(), Foreign> + Sync),
 ) -> Result<CutReport, CutError> {
-    let _pace = Pace::Background.keep();
     let mut nodes: Vec<Working> = request.nodes.iter().cloned().map(Working::new).collect();
     let mut freeze = None;
     let result = run(&request, &mut nodes, snapshot, &mut freeze);
@@ -232,10 +231,10 @@ fn run(
     watched(request, &stop, || {
         std::thread::scope(|scope| {
             scope.spawn(request.settle);
-            parallel(nodes, |node| {
-                node.copy_ahead(request.plant, until);
-            });
+            parallel(nodes, Working::tell);
         });
+        // As the last, for what is written from here on is copied in the freeze.
+        parallel(nodes, |node| node.copy_ahead(request.plant, until));
     });
     check(request, nodes)?;
     let predicted = fit(request, nodes, until)?;
@@ -256,7 +255,6 @@ fn run(
     }
     marks.push(("settle", Instant::now()));
 
-    let _pace = Pace::Usual.keep();
     let _first = First::begin();
     let begun = Instant::now();
     *frozen_at = Some((predicted, begun));
@@ -301,7 +299,7 @@ fn run(
         std::thread::scope(|scope| {
             let snapshotting = scope.spawn(|| {
                 // Half of it is waiting for the disk.
-                pace::in_turn();
+                first::in_turn();
                 snapshot()
             });
             parallel(nodes, |node| {

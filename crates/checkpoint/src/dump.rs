@@ -186,6 +186,13 @@ impl Dump {
         }
     }
 
+    /// Writes down for CRIU what it would ask for in the freeze.
+    pub(crate) fn tell(&mut self, container: &Container) -> Result<(), CriuError> {
+        self.memory
+            .as_mut()
+            .map_or(Ok(()), |memory| memory.tell(container))
+    }
+
     /// Copies once more what changed, while the node runs: the less is left for the freeze.
     pub(crate) fn copy_ahead(
         &mut self,
@@ -196,8 +203,7 @@ impl Dump {
         let wanted = || !until.stop.load(Ordering::Relaxed);
         let container = &node.container;
         if let Some(memory) = self.memory.as_mut() {
-            memory.round(container, plant, &wanted)?;
-            memory.tell(container)?;
+            memory.copy_ahead(container, plant, &wanted)?;
         }
         if let Some(pre_dump) = self.pre_dump.as_mut()
             && let Err(why) = pre_dump.round(&mut self.swrk, &node.images, container.pid, until)

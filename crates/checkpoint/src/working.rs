@@ -66,6 +66,15 @@ impl Working {
         self.is_live() && images::has_named_files(&self.node.images)
     }
 
+    pub(crate) fn tell(&mut self) {
+        if self.is_live()
+            && let Some(dump) = self.dump.as_mut()
+            && let Err(why) = dump.tell(&self.node.container)
+        {
+            self.give_up(why);
+        }
+    }
+
     pub(crate) fn copy_ahead(&mut self, plant: &dyn Plant, until: Until<'_>) {
         if self.is_live()
             && let Some(dump) = self.dump.as_mut()

@@ -18,7 +18,6 @@ use offshoot_runtime::control::EXIT_FILE;
 use offshoot_runtime::files::{prepare_covered_dir, write_atomic, write_into_rootfs};
 use offshoot_runtime::runc::{Runc, criu_errors};
 use offshoot_runtime::{ExitRecord, NodeSpec, Result, RuntimeError, Start};
-use offshoot_sys::pace::Pace;
 use offshoot_sys::process::{self, Ended, Process, Side, Visit};
 use offshoot_sys::{merge, preload};
 
@@ -212,8 +211,6 @@ fn restore(
 ) -> std::result::Result<Process, Problem> {
     let spec = &shared.spec;
     let problem = |e: RuntimeError| e.problem_as(Code::RestoreFailed);
-    // A clone is not to be noticed by those who use its parent.
-    let _pace = Pace::Background.keep();
     let late = Late::prepare(spec, images).map_err(problem)?;
     let work = spec.run_dir.join("criu");
     fs::create_dir_all(&work).map_err(|e| problem(RuntimeError::io("make", &work, e)))?;

@@ -4,6 +4,7 @@
 //! values and `std::io::Error`. No policy here.
 
 pub mod btrfs;
+pub mod first;
 pub mod fsx;
 pub mod inject;
 pub mod loopdev;
@@ -11,7 +12,6 @@ pub mod memory;
 pub mod merge;
 pub mod mount;
 pub mod netns;
-pub mod pace;
 pub mod pagemap;
 pub mod passing;
 pub mod preload;

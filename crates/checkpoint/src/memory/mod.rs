@@ -213,7 +213,7 @@ impl NodeMemory {
     }
 
     /// One round over all processes; the pages that were copied.
-    pub(crate) fn round(
+    fn round(
         &mut self,
         container: &Container,
         plant: &dyn Plant,

@@ -25,7 +25,7 @@ const CHUNK: u64 = 256 << 10;
 /// After each chunk this many times the time it took is left to others: half of one processor at most.
 const REST: u32 = 1;
 /// At first only what is waited for comes: other nodes of the clone are just being restored, and all of them have few processors.
-const AT_FIRST: Duration = Duration::from_secs(1);
+const AT_FIRST: Duration = Duration::from_secs(3);
 /// Until something is tried again that the kernel refused because the process was changing its memory.
 const AGAIN: Duration = Duration::from_micros(100);
 /// From so many changes on, without a moment in which none is under way, the process has to stand.
