@@ -17,7 +17,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use offshoot_model::clone::{Memory, Rung, Stage, Timing};
-use offshoot_sys::first::{self, First};
+use offshoot_sys::first::First;
 
 use crate::container::Container;
 use crate::dump::{self, Dump};
@@ -255,7 +255,7 @@ fn run(
     }
     marks.push(("settle", Instant::now()));
 
-    let _first = First::begin();
+    let first = First::begin();
     let begun = Instant::now();
     *frozen_at = Some((predicted, begun));
     let max = request.max_freeze + MARGIN;
@@ -297,9 +297,10 @@ fn run(
     let (mut dumped, mut snapshotted) = (Ok(()), Ok(()));
     watched(request, &stop, || {
         std::thread::scope(|scope| {
-            let snapshotting = scope.spawn(|| {
+            let usual = first.usual();
+            let snapshotting = scope.spawn(move || {
                 // Half of it is waiting for the disk.
-                first::in_turn();
+                usual.take();
                 snapshot()
             });
             parallel(nodes, |node| {

@@ -5,28 +5,48 @@ use std::marker::PhantomData;
 /// The calling thread does, until this is dropped there. Threads that it starts meanwhile inherit it.
 #[derive(Debug)]
 #[must_use]
-pub struct First(PhantomData<*const ()>);
+pub struct First {
+    usual: Usual,
+    /// It is about the thread that it was made in.
+    _here: PhantomData<*const ()>,
+}
 
 /// The niceness of such a thread.
 const FIRST: i32 = -15;
 
+/// The niceness that a thread has otherwise.
+#[derive(Debug, Clone, Copy)]
+pub struct Usual(i32);
+
 impl First {
     /// From now on, as far as that is granted.
     pub fn begin() -> Self {
-        let _ = rustix::process::setpriority_process(None, FIRST);
-        Self(PhantomData)
+        let usual = rustix::process::getpriority_process(None).unwrap_or(0);
+        let _ = rustix::process::setpriority_process(None, FIRST.min(usual));
+        Self {
+            usual: Usual(usual),
+            _here: PhantomData,
+        }
+    }
+
+    /// For a thread that is started meanwhile and is to have its turn as usual.
+    #[must_use]
+    pub fn usual(&self) -> Usual {
+        self.usual
     }
 }
 
 impl Drop for First {
     fn drop(&mut self) {
-        in_turn();
+        self.usual.take();
     }
 }
 
-/// Takes back what the calling thread inherited of a [`First`].
-pub fn in_turn() {
-    let _ = rustix::process::setpriority_process(None, 0);
+impl Usual {
+    /// The calling thread has it from now on.
+    pub fn take(self) {
+        let _ = rustix::process::setpriority_process(None, self.0);
+    }
 }
 
 #[cfg(test)]
@@ -38,11 +58,11 @@ mod tests {
         let nice = || rustix::process::getpriority_process(None).unwrap();
         let before = nice();
         let first = First::begin();
-        let during = nice();
+        let (during, usual) = (nice(), first.usual());
         let inherited = std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 let inherited = nice();
-                in_turn();
+                usual.take();
                 (inherited, nice())
             });
             thread.join().unwrap()
@@ -52,7 +72,7 @@ mod tests {
             println!("SKIPPED: no priority is granted here");
             return;
         }
-        assert_eq!((during, inherited), (FIRST, (FIRST, 0)));
-        assert_eq!(nice(), 0);
+        assert_eq!((during, inherited), (FIRST, (FIRST, before)));
+        assert_eq!(nice(), before);
     }
 }

@@ -314,7 +314,7 @@ fn a_dry_run_asks_for_a_plan() {
     let plan = serde_json::json!({"name": "shop-clone", "url": null, "volumes": [], "ports": [], "steps": ["cut"],
         "notices": ["port 8081 is not carried over"], "nodes": [{"name": "db-1", "image": "mariadb",
         "inner": "10.0.0.10", "outer": "10.208.1.10", "hostname": "db-1.shop-clone", "rung": "disk",
-        "why": "it uses io_uring", "memory_bytes": 1048576}]});
+        "why": "it uses io_uring", "memory": null, "memory_bytes": 1048576}]});
     let answer = plan.clone();
     let fake = Fake::start(Router::new().route(
         "/environments/shop/clone",
