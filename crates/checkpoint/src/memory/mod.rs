@@ -117,7 +117,7 @@ pub enum Late {
     /// None: all are in CRIU's images.
     Never,
     /// Large areas of processes with at least so many bytes in them: in files of their own beside CRIU's images (see
-    /// `docs/live.md`).
+    /// `docs/clone.md`).
     From(u64),
 }
 
