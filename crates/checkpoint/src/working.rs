@@ -66,41 +66,32 @@ impl Working {
         self.is_live() && images::has_named_files(&self.node.images)
     }
 
-    pub(crate) fn tell(&mut self) {
+    /// Does `work` where its memory is still to be taken; if that fails, it is not taken.
+    fn with_dump(&mut self, work: impl FnOnce(&mut Dump, &CutNode) -> Result<(), CriuError>) {
         if self.is_live()
             && let Some(dump) = self.dump.as_mut()
-            && let Err(why) = dump.tell(&self.node.container)
+            && let Err(why) = work(dump, &self.node)
         {
             self.give_up(why);
         }
+    }
+
+    pub(crate) fn tell(&mut self) {
+        self.with_dump(|dump, node| dump.tell(&node.container));
     }
 
     pub(crate) fn copy_ahead(&mut self, plant: &dyn Plant, until: Until<'_>) {
-        if self.is_live()
-            && let Some(dump) = self.dump.as_mut()
-            && let Err(why) = dump.copy_ahead(&self.node, plant, until)
-        {
-            self.give_up(why);
-        }
+        self.with_dump(|dump, node| dump.copy_ahead(node, plant, until));
     }
 
     pub(crate) fn ready(&mut self, plant: &dyn Plant, until: Until<'_>) {
-        if self.is_live()
-            && let Some(dump) = self.dump.as_mut()
-            && let Err(why) = dump.ready(&self.node, plant, until)
-        {
-            self.give_up(why);
-        }
+        self.with_dump(|dump, node| dump.ready(node, plant, until));
     }
 
     /// Has CRIU begin with it.
     pub(crate) fn begin(&mut self) {
         self.began = Some(Instant::now());
-        if let Some(dump) = self.dump.as_mut().filter(|_| self.why.is_none())
-            && let Err(why) = dump.begin()
-        {
-            self.give_up(why);
-        }
+        self.with_dump(|dump, _| dump.begin());
     }
 
     /// What taking its memory takes; `None` when it is not taken.
