@@ -15,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use offshoot_sys::first::put_first;
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -46,8 +47,6 @@ read -r word <&4
 if [ -e "$2/freezer.state" ]; then echo THAWED >"$2/freezer.state"; elif [ -e "$2/cgroup.freeze" ]; then echo 0 >"$2/cgroup.freeze"; fi
 "#;
 
-/// The niceness of a CRIU that others wait for.
-const FIRST: i32 = -15;
 /// How often a wait looks whether it should give up.
 const LOOK: Duration = Duration::from_millis(20);
 /// CRIU's messages are small; runc's limit.
@@ -261,7 +260,9 @@ impl Swrk {
     /// Lets CRIU have processor time before others of this session (setpriority(2)), as far as that is granted. Not before the
     /// processes that it works on: they have to run to stop for it.
     pub(crate) fn go_first(&self) {
-        let _ = rustix::process::setpriority_process(self.criu, FIRST);
+        if let Some(criu) = self.criu {
+            put_first(criu);
+        }
     }
 
     /// Lets CRIU leave the stage at which it waits.

@@ -2,6 +2,8 @@
 
 use std::marker::PhantomData;
 
+use rustix::process::Pid;
+
 /// The calling thread does, until this is dropped there. Threads that it starts meanwhile inherit it.
 #[derive(Debug)]
 #[must_use]
@@ -13,6 +15,11 @@ pub struct First {
 
 /// The niceness of such a thread.
 const FIRST: i32 = -15;
+
+/// Another process does (its first thread, and what that starts from then on), for good.
+pub fn put_first(process: Pid) {
+    let _ = rustix::process::setpriority_process(Some(process), FIRST);
+}
 
 /// The niceness that a thread has otherwise.
 #[derive(Debug, Clone, Copy)]
