@@ -23,7 +23,7 @@ use crate::container::Container;
 use crate::dump::{self, Dump};
 use crate::error::{CriuError, CutError, Foreign};
 use crate::forecast::{self, Work};
-use crate::memory::{self, Late, Plant};
+use crate::memory::{self, Late, Plant, Watched};
 use crate::parallel::{by_processors, parallel};
 use crate::probe::Criu;
 use crate::swrk::Until;
@@ -161,20 +161,25 @@ pub struct CutNodeReport {
 /// Cuts. `snapshot` takes the disks. It is called while everything stands still, and has to be quick; when it is called a second time,
 /// what it took the first time is not to be used.
 ///
-/// When it returns, whatever it returns, the nodes run again and no CRIU is left.
+/// When it returns, whatever it returns, the nodes run again and no CRIU is left. What is left of the tracking in them is given back, so
+/// that it is undone when there is time.
 ///
 /// # Errors
 /// [`CutError`]; the folders of images then hold leftovers, which are the caller's to remove.
 pub fn cut(
     request: CutRequest<'_>,
     snapshot: &(dyn Fn() -> Result<(), Foreign> + Sync),
-) -> Result<CutReport, CutError> {
+) -> Result<(CutReport, Tracking), CutError> {
     let mut nodes: Vec<Working> = request.nodes.iter().cloned().map(Working::new).collect();
-    let mut freeze = None;
-    let result = run(&request, &mut nodes, snapshot, &mut freeze);
-    if let (Err(CutError::TimedOut { .. }), Some((predicted, begun))) = (&result, freeze) {
-        forecast::learn_too_long(predicted, begun.elapsed());
-    }
+    let stop = AtomicBool::new(false);
+    let result = copy_ahead(&request, &mut nodes, &stop).and_then(|ahead| {
+        let (predicted, begun) = (ahead.predicted, Instant::now());
+        let run = stand_still(&request, &mut nodes, &stop, snapshot, (ahead, begun));
+        if let Err(CutError::TimedOut { .. }) = run {
+            forecast::learn_too_long(predicted, begun.elapsed());
+        }
+        run
+    });
     // First everything goes on, then comes the rest.
     let thawed: Vec<_> = parallel(&mut nodes, Working::thaw);
     let watched = parallel(&mut nodes, |node| {
@@ -182,41 +187,53 @@ pub fn cut(
         node.done = Some(done);
         Some(watched)
     });
-    let mut watched: Vec<_> = watched.into_iter().flatten().flatten().map(Some).collect();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            by_processors(&mut watched, |watched| {
-                if let Some(watched) = watched.take() {
-                    watched.undo();
-                }
-            })
-        });
-        let run = result?;
-        thawed.into_iter().collect::<Result<Vec<()>, _>>()?;
-        finish(&request, nodes, run)
-    })
+    let tracking = Tracking(watched.into_iter().flatten().flatten().collect());
+    let run = result?;
+    thawed.into_iter().collect::<Result<Vec<()>, _>>()?;
+    Ok((finish(&request, nodes, run)?, tracking))
 }
 
-/// Marks on the way, for the report.
+/// What is left of the tracking in the processes of the nodes that were cut. It costs them little, and undoing it takes a while where there
+/// is much memory. Undone when it is dropped; until then their memory cannot be tracked again.
+#[derive(Debug)]
+#[must_use = "it is undone at once"]
+pub struct Tracking(Vec<Watched>);
+
+impl Drop for Tracking {
+    fn drop(&mut self) {
+        by_processors(&mut self.0, |watched| watched.undo());
+    }
+}
+
+/// What is known when everything is ready for the freeze.
+struct Ahead {
+    /// What the freeze will be, as far as is known.
+    predicted: Duration,
+    /// The nodes, those with most to do first.
+    order: Vec<usize>,
+    /// Marks on the way, for the report.
+    marks: Vec<(&'static str, Instant)>,
+}
+
+/// What is known after it.
 struct Run {
     at: SystemTime,
     predicted: Duration,
     marks: Vec<(&'static str, Instant)>,
 }
 
-fn run(
+/// All that can be done while the nodes run.
+fn copy_ahead(
     request: &CutRequest<'_>,
     nodes: &mut [Working],
-    snapshot: &(dyn Fn() -> Result<(), Foreign> + Sync),
-    frozen_at: &mut Option<(Duration, Instant)>,
-) -> Result<Run, CutError> {
-    let stop = AtomicBool::new(false);
+    stop: &AtomicBool,
+) -> Result<Ahead, CutError> {
     let mut marks = vec![("", Instant::now())];
     let until = Until {
         deadline: Instant::now() + START_TIME,
-        stop: &stop,
+        stop,
     };
-    watched(request, &stop, || {
+    watched(request, stop, || {
         parallel(nodes, |node| {
             if node.node.rung == Rung::Live {
                 match Dump::prepare(request.criu, &node.node, request.plant, request.late, until) {
@@ -228,7 +245,7 @@ fn run(
     });
     check(request, nodes)?;
     marks.push(("copy ahead", Instant::now()));
-    watched(request, &stop, || {
+    watched(request, stop, || {
         std::thread::scope(|scope| {
             scope.spawn(request.settle);
             parallel(nodes, Working::tell);
@@ -238,7 +255,7 @@ fn run(
     });
     check(request, nodes)?;
     let predicted = fit(request, nodes, until)?;
-    watched(request, &stop, || {
+    watched(request, stop, || {
         parallel(nodes, |node| node.ready(request.plant, until));
     });
     check(request, nodes)?;
@@ -254,10 +271,27 @@ fn run(
         dump.go_first();
     }
     marks.push(("settle", Instant::now()));
+    Ok(Ahead {
+        predicted,
+        order: works.into_iter().map(|(at, _)| at).collect(),
+        marks,
+    })
+}
 
+/// The freeze, from `begun` on.
+fn stand_still(
+    request: &CutRequest<'_>,
+    nodes: &mut [Working],
+    stop: &AtomicBool,
+    snapshot: &(dyn Fn() -> Result<(), Foreign> + Sync),
+    (ahead, begun): (Ahead, Instant),
+) -> Result<Run, CutError> {
+    let Ahead {
+        predicted,
+        order,
+        mut marks,
+    } = ahead;
     let first = First::begin();
-    let begun = Instant::now();
-    *frozen_at = Some((predicted, begun));
     let max = request.max_freeze + MARGIN;
     let frozen = parallel(nodes, |node| {
         node.told = Some(Instant::now());
@@ -277,7 +311,7 @@ fn run(
     marks.push(("freeze", Instant::now()));
     let until = Until {
         deadline: begun + request.max_freeze,
-        stop: &stop,
+        stop,
     };
     in_time(request, until, "freezing the nodes")?;
 
@@ -289,13 +323,13 @@ fn run(
     marks.push(("isolate", Instant::now()));
 
     // Before anything else wants the processors.
-    for (at, _) in works {
+    for at in order {
         if let Some(node) = nodes.get_mut(at) {
             node.begin();
         }
     }
     let (mut dumped, mut snapshotted) = (Ok(()), Ok(()));
-    watched(request, &stop, || {
+    watched(request, stop, || {
         std::thread::scope(|scope| {
             let usual = first.usual();
             let snapshotting = scope.spawn(move || {
@@ -351,7 +385,7 @@ fn run(
     }
     let until = Until {
         deadline: (begun + request.max_freeze).max(Instant::now() + Duration::from_secs(1)),
-        stop: &stop,
+        stop,
     };
     let thawed = parallel(nodes, |node| {
         if let Some(dump) = node.dump.as_mut().filter(|_| node.why.is_none())

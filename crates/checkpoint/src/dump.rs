@@ -243,6 +243,9 @@ impl Dump {
         until: Until<'_>,
     ) -> Result<Taken, CriuError> {
         let begun = Instant::now();
+        if let Some(memory) = self.memory.as_mut() {
+            memory.correct(container)?;
+        }
         // It has stopped all processes and asks on; only then is there time for anything else.
         self.swrk.wait_stage("query-ext-files", until)?;
         self.swrk.go_on()?;

@@ -31,7 +31,7 @@ mod working;
 
 pub use container::Container;
 pub use cut::{
-    CutNode, CutNodeReport, CutReport, CutRequest, Freezer, Insist, Isolate, Lease, cut,
+    CutNode, CutNodeReport, CutReport, CutRequest, Freezer, Insist, Isolate, Lease, Tracking, cut,
 };
 pub use error::{CriuError, CutError, Foreign};
 pub use images::rewrite_ids;

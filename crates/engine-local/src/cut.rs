@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use offshoot_checkpoint::{
     Container, Criu, CutNode, CutNodeReport, CutReport, CutRequest, Foreign, Freezer, Insist,
-    Isolate, Ladder, Late, Lease, Plant, rewrite_ids,
+    Isolate, Ladder, Late, Lease, Plant, Tracking, rewrite_ids,
 };
 use offshoot_engine::failpoint;
 use offshoot_model::clone::NodeCloneReport;
@@ -105,7 +105,8 @@ pub(crate) struct Cutter<'a> {
 }
 
 impl Cutter<'_> {
-    /// Cuts `parent` for `clone`. `plans` are corrected where a node's memory could not be taken.
+    /// Cuts `parent` for `clone`. `plans` are corrected where a node's memory could not be taken. What is left of the tracking can be
+    /// undone later.
     pub(crate) fn cut(
         self,
         parent: &Environment,
@@ -113,7 +114,7 @@ impl Cutter<'_> {
         mut plans: Vec<NodePlan>,
         max_freeze: Duration,
         insist: Insist,
-    ) -> Result<(Vec<NodePlan>, CloneReport), Problem> {
+    ) -> Result<(Vec<NodePlan>, CloneReport, Option<Tracking>), Problem> {
         let snapshots = self
             .pool
             .prepare_snapshots(&snapshots(parent, clone, &plans))
@@ -157,6 +158,7 @@ impl Cutter<'_> {
                     cut: Some(Timestamp::now()),
                     ..CloneReport::default()
                 },
+                None,
             ));
         }
         let freezer = Freezers::of(running.iter().map(|node| node.node.as_str()), self.node_dir)?;
@@ -186,7 +188,8 @@ impl Cutter<'_> {
             },
             cancelled: self.cancelled,
         };
-        let report = offshoot_checkpoint::cut(request, &snapshot).map_err(|e| e.problem())?;
+        let (report, tracking) =
+            offshoot_checkpoint::cut(request, &snapshot).map_err(|e| e.problem())?;
         snapshots.place().map_err(|e| e.problem())?;
         for plan in &mut plans {
             let Some(row) = report.nodes.iter().find(|row| row.node == plan.node) else {
@@ -207,7 +210,7 @@ impl Cutter<'_> {
             }
         }
         let report = picture(&report, &plans);
-        Ok((plans, report))
+        Ok((plans, report, Some(tracking)))
     }
 }
 

@@ -262,9 +262,9 @@ impl Sharing {
     }
 
     /// Has as good as nothing merged while a cut is made.
-    pub(crate) fn pause(&self) -> Pause<'_> {
+    pub(crate) fn pause(&self) -> Pause {
         report(self.shared.lock().keeper.pause());
-        Pause(&self.shared)
+        Pause(Arc::clone(&self.shared))
     }
 }
 
@@ -275,9 +275,9 @@ impl Drop for Sharing {
 }
 
 /// Dropping it ends the pause.
-pub(crate) struct Pause<'a>(&'a Shared);
+pub(crate) struct Pause(Arc<Shared>);
 
-impl Drop for Pause<'_> {
+impl Drop for Pause {
     fn drop(&mut self) {
         self.0.lock().keeper.resume();
     }

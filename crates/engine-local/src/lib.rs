@@ -13,6 +13,7 @@ mod doctor;
 mod edge;
 mod exec;
 mod ksm;
+mod leftovers;
 mod local;
 mod logs;
 mod net;

@@ -25,6 +25,7 @@ use crate::blocking::blocking;
 use crate::config::LocalConfig;
 use crate::dirs::ensure_passable;
 use crate::ksm::Sharing;
+use crate::leftovers::Leftovers;
 use crate::plant::Planter;
 use crate::{copy, cut, disks, doctor, edge, exec, logs, net, nodes, sweep};
 
@@ -41,6 +42,7 @@ struct Inner {
     criu_info: CriuInfo,
     ladder: Ladder,
     sharing: Sharing,
+    leftovers: Leftovers,
 }
 
 impl Local {
@@ -88,6 +90,7 @@ impl Local {
         Ok(Self {
             inner: Arc::new(Inner {
                 sharing: Sharing::open(&config),
+                leftovers: Leftovers::default(),
                 config,
                 pool,
                 images,
@@ -214,7 +217,8 @@ impl Inner {
         environment.nodes.iter().map(facts).collect()
     }
 
-    fn prepare_cut(&self, clone: &Environment) -> Result<(), Problem> {
+    fn prepare_cut(&self, parent: &EnvId, clone: &Environment) -> Result<(), Problem> {
+        self.leftovers.forget_of_parent(parent);
         cut::ensure_room_for_memory(&self.config.cuts(), &clone.id)?;
         self.pool.prepare_env(&clone.id).map_err(|e| e.problem())?;
         for volume in clone
@@ -272,8 +276,10 @@ impl Inner {
             Fallback::Disk => Insist::No,
         };
         let max_freeze = Duration::from_millis(max_freeze_ms);
-        let _pause = self.sharing.pause();
-        let (nodes, report) = cutter.cut(parent, clone, plans, max_freeze, insist)?;
+        let pause = self.sharing.pause();
+        let (nodes, report, tracking) = cutter.cut(parent, clone, plans, max_freeze, insist)?;
+        self.leftovers
+            .keep(&parent.id, &clone.id, (tracking, pause));
         Ok(CutOutcome { nodes, report })
     }
 
@@ -417,9 +423,10 @@ impl Engine for Local {
             .await
     }
 
-    async fn prepare_cut(&self, _parent: &Environment, clone: &Environment) -> Result<(), Problem> {
-        let clone = clone.clone();
-        self.run(move |inner| inner.prepare_cut(&clone)).await
+    async fn prepare_cut(&self, parent: &Environment, clone: &Environment) -> Result<(), Problem> {
+        let (parent, clone) = (parent.id.clone(), clone.clone());
+        self.run(move |inner| inner.prepare_cut(&parent, &clone))
+            .await
     }
 
     async fn cut(
@@ -456,8 +463,11 @@ impl Engine for Local {
 
     async fn ensure_cut_forgotten(&self, clone: &EnvId) -> Result<(), Problem> {
         let clone = clone.clone();
-        self.run(move |inner| cut::ensure_forgotten(&inner.config.cuts(), &clone))
-            .await
+        self.run(move |inner| {
+            inner.leftovers.forget(&clone);
+            cut::ensure_forgotten(&inner.config.cuts(), &clone)
+        })
+        .await
     }
 
     async fn ensure_halted(&self, environment: &EnvId) -> Result<(), Problem> {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use offshoot_engine::{Begin, CutOrder, Fallback, Gate};
 use offshoot_model::manifest::Scaling;
 use offshoot_model::{
-    CloneReport, Code, EnvId, Environment, EnvironmentState, Problem, Rung, RungChoice,
+    CloneReport, Code, EnvId, Environment, EnvironmentState, Node, Problem, Rung, RungChoice,
 };
 use offshoot_plan::{NodePlan, plan_rungs};
 use serde::{Deserialize, Serialize};
@@ -79,27 +79,24 @@ impl Saga for Clone {
             "prepare" => self.prepare(cx, &clone).await,
             "cut" => self.cut(cx, clone).await,
             "restore" => self.restore(cx, &clone).await,
-            "open" => {
-                if self.runs {
-                    cx.engine().ensure_open(&clone).await?;
-                }
-                cx.engine().ensure_cut_forgotten(&clone.id).await
-            }
+            "open" if self.runs => cx.engine().ensure_open(&clone).await,
             "start" if self.runs => {
-                let fresh = |node: &offshoot_model::Node| {
-                    matches!(self.rung(node.name()), Some(Rung::Disk | Rung::Image))
-                };
+                let fresh =
+                    |node: &Node| matches!(self.rung(node.name()), Some(Rung::Disk | Rung::Image));
                 start_nodes(cx, &clone, fresh).await
             }
-            "ready" if self.runs => {
-                wait_ready(cx, &clone).await?;
-                let asked = cx.live.snapshot().created;
-                let us = Timestamp::now().duration_since(asked).as_micros();
-                measure(cx, |report| report.ready_us = u64::try_from(us).ok());
-                Ok(())
+            "ready" => {
+                if self.runs {
+                    wait_ready(cx, &clone).await?;
+                    let asked = cx.live.snapshot().created;
+                    let us = Timestamp::now().duration_since(asked).as_micros();
+                    measure(cx, |report| report.ready_us = u64::try_from(us).ok());
+                }
+                // The last thing, for it takes a while and people wait for the rest.
+                cx.engine().ensure_cut_forgotten(&clone.id).await
             }
             "route" if self.runs => {
-                // What came along live is as well as it was in the parent. The others are asked first.
+                // The nodes that did not come along live are asked first.
                 if self.nodes.iter().any(|plan| plan.rung != Rung::Live) {
                     wait_ready(cx, &clone).await?;
                 }
@@ -203,6 +200,7 @@ impl Clone {
     }
 
     async fn restore(&mut self, cx: &Cx, clone: &Environment) -> Result<(), Problem> {
+        let parent = cx.shared.by_id(&self.parent)?;
         let nodes = clone
             .nodes
             .iter()
@@ -223,11 +221,14 @@ impl Clone {
         for (node, outcome, us) in restored {
             let name = node.name();
             match outcome {
-                Ok(()) => measure(cx, |report| {
-                    if let Some(row) = report.nodes.iter_mut().find(|row| row.node == name) {
-                        row.restore_us = us;
-                    }
-                }),
+                Ok(()) => {
+                    inherit_health(cx, &parent, node);
+                    measure(cx, |report| {
+                        if let Some(row) = report.nodes.iter_mut().find(|row| row.node == name) {
+                            row.restore_us = us;
+                        }
+                    });
+                }
                 Err(problem)
                     if self.fallback() == Fallback::Fail || problem.code == Code::Cancelled =>
                 {
@@ -263,6 +264,15 @@ impl Clone {
                 row.memory = None;
             }
         });
+    }
+}
+
+/// A node that came along live is as well as it was in the parent.
+fn inherit_health(cx: &Cx, parent: &Environment, node: &Node) {
+    let source = parent.nodes.iter().find(|own| own.name() == node.name());
+    let layer = parent.manifest.layer(&node.layer);
+    if let (Some(source), Some(check)) = (source, layer.and_then(|l| l.healthcheck.as_ref())) {
+        cx.shared.health.inherit(&source.id, &node.id, check);
     }
 }
 

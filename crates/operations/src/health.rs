@@ -73,6 +73,24 @@ impl HealthBook {
             .remove(node);
     }
 
+    /// What is known of `parent` holds for `clone` too, which goes on in the middle of what `parent` did; until its own first check, one
+    /// interval later.
+    pub(crate) fn inherit(&self, parent: &NodeId, clone: &NodeId, check: &HealthCheck) {
+        let mut tracks = self.tracks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(track) = tracks.get(parent).cloned() {
+            let next = Instant::now() + interval(check);
+            let busy = false;
+            tracks.insert(
+                clone.clone(),
+                Track {
+                    next,
+                    busy,
+                    ..track
+                },
+            );
+        }
+    }
+
     /// Verdict on a node with this check.
     pub(crate) fn verdict(&self, node: &NodeId, check: Option<&HealthCheck>) -> Health {
         if check.is_none_or(|check| check.test.is_empty()) {
@@ -122,14 +140,19 @@ impl HealthBook {
             }
             Some(false) | None => {}
         }
-        let every = if track.health == Health::Starting {
-            // A node that is not yet healthy is looked at often: people wait for it.
-            check.start_interval_ms.clamp(100, 1_000)
-        } else {
-            check.interval_ms.max(1_000)
-        };
-        track.next = now + Duration::from_millis(every);
+        track.next = now
+            + if track.health == Health::Starting {
+                // A node that is not yet healthy is looked at often: people wait for it.
+                Duration::from_millis(check.start_interval_ms.clamp(100, 1_000))
+            } else {
+                interval(check)
+            };
     }
+}
+
+/// From one check to the next.
+fn interval(check: &HealthCheck) -> Duration {
+    Duration::from_millis(check.interval_ms.max(1_000))
 }
 
 /// Runs the node's check if one is due.

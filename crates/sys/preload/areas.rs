@@ -1,10 +1,9 @@
 //! Which areas a process has, told without looking at every page.
 //!
 //! CRIU reads `/proc/<pid>/smaps` for two things: the lines of `/proc/<pid>/maps`, and the flags of each area (`VmFlags`). For the figures
-//! in between the kernel walks over all page tables: a GiB takes 10 ms and more, in the freeze. So smaps is read before, into the file
-//! `areas-<pid>`, of which only these two kinds of lines are left; in the freeze maps is read, which costs nothing, and each of its lines gets
-//! the flags that stood below the very same line. If one line is another, CRIU gets smaps. (That no flag changed meanwhile while the line did
-//! not is looked at afterwards, by whoever wrote the file.)
+//! in between the kernel walks over all page tables: a GiB takes 10 ms and more, in the freeze. So the file `areas-<pid>` holds these two
+//! kinds of lines; maps is read, which costs nothing, and each of its lines gets the flags that stand below the very same line. If one line is
+//! another, CRIU gets smaps. (That the flags are right is the part of whoever wrote the file.)
 //!
 //! For each area CRIU also asks two times for its link in `/proc/<pid>/map_files`. An area without a file has none, and of private memory
 //! the answer is not needed: in the image it says whether the file was open for writing too, and a private area does not write to it.

@@ -3,6 +3,7 @@
 //! Each module wraps one interface, says which man page or kernel version it follows, and gives back plain
 //! values and `std::io::Error`. No policy here.
 
+pub mod area_flags;
 pub mod btrfs;
 pub mod first;
 pub mod fsx;

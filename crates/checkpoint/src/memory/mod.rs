@@ -16,6 +16,7 @@
 //! page in the freeze.
 
 mod areas;
+mod flags;
 mod image;
 mod known;
 mod process;
@@ -271,6 +272,13 @@ impl NodeMemory {
             .map_err(|e| self.failed(container.pid, e))
     }
 
+    /// Corrects what is written down for CRIU. The node stands still, and CRIU has not asked yet.
+    pub(crate) fn correct(&mut self, container: &Container) -> Result<(), CriuError> {
+        self.known
+            .correct(container)
+            .map_err(|e| self.failed(container.pid, e))
+    }
+
     /// Bytes that will have to be copied if the node is frozen now.
     pub(crate) fn expected(&self) -> u64 {
         let always: u64 = self.processes.iter().map(Tracked::always).sum();
@@ -345,7 +353,7 @@ impl NodeMemory {
         self.shared.complete(&self.images)?;
         let _ = fs::remove_file(self.images.join(PRELOAD));
         self.known.forget();
-        self.known.check()
+        Ok(())
     }
 
     fn failed(&self, pid: i32, source: io::Error) -> CriuError {

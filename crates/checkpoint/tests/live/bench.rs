@@ -57,7 +57,7 @@ fn where_the_time_goes() {
             settle: &|| (),
             cancelled: &|| false,
         };
-        let report = offshoot_checkpoint::cut(request, &|| Ok(())).unwrap();
+        let (report, _tracking) = offshoot_checkpoint::cut(request, &|| Ok(())).unwrap();
         let parts: Vec<_> = report
             .parts
             .iter()

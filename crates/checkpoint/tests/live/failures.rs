@@ -94,7 +94,7 @@ fn attempt(
         settle: &|| (),
         cancelled,
     };
-    offshoot_checkpoint::cut(request, &snapshot)
+    offshoot_checkpoint::cut(request, &snapshot).map(|(report, _tracking)| report)
 }
 
 const LONG: Duration = Duration::from_secs(5);

@@ -83,7 +83,7 @@ fn request(
         settle: &|| (),
         cancelled: &|| false,
     };
-    offshoot_checkpoint::cut(request, &snapshot)
+    offshoot_checkpoint::cut(request, &snapshot).map(|(report, _tracking)| report)
 }
 
 /// Where CRIU can copy ahead it does, and where it says no, all is copied in the freeze.

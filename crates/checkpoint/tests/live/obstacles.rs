@@ -137,7 +137,7 @@ fn what_is_found_beforehand_is_what_fails() {
             "{name}: {found:?}"
         );
         let freezer = ByHand(vec![(id.clone(), node.container().freezer)]);
-        let report = offshoot_checkpoint::cut(
+        let (report, _tracking) = offshoot_checkpoint::cut(
             CutRequest {
                 criu: &criu,
                 nodes: vec![cut_node(&place, &node)],

@@ -325,7 +325,7 @@ fn clone_into(
         }
         Ok(())
     });
-    let report = report.unwrap_or_else(|e| panic!("{:?}", e.problem()));
+    let (report, _tracking) = report.unwrap_or_else(|e| panic!("{:?}", e.problem()));
     println!("{report:#?}");
     let at_cut = clone.count(1);
     until("the parent counts on", || parent.count(1) > at_cut + 20);

@@ -532,7 +532,7 @@ pub(crate) fn cut(
         settle: &|| (),
         cancelled: &|| false,
     };
-    let report = offshoot_checkpoint::cut(request, &|| snapshot(place, nodes))
+    let (report, _tracking) = offshoot_checkpoint::cut(request, &|| snapshot(place, nodes))
         .unwrap_or_else(|e| panic!("{:?}", e.problem()));
     println!("{report:#?}");
     report
