@@ -187,7 +187,8 @@ pub fn cut(
         node.done = Some(done);
         Some(watched)
     });
-    let tracking = Tracking(watched.into_iter().flatten().flatten().collect());
+    let watched = watched.into_iter().flatten().flatten();
+    let tracking = Tracking(watched.map(Some).collect());
     let run = result?;
     thawed.into_iter().collect::<Result<Vec<()>, _>>()?;
     Ok((finish(&request, nodes, run)?, tracking))
@@ -197,11 +198,11 @@ pub fn cut(
 /// is much memory. Undone when it is dropped; until then their memory cannot be tracked again.
 #[derive(Debug)]
 #[must_use = "it is undone at once"]
-pub struct Tracking(Vec<Watched>);
+pub struct Tracking(Vec<Option<Watched>>);
 
 impl Drop for Tracking {
     fn drop(&mut self) {
-        by_processors(&mut self.0, |watched| watched.undo());
+        by_processors(&mut self.0, |watched| watched.take().map(Watched::undo));
     }
 }
 

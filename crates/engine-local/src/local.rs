@@ -25,7 +25,7 @@ use crate::blocking::blocking;
 use crate::config::LocalConfig;
 use crate::dirs::ensure_passable;
 use crate::ksm::Sharing;
-use crate::leftovers::Leftovers;
+use crate::leftovers::{Left, Leftovers, Yields, end_yielding, yielding};
 use crate::plant::Planter;
 use crate::{copy, cut, disks, doctor, edge, exec, logs, net, nodes, sweep};
 
@@ -166,7 +166,15 @@ impl Inner {
         Router::connect(&net::router_dir(&self.config, env)).map_err(|e| e.problem())
     }
 
+    fn ensure_cut_forgotten(&self, clone: &EnvId) -> Result<(), Problem> {
+        self.leftovers.forget(clone);
+        cut::ensure_forgotten(&self.config.cuts(), clone)
+    }
+
     fn ensure_open(&self, environment: &Environment) -> Result<(), Problem> {
+        self.leftovers.open(&environment.id);
+        // an earlier daemon may have had it yield
+        end_yielding(&self.config, &environment.id);
         for node in &environment.nodes {
             if let Some(pid) = nodes::pid_of(&self.config, node) {
                 let closed = offshoot_network::close_outside(pid, &environment.placement)
@@ -278,8 +286,14 @@ impl Inner {
         let max_freeze = Duration::from_millis(max_freeze_ms);
         let pause = self.sharing.pause();
         let (nodes, report, tracking) = cutter.cut(parent, clone, plans, max_freeze, insist)?;
-        self.leftovers
-            .keep(&parent.id, &clone.id, (tracking, pause));
+        let yielding = yielding(&self.config, &clone.id);
+        let left = Left {
+            parent: parent.id.clone(),
+            yields: yielding.and_then(Yields::begin),
+            _tracking: tracking,
+            _pause: pause,
+        };
+        self.leftovers.keep(&clone.id, left);
         Ok(CutOutcome { nodes, report })
     }
 
@@ -463,11 +477,8 @@ impl Engine for Local {
 
     async fn ensure_cut_forgotten(&self, clone: &EnvId) -> Result<(), Problem> {
         let clone = clone.clone();
-        self.run(move |inner| {
-            inner.leftovers.forget(&clone);
-            cut::ensure_forgotten(&inner.config.cuts(), &clone)
-        })
-        .await
+        self.run(move |inner| inner.ensure_cut_forgotten(&clone))
+            .await
     }
 
     async fn ensure_halted(&self, environment: &EnvId) -> Result<(), Problem> {

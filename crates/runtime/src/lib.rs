@@ -21,6 +21,7 @@ mod spec;
 #[cfg(test)]
 mod testing;
 mod user;
+mod yielding;
 
 pub use offshoot_network::NodeLink;
 
@@ -36,3 +37,4 @@ pub use spec::{
     UserSpec,
 };
 pub use user::{DEFAULT_PATH, resolve_process, resolve_user};
+pub use yielding::{Joined, Yielding};

@@ -5,16 +5,25 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use offshoot_sys::area_flags::{self, Flagged};
 use offshoot_sys::memory;
 
-/// The line that the kernel writes, by bits. They mean the same for as long as this kernel runs, which is longer than we do.
-static LINES: Mutex<Option<HashMap<u64, Arc<str>>>> = Mutex::new(None);
-
 /// An area and its line.
 pub(super) type Line = (Range<u64>, Arc<str>);
+
+/// What is known. It holds for as long as this kernel runs, which is longer than we do.
+#[derive(Debug, Default)]
+struct Lines {
+    by_bits: HashMap<u64, Arc<str>>,
+    /// What is shown for every process and none of its areas: `[vsyscall]`, above all addresses that a process has.
+    beyond: Option<Line>,
+}
+
+static LINES: LazyLock<Mutex<Lines>> = LazyLock::new(Mutex::default);
+/// From here on addresses are the kernel's.
+const BEYOND: u64 = 1 << 63;
 
 /// The areas of process `pid` and their flags, in rising order. One that gets flags just now which no area had before may be missing.
 ///
@@ -27,17 +36,18 @@ pub(super) fn of(pid: i32) -> io::Result<Vec<Line>> {
         areas = area_flags::of(pid)?;
     }
     let lines = lines();
-    let line = |area: Flagged| Some((area.range, lines.as_ref()?.get(&area.flags)?.clone()));
-    Ok(areas.into_iter().filter_map(line).collect())
+    let line = |area: Flagged| Some((area.range, lines.by_bits.get(&area.flags)?.clone()));
+    let own = areas.into_iter().filter_map(line);
+    Ok(own.chain(lines.beyond.clone()).collect())
 }
 
-fn lines() -> MutexGuard<'static, Option<HashMap<u64, Arc<str>>>> {
+fn lines() -> MutexGuard<'static, Lines> {
     LINES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn are_known(areas: &[Flagged]) -> bool {
     let lines = lines();
-    let known = |area: &Flagged| lines.as_ref().is_some_and(|l| l.contains_key(&area.flags));
+    let known = |area: &Flagged| lines.by_bits.contains_key(&area.flags);
     areas.iter().all(known)
 }
 
@@ -47,15 +57,18 @@ fn learn(pid: i32) -> io::Result<()> {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     let after = area_flags::of(pid)?;
     let mut lines = lines();
-    let lines = lines.get_or_insert_default();
     for (range, flags) in flags_in(&smaps) {
+        if range.start >= BEYOND {
+            lines.beyond = Some((range, flags.into()));
+            continue;
+        }
         let bits = |areas: &[Flagged]| {
             let found = areas.iter().find(|area| area.range == range);
             found.map(|area| area.flags)
         };
         // an area whose flags were the same before and after had them meanwhile
         if let Some(bits) = bits(&before).filter(|before| bits(&after) == Some(*before)) {
-            lines.insert(bits, flags.into());
+            lines.by_bits.insert(bits, flags.into());
         }
     }
     Ok(())
@@ -120,14 +133,12 @@ VmFlags: rd mr mw me
             Ok((told, smaps)) => {
                 let smaps = smaps.unwrap();
                 let read: Vec<_> = flags_in(&smaps).collect();
-                let in_both = told
+                let told: Vec<_> = told
                     .iter()
-                    .filter(|(range, line)| read.iter().any(|(r, l)| (r, *l) == (range, &**line)));
-                assert!(in_both.count() > 5, "{told:?} {smaps}");
-                let contradict = told
-                    .iter()
-                    .find(|(range, line)| read.iter().any(|(r, l)| r == range && *l != &**line));
-                assert_eq!(contradict, None, "{smaps}");
+                    .map(|(range, line)| (range.clone(), &**line))
+                    .collect();
+                assert_eq!(told, read);
+                assert!(told.len() > 5, "{smaps}");
             }
         }
     }

@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use offshoot_sys::inject::Paused;
 use offshoot_sys::memory;
@@ -30,6 +30,10 @@ const STRIDES: u64 = 512;
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// It goes on for a moment when so many bytes were found.
 const PAUSE_BYTES: u64 = 256 << 20;
+/// Where so much was tracked, it is worth a pause to end that at once.
+const MUCH: u64 = 64 << 20;
+/// What takes longer is followed by as long a rest.
+const NOTICEABLE: Duration = Duration::from_millis(1);
 /// Bytes copied at a time: stays in the processor's cache between reading and writing.
 const CHUNK: usize = 256 << 10;
 /// Pages that CRIU dumps: there, not the kernel's zeros, not the file's own.
@@ -393,15 +397,39 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    /// Undoes it. Protections are taken away a part at a time, for page tables are locked meanwhile; what is watched ends with the
-    /// descriptor, whole areas at once: a border within one would be in the way of mremap(2).
-    pub(crate) fn undo(&self) {
+    /// Undoes it: gently, for page tables are locked meanwhile, and there is time.
+    pub(crate) fn undo(self) {
+        let mut undone = RangeSet::new();
         for area in areas::of_running(self.pid).unwrap_or_default().areas {
             for stride in strides(area.range) {
+                let begun = Instant::now();
                 // what is not tracked any more needs nothing; what is left goes with the descriptor
-                let _ = self.writes.unprotect(stride);
+                if self.writes.unprotect(stride.clone()).is_ok() {
+                    undone.insert(stride);
+                }
+                if begun.elapsed() > NOTICEABLE {
+                    std::thread::sleep(begun.elapsed());
+                }
             }
         }
+        if twin::bytes(&undone) >= MUCH {
+            self.end_at_once(&undone);
+        }
+    }
+
+    /// Ends the watching of areas in which no page is protected any more. With the descriptor alone the kernel would go over all page tables
+    /// once more, in one piece; so each whole area is watched for something else first, for as long as it takes to close the descriptor:
+    /// nobody runs who could notice. (A border within an area would be in the way of mremap(2).)
+    fn end_at_once(self, undone: &RangeSet<u64>) {
+        let Ok(_paused) = Paused::pause(self.pid, PAUSE_MAX) else {
+            return;
+        };
+        for area in areas::of_running(self.pid).unwrap_or_default().areas {
+            if area.anonymous && undone.gaps(&area.range).next().is_none() {
+                let _ = self.writes.register(area.range, Watch::Missing);
+            }
+        }
+        drop(self.writes);
     }
 }
 
