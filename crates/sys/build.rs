@@ -5,6 +5,7 @@ use std::process::Command;
 
 fn main() {
     println!("cargo::rerun-if-changed=preload");
+    println!("cargo::rerun-if-changed=src/pagemap/abi.rs");
     let var = |name| std::env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"));
     let into = PathBuf::from(var("OUT_DIR")).join("criu.so");
     if var("CARGO_CFG_TARGET_ARCH") != "x86_64" {

@@ -15,6 +15,9 @@
 //! In dumps and restores, [`kernel`] and [`request`].
 #![no_std]
 
+#[path = "../src/pagemap/abi.rs"]
+#[allow(dead_code, reason = "the crate needs more of it")]
+mod abi;
 mod areas;
 mod archive;
 mod kernel;
@@ -22,27 +25,10 @@ mod request;
 
 use core::ffi::{CStr, c_char, c_int, c_long, c_ulong, c_void};
 
-/// `_IOWR('f', 16, struct pm_scan_arg)`.
-const PAGEMAP_SCAN: u32 = 0xc060_6610;
-/// `PAGE_IS_PRESENT | PAGE_IS_SWAPPED`.
-const THERE: u64 = 1 << 3 | 1 << 4;
+use abi::{PAGEMAP_SCAN, ScanArg, page};
 
-/// `struct pm_scan_arg` of `linux/fs.h`.
-#[repr(C)]
-pub struct ScanArg {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
-}
+/// What CRIU asks for when it looks for pages to dump.
+const THERE: u64 = page::PRESENT | page::SWAPPED;
 
 unsafe extern "C" {
     /// What ioctl(2) is made of, in the C library.
@@ -59,11 +45,11 @@ unsafe extern "C" {
 /// # Safety
 /// As ioctl(2): `arg` is what `request` takes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: *mut ScanArg) -> c_int {
+pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
     if request as u32 == PAGEMAP_SCAN {
         // SAFETY: this request takes such a structure; an empty range is a trial of the ioctl itself, which may be less.
         if is_dump()
-            && let Some(scan) = unsafe { arg.as_mut() }
+            && let Some(scan) = unsafe { arg.cast::<ScanArg>().as_mut() }
             && scan.end > scan.start
             && scan.category_anyof_mask & THERE != 0
         {

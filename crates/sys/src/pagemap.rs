@@ -1,6 +1,8 @@
 //! Which pages of a process hold something, and which were written since they were last protected: the `PAGEMAP_SCAN`
 //! ioctl of `/proc/<pid>/pagemap` (Linux 6.7, Documentation/admin-guide/mm/pagemap.rst).
 
+mod abi;
+
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -9,23 +11,8 @@ use std::os::unix::fs::FileExt;
 
 use nix::libc;
 
-/// Kinds of pages (`PAGE_IS_*` of `linux/fs.h`), a set of bits.
-pub mod page {
-    /// In a range whose writes are tracked by an asynchronous userfaultfd.
-    pub const WP_ALLOWED: u64 = 1 << 0;
-    /// Written since it was last write-protected; always set where writes are not tracked.
-    pub const WRITTEN: u64 = 1 << 1;
-    /// Backed by a file, or shared anonymous memory.
-    pub const FILE: u64 = 1 << 2;
-    /// In memory.
-    pub const PRESENT: u64 = 1 << 3;
-    /// Swapped out.
-    pub const SWAPPED: u64 = 1 << 4;
-    /// The kernel's page of zeros.
-    pub const PFN_ZERO: u64 = 1 << 5;
-    /// A guard page (`MADV_GUARD_INSTALL`, Linux 6.13; reported since 6.16).
-    pub const GUARD: u64 = 1 << 8;
-}
+pub use self::abi::page;
+use self::abi::{PAGEMAP_SCAN, PM_SCAN_WP_MATCHING, ScanArg};
 
 /// What a scan looks for; `mask`, `inverted` and `any_of` as in the kernel's `struct pm_scan_arg`.
 #[derive(Debug, Clone, Copy)]
@@ -61,26 +48,6 @@ pub struct Region {
     pub kinds: u64,
 }
 
-#[repr(C)]
-#[derive(Default)]
-struct ScanArg {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
-}
-
-/// `_IOWR('f', 16, struct pm_scan_arg)`.
-const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
-const PM_SCAN_WP_MATCHING: u64 = 1;
 /// Regions that one call may give back. The room is cleared for each, and most areas have few.
 const BATCH: usize = 128;
 
@@ -158,7 +125,13 @@ impl Pagemap {
             };
             // SAFETY: `arg` is the structure that this ioctl takes, says its own size, and names a buffer of `vec_len` regions
             // that lives until the call returns.
-            let count = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+            let count = unsafe {
+                libc::ioctl(
+                    self.0.as_raw_fd(),
+                    libc::Ioctl::from(PAGEMAP_SCAN),
+                    &raw mut arg,
+                )
+            };
             let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
             // The kernel may stop, and say a place to go on from, that lies before what it found (seen with 6.18 and a full
             // buffer): nothing is told twice.

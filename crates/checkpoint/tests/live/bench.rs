@@ -38,25 +38,9 @@ fn where_the_time_goes() {
         .collect();
     for count in [1, 1, 1, 2, 2, 4, 4, 4, 4] {
         let chosen: Vec<&Node> = nodes.iter().take(count).collect();
-        let freezer = ByHand(
-            chosen
-                .iter()
-                .map(|n| (n.id.clone(), n.container().freezer))
-                .collect(),
-        );
+        let freezer = ByHand::of(&chosen);
         let _ = std::fs::remove_dir_all(place.images("").parent().unwrap());
-        let request = offshoot_checkpoint::CutRequest {
-            criu: &criu,
-            nodes: chosen.iter().map(|n| cut_node(&place, n)).collect(),
-            freezer: &freezer,
-            isolate: None,
-            max_freeze: std::time::Duration::from_secs(5),
-            insist: offshoot_checkpoint::Insist::OnLive,
-            plant: &InProcess,
-            late: Late::Never,
-            settle: &|| (),
-            cancelled: &|| false,
-        };
+        let request = request(&criu, nodes_of(&place, &chosen), &freezer);
         let (report, _tracking) = offshoot_checkpoint::cut(request, &|| Ok(())).unwrap();
         let parts: Vec<_> = report
             .parts

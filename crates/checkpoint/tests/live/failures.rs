@@ -75,24 +75,12 @@ fn attempt(
     cancelled: &(dyn Fn() -> bool + Sync),
     snapshot: impl Fn() -> Result<(), Foreign> + Sync,
 ) -> Result<CutReport, CutError> {
-    let freezer = ByHand(
-        nodes
-            .iter()
-            .map(|n| (n.id.clone(), n.container().freezer))
-            .collect(),
-    );
-    let nodes = nodes.iter().map(|n| cut_node(place, n)).collect();
+    let freezer = ByHand::of(nodes);
     let request = CutRequest {
-        criu,
-        nodes,
-        freezer: &freezer,
-        isolate: None,
         max_freeze,
         insist,
-        plant: &InProcess,
-        late: Late::Never,
-        settle: &|| (),
         cancelled,
+        ..request(criu, nodes_of(place, nodes), &freezer)
     };
     offshoot_checkpoint::cut(request, &snapshot).map(|(report, _tracking)| report)
 }
@@ -369,16 +357,9 @@ fn helper_that_hangs_in_the_snapshot() {
         memory: offshoot_checkpoint::Ladder::of_host().best(),
     };
     let request = CutRequest {
-        criu: &criu,
-        nodes: vec![node],
-        freezer: &freezer,
-        isolate: None,
         max_freeze: Duration::from_secs(60),
         insist: Insist::No,
-        plant: &InProcess,
-        late: Late::Never,
-        settle: &|| (),
-        cancelled: &|| false,
+        ..request(&criu, vec![node], &freezer)
     };
     let _ = offshoot_checkpoint::cut(request, &|| {
         fs::write(std::path::Path::new(images).join("in-the-cut"), "").unwrap();

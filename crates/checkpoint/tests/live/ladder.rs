@@ -52,7 +52,7 @@ fn taken_by(place: &Place, criu: &Criu, node: &Node, way: MemoryWay) -> CutRepor
         memory: by(way),
         ..cut_node(place, node)
     }];
-    request(
+    attempt(
         criu,
         nodes,
         &freezer,
@@ -63,7 +63,7 @@ fn taken_by(place: &Place, criu: &Criu, node: &Node, way: MemoryWay) -> CutRepor
     .unwrap_or_else(|e| panic!("{:?}", e.problem()))
 }
 
-fn request(
+fn attempt(
     criu: &Criu,
     nodes: Vec<CutNode>,
     freezer: &dyn Freezer,
@@ -72,16 +72,9 @@ fn request(
     snapshot: impl Fn() -> Result<(), Foreign> + Sync,
 ) -> Result<CutReport, CutError> {
     let request = CutRequest {
-        criu,
-        nodes,
-        freezer,
-        isolate: None,
         max_freeze,
         insist,
-        plant: &InProcess,
-        late: Late::Never,
-        settle: &|| (),
-        cancelled: &|| false,
+        ..request(criu, nodes, freezer)
     };
     offshoot_checkpoint::cut(request, &snapshot).map(|(report, _tracking)| report)
 }
@@ -172,7 +165,7 @@ fn a_bound_that_cannot_be_kept_costs_the_largest_its_memory_or_touches_nothing()
         let best = Ladder::of_host().best().way;
         vec![node(&small, best), node(&large, MemoryWay::Dump)]
     };
-    let error = request(&criu, cut_nodes(), &Never, bound, Insist::OnLive, || {
+    let error = attempt(&criu, cut_nodes(), &Never, bound, Insist::OnLive, || {
         panic!("it came to the snapshot")
     })
     .unwrap_err();
@@ -187,7 +180,7 @@ fn a_bound_that_cannot_be_kept_costs_the_largest_its_memory_or_touches_nothing()
             .map(|node| (node.id.clone(), node.container().freezer))
             .collect(),
     );
-    let report = request(&criu, cut_nodes(), &freezer, bound, Insist::No, || {
+    let report = attempt(&criu, cut_nodes(), &freezer, bound, Insist::No, || {
         snapshot(&place, &[&small, &large])
     })
     .unwrap();

@@ -1,7 +1,6 @@
 //! What preflight finds is what CRIU refuses, for processes that really hold such things.
 
 use std::os::unix::net::UnixListener;
-use std::time::Duration;
 
 use offshoot_checkpoint::{CutRequest, Insist, preflight};
 use offshoot_model::clone::Rung;
@@ -136,23 +135,12 @@ fn what_is_found_beforehand_is_what_fails() {
             found.iter().any(|o| o.to_string().contains(word)),
             "{name}: {found:?}"
         );
-        let freezer = ByHand(vec![(id.clone(), node.container().freezer)]);
-        let (report, _tracking) = offshoot_checkpoint::cut(
-            CutRequest {
-                criu: &criu,
-                nodes: vec![cut_node(&place, &node)],
-                freezer: &freezer,
-                isolate: None,
-                max_freeze: Duration::from_secs(5),
-                insist: Insist::No,
-                plant: &InProcess,
-                late: Late::Never,
-                settle: &|| (),
-                cancelled: &|| false,
-            },
-            &|| Ok(()),
-        )
-        .unwrap();
+        let freezer = ByHand::of(&[&node]);
+        let request = CutRequest {
+            insist: Insist::No,
+            ..request(&criu, nodes_of(&place, &[&node]), &freezer)
+        };
+        let (report, _tracking) = offshoot_checkpoint::cut(request, &|| Ok(())).unwrap();
         println!(
             "{name}: preflight: {}\n    CRIU: {:?}",
             found[0], report.nodes[0].why

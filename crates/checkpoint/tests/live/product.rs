@@ -6,8 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use offshoot_checkpoint::{
-    Container, Criu, CutNode, CutRequest, Foreign, Freezer, Insist, Isolate, Lease, preflight,
-    rewrite_ids,
+    Container, Criu, CutNode, CutRequest, Foreign, Freezer, Isolate, Lease, preflight, rewrite_ids,
 };
 use offshoot_model::clone::Rung;
 use offshoot_model::environment::{MacAddr, Placement};
@@ -305,16 +304,8 @@ fn clone_into(
         assert_eq!(preflight(&node.container).unwrap(), []);
     }
     let request = CutRequest {
-        criu,
-        nodes,
-        freezer: parent,
         isolate: Some(parent),
-        max_freeze: Duration::from_secs(5),
-        insist: Insist::OnLive,
-        plant: &InProcess,
-        late: Late::Never,
-        settle: &|| (),
-        cancelled: &|| false,
+        ..request(criu, nodes, parent)
     };
     let report = offshoot_checkpoint::cut(request, &|| {
         for (from, to) in parent.nodes.iter().zip(&clone.nodes) {

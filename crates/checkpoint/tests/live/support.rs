@@ -156,6 +156,13 @@ impl Plant for InProcess {
 #[derive(Default)]
 pub(crate) struct ByHand(pub(crate) Vec<(String, PathBuf)>);
 
+impl ByHand {
+    pub(crate) fn of(nodes: &[&Node]) -> Self {
+        let freezer = |node: &&Node| (node.id.clone(), node.container().freezer);
+        Self(nodes.iter().map(freezer).collect())
+    }
+}
+
 struct Frozen(PathBuf);
 
 /// In the words of version 1, `FROZEN` or `THAWED`, whatever the version.
@@ -514,28 +521,39 @@ pub(crate) fn cut(
     nodes: &[&Node],
     isolate: Option<&dyn Isolate>,
 ) -> CutReport {
-    let freezer = ByHand(
-        nodes
-            .iter()
-            .map(|n| (n.id.clone(), n.container().freezer))
-            .collect(),
-    );
+    let freezer = ByHand::of(nodes);
     let request = CutRequest {
-        criu,
-        nodes: nodes.iter().map(|n| cut_node(place, n)).collect(),
-        freezer: &freezer,
         isolate,
+        ..request(criu, nodes_of(place, nodes), &freezer)
+    };
+    let (report, _tracking) = offshoot_checkpoint::cut(request, &|| snapshot(place, nodes))
+        .unwrap_or_else(|e| panic!("{:?}", e.problem()));
+    println!("{report:#?}");
+    report
+}
+
+/// A cut of all of them alive, within the usual bound.
+pub(crate) fn request<'a>(
+    criu: &'a Criu,
+    nodes: Vec<CutNode>,
+    freezer: &'a dyn Freezer,
+) -> CutRequest<'a> {
+    CutRequest {
+        criu,
+        nodes,
+        freezer,
+        isolate: None,
         max_freeze: Duration::from_secs(5),
         insist: Insist::OnLive,
         plant: &InProcess,
         late: Late::Never,
         settle: &|| (),
         cancelled: &|| false,
-    };
-    let (report, _tracking) = offshoot_checkpoint::cut(request, &|| snapshot(place, nodes))
-        .unwrap_or_else(|e| panic!("{:?}", e.problem()));
-    println!("{report:#?}");
-    report
+    }
+}
+
+pub(crate) fn nodes_of(place: &Place, nodes: &[&Node]) -> Vec<CutNode> {
+    nodes.iter().map(|node| cut_node(place, node)).collect()
 }
 
 pub(crate) fn cut_node(place: &Place, node: &Node) -> CutNode {

@@ -13,17 +13,23 @@ const SUMS: &str = "SELECT (SELECT COUNT(*) FROM transfer), (SELECT SUM(balance)
         - (SELECT COALESCE(SUM(amount), 0) FROM transfer WHERE source = account.id)), \
     (SELECT COUNT(*) FROM sbtest1), (SELECT COUNT(*) FROM sbtest2)";
 
+fn client(query: &str) -> String {
+    format!("mariadb -h 127.0.0.1 -ubench -pbench bench -BNe '{query}'")
+}
+
 fn ask(daemon: &TestDaemon, environment: &str, query: &str) -> String {
-    let script = format!("mariadb -h 127.0.0.1 -ubench -pbench bench -BNe '{query}'");
-    sh(daemon, environment, "server", &script)
+    sh(daemon, environment, "server", &client(query))
 }
 
 pub(crate) fn whole(daemon: &TestDaemon) {
     create(daemon, "mariadb");
     let clones = clone_twice(daemon, "mariadb", |name| {
-        let count =
-            "mariadb -h 127.0.0.1 -ubench -pbench bench -BNe 'SELECT COUNT(*) FROM transfer'";
-        number(daemon, name, "server", count)
+        number(
+            daemon,
+            name,
+            "server",
+            &client("SELECT COUNT(*) FROM transfer"),
+        )
     });
     let all = ["mariadb", &clones[0].name, &clones[1].name];
     for name in all {
