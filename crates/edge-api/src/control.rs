@@ -97,6 +97,9 @@ pub struct EdgeStatus {
     pub config: EdgeConfig,
     /// HTTP addresses it has, port 0 replaced.
     pub listen: Vec<SocketAddr>,
+    /// HTTPS addresses it has, port 0 replaced.
+    #[serde(default)]
+    pub listen_tls: Vec<SocketAddr>,
     /// Number of HTTP routes.
     pub routes: usize,
     /// Number of environments with a route or a port.

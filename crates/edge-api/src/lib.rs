@@ -9,6 +9,8 @@ mod config;
 mod control;
 mod error;
 mod file;
+mod names;
+mod path;
 mod process;
 mod routes;
 
@@ -18,7 +20,10 @@ pub use control::{
     Reloaded,
 };
 pub use error::EdgeError;
+pub use names::{normal_host, normal_origin, normal_pattern};
+pub use path::{PATH_MAX, covers, normal_path, normal_prefix};
 pub use process::{PidFile, ensure_edge, stop};
 pub use routes::{
-    PortRoute, Protocol, ROUTES_FILE_MAX, Route, RoutesError, RoutesFile, normal_host,
+    Certificate, Https, PortRoute, Protocol, ROUTES_FILE_MAX, Redirect, Route, RoutesError,
+    RoutesFile,
 };
