@@ -16,8 +16,8 @@ mod routes;
 
 pub use config::{AccessLog, EdgeConfig, Limits};
 pub use control::{
-    CONTROL_LINE_MAX, ControlRequest, EdgeControl, EdgeStatus, PortReport, PortState, Refusal,
-    Reloaded,
+    CONTROL_LINE_MAX, Cause, ControlRequest, EdgeControl, EdgeStatus, PortReport, PortState,
+    Refusal, Reloaded,
 };
 pub use error::EdgeError;
 pub use names::{normal_host, normal_origin, normal_pattern};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
-use offshoot_edge_api::{EdgeConfig, EdgeStatus, Https, Reloaded, RoutesFile};
+use offshoot_edge_api::{EdgeConfig, EdgeStatus, Https, Refusal, Reloaded, RoutesFile};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -139,26 +139,28 @@ impl Edge {
     }
 
     /// Reads the routes file and switches to it, as one step. On an error everything stays as it was.
-    pub(crate) async fn reload(self: &Arc<Self>) -> Result<Reloaded, String> {
+    pub(crate) async fn reload(self: &Arc<Self>) -> Result<Reloaded, Refusal> {
         // the lock makes reloads one after the other
         let mut ports = self.ports.lock().await;
         let path = self.config.routes.clone();
         let old = self.table.load_full();
         let edge = Arc::clone(self);
         let read = tokio::task::spawn_blocking(move || {
-            let file = RoutesFile::read(&path).map_err(|e| e.to_string())?;
+            let file = RoutesFile::read(&path).map_err(|e| Refusal::of_request(e.to_string()))?;
             let table = edge.strict_table(&old, &file)?;
-            Ok::<_, String>((file, table))
+            Ok::<_, Refusal>((file, table))
         });
-        let (file, table) = match read.await.map_err(|e| e.to_string()).flatten() {
+        let read = read.await.map_err(|e| Refusal::of_request(e.to_string()));
+        let (file, table) = match read.flatten() {
             Ok(read) => read,
-            Err(error) => {
+            Err(refusal) => {
+                let error = &refusal.error;
                 tracing::warn!(%error, version = self.table.load().version, "routes kept");
                 *self
                     .last_error
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
-                return Err(error);
+                return Err(refusal);
             }
         };
         let reloaded = self.switch(&mut ports, table).await;
@@ -188,15 +190,16 @@ impl Edge {
     }
 
     /// The next table when everything that the file asks for can be had.
-    fn strict_table(&self, old: &Table, file: &RoutesFile) -> Result<Table, String> {
+    fn strict_table(&self, old: &Table, file: &RoutesFile) -> Result<Table, Refusal> {
         let only_https = file.routes.iter().find(|r| r.https == Https::Redirect);
         if let Some(route) = only_https.filter(|_| self.listen_tls.is_empty()) {
-            return Err(format!(
+            return Err(Refusal::of_request(format!(
                 "{} is to be reached by HTTPS, for which the edge has no address",
                 route.host
-            ));
+            )));
         }
-        let certificates = Certificates::load(&file.certificates)?;
+        let certificates =
+            Certificates::load(&file.certificates).map_err(Refusal::of_certificate)?;
         let mut table = Table::next(old, file.clone());
         table.certificates = certificates;
         Ok(table)

@@ -9,6 +9,7 @@ use futures::{SinkExt, StreamExt};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use offshoot_edge_api::{Certificate, EdgeError, Https, Route, RoutesFile, stop};
+use offshoot_model::problem::Fault;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
@@ -326,7 +327,9 @@ async fn a_route_may_want_https() {
     routes(1, vec![only])
         .write_atomically(&plain.config.routes)
         .unwrap();
-    let error = plain.control().reload().unwrap_err().to_string();
+    let error = plain.control().reload().unwrap_err();
+    assert!(matches!(&error, EdgeError::Refused(_)), "{error}");
+    let error = error.to_string();
     assert!(
         error.contains("a.org") && error.contains("HTTPS"),
         "{error}"
@@ -428,7 +431,8 @@ async fn a_certificate_that_cannot_be_used_changes_nothing() {
         let file = with(2, vec![], vec![good.clone(), bad]);
         file.write_atomically(&edge.config.routes).unwrap();
         let error = edge.control().reload().unwrap_err();
-        assert!(matches!(&error, EdgeError::Refused(_)), "{error}");
+        assert!(matches!(&error, EdgeError::Certificate(_)), "{error}");
+        assert_eq!(error.problem().fault, Fault::Host);
         let text = error.to_string();
         assert!(
             text.contains(why) && text.contains(&named.display().to_string()),
