@@ -1,5 +1,6 @@
 //! The edge as its clients and the daemon see it: a real process on ports of the kernel's choice.
 
+mod authority;
 mod domains;
 mod http;
 mod kit;

@@ -1,30 +1,27 @@
 //! HTTPS: which certificate is shown, what is refused, and that everything works in it as without.
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::{SinkExt, StreamExt};
+use http_body_util::BodyExt;
 use hyper::{Request, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use offshoot_edge_api::{Certificate, EdgeError, Https, Route, RoutesFile, stop};
 use offshoot_model::problem::Fault;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::crypto::aws_lc_rs;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
-use tokio_rustls::rustls::{
-    AlertDescription, ClientConfig, Error as TlsError, ProtocolVersion, RootCertStore,
-    SupportedProtocolVersion,
-};
+use tokio_rustls::rustls::{AlertDescription, ProtocolVersion, SupportedProtocolVersion};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::kit::{A, Answer, B, SOON, Server, TestEdge, ask, empty, get, route, routes};
+use crate::authority::{Authority, Client, HTTP1, alert};
+use crate::kit::{
+    A, Answer, B, Body, SOON, Server, TestEdge, ask, empty, full, get, route, routes, until,
+};
 
 fn edge() -> TestEdge {
     TestEdge::with(|config| {
@@ -32,117 +29,6 @@ fn edge() -> TestEdge {
         config.limits.header_seconds = 2;
     })
 }
-
-/// A certificate authority, and where its certificates are written.
-struct Authority {
-    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
-    root: CertificateDer<'static>,
-    directory: tempfile::TempDir,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
-        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let root = parameters.self_signed(&key).unwrap().der().clone();
-        Self {
-            issuer: rcgen::Issuer::new(parameters, key),
-            root,
-            directory: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn certificate(&self, name: &str, hosts: &[&str]) -> Certificate {
-        self.certificate_until(name, hosts, 4_000)
-    }
-
-    fn certificate_until(&self, name: &str, hosts: &[&str], year: i32) -> Certificate {
-        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut parameters = rcgen::CertificateParams::new(hosts.clone()).unwrap();
-        parameters.not_after = rcgen::date_time_ymd(year, 1, 1);
-        let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
-        let write = |ending: &str, text: String| -> PathBuf {
-            let path = self.directory.path().join(format!("{name}.{ending}"));
-            std::fs::write(&path, text).unwrap();
-            path
-        };
-        Certificate {
-            hosts,
-            chain: write("pem", certificate.pem()),
-            key: write("key", key.serialize_pem()),
-        }
-    }
-
-    async fn connect(
-        &self,
-        address: SocketAddr,
-        name: &str,
-        how: Client,
-    ) -> std::io::Result<TlsStream<TcpStream>> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.root.clone()).unwrap();
-        let mut config =
-            ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-                .with_protocol_versions(how.versions)
-                .unwrap()
-                .with_root_certificates(roots)
-                .with_no_client_auth();
-        config.alpn_protocols = how
-            .alpn
-            .iter()
-            .map(|name| name.as_bytes().to_vec())
-            .collect();
-        config.enable_sni = how.sni;
-        let stream = TcpStream::connect(address).await.unwrap();
-        let name = ServerName::try_from(name.to_owned()).unwrap();
-        let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
-        tokio::time::timeout(SOON, handshake).await.unwrap()
-    }
-
-    async fn ask(&self, address: SocketAddr, host: &str, path: &str) -> Answer {
-        let stream = self.connect(address, host, HTTP1).await.unwrap();
-        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
-        let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .unwrap();
-        tokio::spawn(connection);
-        let response = client.send_request(get(host, path)).await.unwrap();
-        Answer::read(response).await
-    }
-
-    async fn ask2(&self, address: SocketAddr, host: &str, path: &str) -> Answer {
-        let stream = self.connect(address, host, HTTP2).await.unwrap();
-        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-        let (mut client, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-                .await
-                .unwrap();
-        tokio::spawn(connection);
-        let request = Request::get(format!("https://{host}{path}"))
-            .body(empty())
-            .unwrap();
-        Answer::read(client.send_request(request).await.unwrap()).await
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Client {
-    versions: &'static [&'static SupportedProtocolVersion],
-    alpn: &'static [&'static str],
-    sni: bool,
-}
-
-const HTTP1: Client = Client {
-    versions: &[&TLS13, &TLS12],
-    alpn: &["http/1.1"],
-    sni: true,
-};
-const HTTP2: Client = Client {
-    alpn: &["h2", "http/1.1"],
-    ..HTTP1
-};
 
 fn with(version: u64, of: Vec<Route>, certificates: Vec<Certificate>) -> RoutesFile {
     let mut file = routes(version, of);
@@ -169,6 +55,14 @@ async fn the_name_chooses_the_certificate_and_the_host_the_environment() {
     ));
     assert_eq!(authority.ask(edge.https(), "a.org", "/").await.text(), "a");
     assert_eq!(authority.ask2(edge.https(), "a.org", "/").await.text(), "a");
+    let mut kept = authority.http1(edge.https(), "a.org").await;
+    for _ in 0..3 {
+        kept.ready()
+            .await
+            .expect("the connection can be used again");
+        let answer = kept.send_request(get("a.org", "/")).await.unwrap();
+        assert_eq!(Answer::read(answer).await.text(), "a");
+    }
     assert_eq!(
         authority.ask(edge.https(), "x.b.org", "/").await.text(),
         "b"
@@ -228,17 +122,6 @@ async fn the_name_chooses_the_certificate_and_the_host_the_environment() {
         alert(authority.connect(edge.https(), "a.org", strange).await),
         AlertDescription::NoApplicationProtocol
     );
-}
-
-fn alert(handshake: std::io::Result<TlsStream<TcpStream>>) -> AlertDescription {
-    let error = handshake.expect_err("a handshake that was to fail");
-    let inner = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<TlsError>());
-    match inner {
-        Some(TlsError::AlertReceived(alert)) => *alert,
-        _ => panic!("{error:?}"),
-    }
 }
 
 #[tokio::test]
@@ -458,4 +341,123 @@ async fn a_certificate_that_cannot_be_used_changes_nothing() {
     edge.serve(&with(4, of(), vec![good, renewed]));
     let known = authority.connect(edge.https(), "b.org", HTTP1).await;
     assert!(known.is_ok(), "{known:?}");
+}
+
+const LARGE: usize = 16 << 20;
+
+fn large() -> Body {
+    full(vec![42u8; LARGE])
+}
+
+#[tokio::test]
+async fn large_bodies_pass_in_tls() {
+    let (edge, authority) = (edge(), Authority::new());
+    let a = Server::start("a").await;
+    let certificate = authority.certificate("a", &["a.org"]);
+    edge.serve(&with(
+        1,
+        vec![route("a.org", A, &[a.address])],
+        vec![certificate],
+    ));
+    let mut one = authority.http1(edge.https(), "a.org").await;
+    let mut two = authority.http2(edge.https(), "a.org").await;
+    let request = Request::post("/echo").header("host", "a.org");
+    let first = one.send_request(request.body(large()).unwrap()).await;
+    let request = Request::post("https://a.org/echo").body(large()).unwrap();
+    let second = two.send_request(request).await;
+    for echo in [first, second] {
+        let back = Answer::read(echo.unwrap()).await.body;
+        assert!(back.len() == LARGE && back.iter().all(|byte| *byte == 42));
+    }
+}
+
+/// A server whose second event waits until the test has seen the first.
+#[tokio::test]
+async fn events_are_not_held_back_in_tls() {
+    let (edge, authority) = (edge(), Authority::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Arc::new(tokio::sync::Notify::new());
+    let next = Arc::clone(&seen);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let begin = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\ndata: 0\n\n";
+            stream.write_all(begin).await.unwrap();
+            next.notified().await;
+            stream.write_all(b"data: 1\n\n").await.unwrap();
+        }
+    });
+    let certificate = authority.certificate("a", &["a.org"]);
+    edge.serve(&with(
+        1,
+        vec![route("a.org", A, &[address])],
+        vec![certificate],
+    ));
+    let mut one = authority.http1(edge.https(), "a.org").await;
+    let mut two = authority.http2(edge.https(), "a.org").await;
+    for old in [true, false] {
+        let answer = if old {
+            one.send_request(get("a.org", "/")).await
+        } else {
+            let request = Request::get("https://a.org/").body(empty()).unwrap();
+            two.send_request(request).await
+        };
+        let mut events = answer.unwrap().into_body().into_data_stream();
+        let first = tokio::time::timeout(SOON, events.next()).await;
+        let first = first.expect("the first event waits for the second");
+        assert_eq!(&first.unwrap().unwrap()[..], b"data: 0\n\n");
+        seen.notify_one();
+        let second = tokio::time::timeout(SOON, events.next()).await.unwrap();
+        assert_eq!(&second.unwrap().unwrap()[..], b"data: 1\n\n");
+    }
+}
+
+#[tokio::test]
+async fn stopping_ends_idle_connections_and_lets_requests_finish() {
+    let edge = TestEdge::with(|config| {
+        config.listen_tls = vec!["127.0.0.1:0".parse().unwrap()];
+        config.limits.drain_seconds = 15;
+    });
+    let authority = Authority::new();
+    let a = Server::start("a").await;
+    let certificate = authority.certificate("a", &["a.org"]);
+    edge.serve(&with(
+        1,
+        vec![route("a.org", A, &[a.address])],
+        vec![certificate],
+    ));
+    let mut idle = authority
+        .connect(edge.https(), "a.org", HTTP1)
+        .await
+        .unwrap();
+    let mut one = authority.http1(edge.https(), "a.org").await;
+    let mut two = authority.http2(edge.https(), "a.org").await;
+    let request = Request::get("https://a.org/slow").body(empty()).unwrap();
+    let slow = async {
+        tokio::join!(
+            one.send_request(get("a.org", "/slow")),
+            two.send_request(request)
+        )
+    };
+    let stop_then = async {
+        until("the slow requests arrive", || {
+            a.requests.load(Ordering::SeqCst) == 2
+        })
+        .await;
+        let config = edge.config.clone();
+        let stopped = tokio::task::spawn_blocking(move || stop(&config));
+        let end = tokio::time::timeout(SOON, idle.read(&mut [0])).await;
+        (stopped.await, end)
+    };
+    let ((one, two), (stopped, end)) = tokio::join!(slow, stop_then);
+    for answer in [one, two] {
+        assert_eq!(Answer::read(answer.unwrap()).await.text(), "a");
+    }
+    stopped.unwrap().unwrap();
+    assert!(end.is_ok(), "an idle connection stays open");
 }
