@@ -17,6 +17,10 @@ pub struct EdgeConfig {
     /// Addresses for HTTP/1.1 and HTTP/2 without TLS. `0.0.0.0` and `[::]` may stand side by side. An IPv6 address
     /// on a host without IPv6 is left out with a warning; every other address must be free.
     pub listen: Vec<SocketAddr>,
+    /// Addresses for HTTPS: HTTP/1.1 and HTTP/2 with TLS 1.2 or 1.3, with the certificates of the routes file. The port
+    /// of the first is where requests without TLS are sent by routes that want it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listen_tls: Vec<SocketAddr>,
     /// The routes file ([`crate::RoutesFile`]); when it does not exist there are no routes.
     pub routes: PathBuf,
     /// The control socket. Beside it, with other endings: `.pid`, `.log` and this configuration as `.json`.

@@ -38,6 +38,46 @@ pub enum ControlRequest {
 pub struct Refusal {
     /// Why, one sentence.
     pub error: String,
+    /// What is at fault.
+    #[serde(default, skip_serializing_if = "Cause::is_request")]
+    pub because: Cause,
+}
+
+/// What a refusal is about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// The request or the routes file, which the daemon wrote.
+    #[default]
+    Request,
+    /// A file of a certificate or its key.
+    Certificate,
+}
+
+impl Cause {
+    fn is_request(&self) -> bool {
+        *self == Self::Request
+    }
+}
+
+impl Refusal {
+    /// A request that cannot be carried out, or routes that cannot be used.
+    #[must_use]
+    pub fn of_request(error: impl Into<String>) -> Self {
+        Self {
+            error: error.into(),
+            because: Cause::Request,
+        }
+    }
+
+    /// A certificate that cannot be used.
+    #[must_use]
+    pub fn of_certificate(error: impl Into<String>) -> Self {
+        Self {
+            error: error.into(),
+            because: Cause::Certificate,
+        }
+    }
 }
 
 /// Answer to a reload: what is served now.
@@ -97,6 +137,9 @@ pub struct EdgeStatus {
     pub config: EdgeConfig,
     /// HTTP addresses it has, port 0 replaced.
     pub listen: Vec<SocketAddr>,
+    /// HTTPS addresses it has, port 0 replaced.
+    #[serde(default)]
+    pub listen_tls: Vec<SocketAddr>,
     /// Number of HTTP routes.
     pub routes: usize,
     /// Number of environments with a route or a port.
@@ -142,8 +185,8 @@ impl EdgeControl {
     /// Makes the edge read its routes file and switch to it.
     ///
     /// # Errors
-    /// [`EdgeError::Refused`] when the file cannot be used: the routes are as before. A published port that cannot
-    /// be opened is no error but said in the answer.
+    /// [`EdgeError::Refused`] when the file cannot be used, [`EdgeError::Certificate`] when a certificate cannot: the
+    /// routes are as before. A published port that cannot be opened is no error but said in the answer.
     pub fn reload(&mut self) -> Result<Reloaded, EdgeError> {
         self.ask(ControlRequest::Reload(true))
     }
@@ -176,7 +219,10 @@ impl EdgeControl {
             return Err(unreachable(io::ErrorKind::UnexpectedEof.into()));
         }
         if let Ok(refusal) = serde_json::from_slice::<Refusal>(&line) {
-            return Err(EdgeError::Refused(refusal.error));
+            return Err(match refusal.because {
+                Cause::Request => EdgeError::Refused(refusal.error),
+                Cause::Certificate => EdgeError::Certificate(refusal.error),
+            });
         }
         serde_json::from_slice(&line).map_err(|e| {
             let begin: String = String::from_utf8_lossy(&line).chars().take(200).collect();
@@ -226,6 +272,16 @@ mod tests {
             r#"{"listen":"127.0.0.1:0","protocol":"tcp","state":"open","bound":"127.0.0.1:9"}"#;
         assert_eq!(serde_json::to_string(&report).unwrap(), text);
         assert_eq!(serde_json::from_str::<PortReport>(text).unwrap(), report);
+    }
+
+    #[test]
+    fn refusals_say_what_is_at_fault() {
+        let plain = Refusal::of_request("x");
+        let text = serde_json::to_string(&plain).unwrap();
+        assert_eq!(text, r#"{"error":"x"}"#);
+        assert_eq!(serde_json::from_str::<Refusal>(&text).unwrap(), plain);
+        let text = serde_json::to_string(&Refusal::of_certificate("x")).unwrap();
+        assert_eq!(text, r#"{"error":"x","because":"certificate"}"#);
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub enum EdgeError {
     /// The edge refused the request; its routes are as they were.
     #[error("the edge kept its routes: {0}")]
     Refused(String),
+    /// A certificate of the routes cannot be used; the edge's routes are as they were.
+    #[error("the edge kept its routes: {0}")]
+    Certificate(String),
     /// The edge's process did not start.
     #[error("{} did not start: {why}", binary.display())]
     Start {
@@ -74,6 +77,11 @@ impl EdgeError {
                 Code::Internal,
                 Fault::Offshoot,
                 "report this with the edge's log",
+            ),
+            Self::Certificate(_) => (
+                Code::HostUnfit,
+                Fault::Host,
+                "put a certificate that is valid, and its key, where the message says",
             ),
             Self::Start { .. } => (
                 Code::HostUnfit,

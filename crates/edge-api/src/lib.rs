@@ -9,16 +9,21 @@ mod config;
 mod control;
 mod error;
 mod file;
+mod names;
+mod path;
 mod process;
 mod routes;
 
 pub use config::{AccessLog, EdgeConfig, Limits};
 pub use control::{
-    CONTROL_LINE_MAX, ControlRequest, EdgeControl, EdgeStatus, PortReport, PortState, Refusal,
-    Reloaded,
+    CONTROL_LINE_MAX, Cause, ControlRequest, EdgeControl, EdgeStatus, PortReport, PortState,
+    Refusal, Reloaded,
 };
 pub use error::EdgeError;
+pub use names::{normal_host, normal_origin, normal_pattern};
+pub use path::{PATH_MAX, covers, normal_path, normal_prefix};
 pub use process::{PidFile, ensure_edge, stop};
 pub use routes::{
-    PortRoute, Protocol, ROUTES_FILE_MAX, Route, RoutesError, RoutesFile, normal_host,
+    Certificate, Https, PortRoute, Protocol, ROUTES_FILE_MAX, Redirect, Route, RoutesError,
+    RoutesFile,
 };

@@ -215,6 +215,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let config = EdgeConfig {
             listen: vec![],
+            listen_tls: Vec::new(),
             routes: directory.path().join("routes.json"),
             control: directory.path().join("edge.sock"),
             access_log: None,

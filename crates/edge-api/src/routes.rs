@@ -1,9 +1,12 @@
-//! The routes file: which environment answers which host name and which published port.
+//! The routes file: which environment answers which host names and paths, and which published port; which
+//! certificates the edge has.
+//!
+//! What an edge of an earlier version does not know is left out of the file as long as nobody uses it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use offshoot_model::id::EnvId;
@@ -11,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::EdgeError;
 use crate::file;
+use crate::names::{normal_origin, normal_pattern};
+use crate::path::normal_prefix;
 
 /// Largest routes file that is read, bytes: some 400,000 routes.
 pub const ROUTES_FILE_MAX: u64 = 64 << 20;
@@ -21,24 +26,101 @@ pub const ROUTES_FILE_MAX: u64 = 64 << 20;
 pub struct RoutesFile {
     /// Which state of the daemon's this is; the edge says which one it serves.
     pub version: u64,
-    /// HTTP routes; a host name occurs once.
+    /// HTTP routes; a pair of host name and path occurs once.
     #[serde(default)]
     pub routes: Vec<Route>,
     /// Published ports; a pair of address and protocol occurs once.
     #[serde(default)]
     pub ports: Vec<PortRoute>,
+    /// Certificates for HTTPS; a host name occurs once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<Certificate>,
 }
 
-/// A host name and who answers it.
+/// A host name, a path, and who answers there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
-    /// Host name; compared without regard to case, without a final dot.
+    /// Host name; compared without regard to case, without a final dot. `*.example.org` stands for all names of one
+    /// or more labels before `example.org`; a name of its own goes before it, and so does a longer one of its kind.
     pub host: String,
+    /// The path from which on this route answers, whole segments: `/shop` answers `/shop` and `/shop/x`, not
+    /// `/shopping`. Of several the longest answers. See [`crate::normal_prefix`] for what it may be.
+    #[serde(default = "root", skip_serializing_if = "is_root")]
+    pub path: String,
     /// The environment.
     pub environment: EnvId,
     /// Outer addresses of its entry nodes, asked in turn. Without any the answer is 503: stopped or not yet ready.
+    #[serde(default)]
     pub upstreams: Vec<SocketAddr>,
+    /// Where requests are sent instead; then there are no upstreams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<Redirect>,
+    /// What requests without TLS get.
+    #[serde(default, skip_serializing_if = "Https::is_offer")]
+    pub https: Https,
+}
+
+fn root() -> String {
+    "/".to_owned()
+}
+
+fn is_root(path: &str) -> bool {
+    path == "/"
+}
+
+impl Route {
+    /// All paths of a host name, with and without TLS.
+    #[must_use]
+    pub fn new(host: String, environment: EnvId, upstreams: Vec<SocketAddr>) -> Self {
+        Self {
+            host,
+            path: root(),
+            environment,
+            upstreams,
+            redirect: None,
+            https: Https::Offer,
+        }
+    }
+}
+
+/// Where clients are sent: the request's path and query stay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Redirect {
+    /// Scheme and authority: `https://new.example.org`.
+    pub to: String,
+    /// 301, 302, 307 or 308 (RFC 9110, 15.4).
+    pub status: u16,
+}
+
+/// What a request without TLS gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Https {
+    /// The same as one with TLS.
+    #[default]
+    Offer,
+    /// 308 to the same address with `https`.
+    Redirect,
+}
+
+impl Https {
+    fn is_offer(&self) -> bool {
+        *self == Self::Offer
+    }
+}
+
+/// A certificate and the host names that it is shown for. The files are read at each reload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// Host names; `*.example.org` stands for one label before `example.org`, as it does in certificates (RFC 6125).
+    pub hosts: Vec<String>,
+    /// The certificate and those that lead to its root, PEM.
+    pub chain: PathBuf,
+    /// Its private key, PEM: PKCS #8, PKCS #1 or SEC 1.
+    pub key: PathBuf,
 }
 
 /// A published port and where it leads.
@@ -101,15 +183,47 @@ pub enum RoutesError {
         /// The name.
         host: String,
     },
-    /// Two routes for one host name.
-    #[error("{host} is routed to both {first} and {second}")]
+    /// A path that no route can have.
+    #[error(
+        "route of environment {environment} for {host}: {path:?} is not a path that a route can have"
+    )]
+    Path {
+        /// Whose route.
+        environment: EnvId,
+        /// Its host name.
+        host: String,
+        /// The path.
+        path: String,
+    },
+    /// A redirect that leads nowhere.
+    #[error("route of environment {environment} for {host}: {why}")]
+    Redirect {
+        /// Whose route.
+        environment: EnvId,
+        /// Its host name.
+        host: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Two routes for one host name and path.
+    #[error("{host}{path} is routed to both {first} and {second}")]
     HostTwice {
         /// The name.
         host: String,
+        /// The path; empty for the root.
+        path: String,
         /// One holder.
         first: EnvId,
         /// The other.
         second: EnvId,
+    },
+    /// A certificate for what is no host name, or for none.
+    #[error("certificate {}: {why}", chain.display())]
+    Certificate {
+        /// Its file.
+        chain: PathBuf,
+        /// What is wrong.
+        why: String,
     },
     /// Two published ports at one address.
     #[error("{listen}/{protocol} is published by both {first} and {second}")]
@@ -150,25 +264,25 @@ impl RoutesFile {
         Ok(routes)
     }
 
-    /// Whether every host name is one and nothing is routed twice.
+    /// Whether everything is what it should be and nothing is there twice.
     ///
     /// # Errors
     /// The first contradiction found.
     pub fn check(&self) -> Result<(), RoutesError> {
-        let mut hosts = HashMap::with_capacity(self.routes.len());
+        let mut places = HashMap::with_capacity(self.routes.len());
         for route in &self.routes {
-            let host = normal_host(&route.host).ok_or_else(|| RoutesError::Host {
-                environment: route.environment.clone(),
-                host: route.host.clone(),
-            })?;
-            if let Some(first) = hosts.insert(host.clone(), &route.environment) {
+            let place = route.check()?;
+            if let Some(first) = places.insert(place.clone(), &route.environment) {
+                let (host, path) = place;
                 return Err(RoutesError::HostTwice {
                     host,
+                    path: if is_root(&path) { String::new() } else { path },
                     first: first.clone(),
                     second: route.environment.clone(),
                 });
             }
         }
+        self.check_certificates()?;
         let mut ports = HashMap::with_capacity(self.ports.len());
         for port in &self.ports {
             if let Some(first) = ports.insert((port.listen, port.protocol), &port.environment) {
@@ -178,6 +292,29 @@ impl RoutesFile {
                     first: first.clone(),
                     second: port.environment.clone(),
                 });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_certificates(&self) -> Result<(), RoutesError> {
+        let mut hosts = HashSet::new();
+        for certificate in &self.certificates {
+            let refuse = |why: String| RoutesError::Certificate {
+                chain: certificate.chain.clone(),
+                why,
+            };
+            if certificate.hosts.is_empty() {
+                return Err(refuse("it is for no host name".to_owned()));
+            }
+            for host in &certificate.hosts {
+                // clients name no addresses (RFC 6066, 3)
+                let normal = normal_pattern(host)
+                    .filter(|host| !host.starts_with('[') && host.parse::<IpAddr>().is_err())
+                    .ok_or_else(|| refuse(format!("{host:?} is not a host name")))?;
+                if !hosts.insert(normal) {
+                    return Err(refuse(format!("{host} has another certificate already")));
+                }
             }
         }
         Ok(())
@@ -194,40 +331,46 @@ impl RoutesFile {
     }
 }
 
-/// A host name in the form in which names are compared: lower case, without port and final dot. `None` when it
-/// cannot be a host name (RFC 1123 with underscores, or an IP literal as in RFC 3986).
-#[must_use]
-pub fn normal_host(text: &str) -> Option<String> {
-    let name = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (literal, port) = rest.split_once(']')?;
-            literal.parse::<std::net::Ipv6Addr>().ok()?;
-            if !(port.is_empty() || port.strip_prefix(':').is_some_and(is_port)) {
-                return None;
-            }
-            return Some(format!("[{}]", literal.to_ascii_lowercase()));
+impl Route {
+    /// Its host name and path in normal form.
+    fn check(&self) -> Result<(String, String), RoutesError> {
+        let host = normal_pattern(&self.host).ok_or_else(|| RoutesError::Host {
+            environment: self.environment.clone(),
+            host: self.host.clone(),
+        })?;
+        let path = normal_prefix(&self.path).ok_or_else(|| RoutesError::Path {
+            environment: self.environment.clone(),
+            host: host.clone(),
+            path: self.path.clone(),
+        })?;
+        match self.redirect.as_ref().and_then(|to| self.wrong_with(to)) {
+            Some(why) => Err(RoutesError::Redirect {
+                environment: self.environment.clone(),
+                host,
+                why,
+            }),
+            None => Ok((host, path)),
         }
-        None => match text.split_once(':') {
-            Some((name, port)) if is_port(port) => name,
-            Some(_) => return None,
-            None => text,
-        },
-    };
-    let name = name.strip_suffix('.').unwrap_or(name);
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(plain);
-    (name.len() <= 253 && name.split('.').all(label)).then(|| name.to_ascii_lowercase())
-}
+    }
 
-/// The port of an authority may be empty (RFC 3986, 3.2.3).
-fn is_port(text: &str) -> bool {
-    text.is_empty() || (text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok())
+    fn wrong_with(&self, redirect: &Redirect) -> Option<String> {
+        let Redirect { to, status } = redirect;
+        if normal_origin(to).is_none() {
+            Some(format!(
+                "{to:?} is not http:// or https:// with a host name and nothing after it"
+            ))
+        } else if !matches!(status, 301 | 302 | 307 | 308) {
+            Some(format!("{status} is not 301, 302, 307 or 308"))
+        } else if !self.upstreams.is_empty() {
+            Some("it has both a redirect and upstreams".to_owned())
+        } else {
+            None
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn env(text: &str) -> EnvId {
@@ -235,11 +378,8 @@ mod tests {
     }
 
     fn route(host: &str, environment: &str) -> Route {
-        Route {
-            host: host.into(),
-            environment: env(environment),
-            upstreams: vec!["10.0.0.1:80".parse().unwrap()],
-        }
+        let upstreams = vec!["10.0.0.1:80".parse().unwrap()];
+        Route::new(host.into(), env(environment), upstreams)
     }
 
     #[test]
@@ -250,28 +390,6 @@ mod tests {
         assert_eq!(routes.version, 7);
         assert_eq!(routes.ports[0].protocol, Protocol::Tcp);
         routes.check().unwrap();
-    }
-
-    #[test]
-    fn host_names_are_normalised_or_refused() {
-        for (text, normal) in [
-            ("Shop.LocalHost", "shop.localhost"),
-            ("shop.localhost.", "shop.localhost"),
-            ("shop.localhost:8080", "shop.localhost"),
-            ("shop.localhost.:8080", "shop.localhost"),
-            ("shop.localhost:", "shop.localhost"),
-            ("127.0.0.1:80", "127.0.0.1"),
-            ("[::1]:80", "[::1]"),
-            ("[::1]", "[::1]"),
-        ] {
-            assert_eq!(normal_host(text).as_deref(), Some(normal), "{text:?}");
-        }
-        for text in [
-            "", ".", "a..b", "a b", "a/b", "a:b", "a:1:2", "<x>", "[::1", "[x]", "[::1]x",
-            "a\r\nb", "a:99999", "ä",
-        ] {
-            assert_eq!(normal_host(text), None, "{text:?}");
-        }
     }
 
     #[test]
@@ -312,7 +430,7 @@ mod tests {
         let routes = RoutesFile {
             version: 3,
             routes: vec![route("a.localhost", "aaaaaaaa")],
-            ports: vec![],
+            ..RoutesFile::default()
         };
         routes.write_atomically(&path).unwrap();
         assert_eq!(RoutesFile::read(&path).unwrap(), routes);
@@ -323,12 +441,120 @@ mod tests {
         ));
     }
 
-    proptest! {
-        #[test]
-        fn normalising_is_idempotent(text in ".{0,40}") {
-            if let Some(once) = normal_host(&text) {
-                prop_assert_eq!(normal_host(&once), Some(once));
-            }
+    fn refused(change: impl FnOnce(&mut RoutesFile)) -> String {
+        let mut file = RoutesFile {
+            routes: vec![
+                route("a.localhost", "aaaaaaaa"),
+                route("a.localhost", "bbbbbbbb"),
+            ],
+            certificates: vec![Certificate {
+                hosts: vec!["a.localhost".into(), "*.localhost".into()],
+                chain: "/a.pem".into(),
+                key: "/a.key".into(),
+            }],
+            ..RoutesFile::default()
+        };
+        file.routes[1].path = "/shop".into();
+        file.check().unwrap();
+        change(&mut file);
+        file.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_path_is_routed_once() {
+        let message = refused(|file| {
+            file.routes[0].path = "/%73hop".into();
+            file.routes[1].path = "/shop/".into();
+        });
+        assert_eq!(
+            message,
+            "a.localhost/shop is routed to both aaaaaaaa and bbbbbbbb"
+        );
+        let message = refused(|file| file.routes[1].path = "/a/../b".into());
+        assert!(
+            message.contains("bbbbbbbb") && message.contains("/a/../b"),
+            "{message}"
+        );
+        let message = refused(|file| file.routes[1].host = "*".into());
+        assert!(message.contains("\"*\" is not a host name"), "{message}");
+    }
+
+    #[test]
+    fn redirects_lead_somewhere() {
+        let redirect = |to: &str, status| {
+            let redirect = Some(Redirect {
+                to: to.into(),
+                status,
+            });
+            refused(|file| {
+                file.routes[0].redirect = redirect;
+                if status != 307 {
+                    file.routes[0].upstreams.clear();
+                }
+            })
+        };
+        for (to, status, part) in [
+            ("https://b.org/x", 308, "https://b.org/x"),
+            ("https://b.org\r\nx: y", 308, "is not http:// or https://"),
+            ("https://b.org", 200, "200 is not"),
+            ("https://b.org", 307, "both a redirect and upstreams"),
+        ] {
+            let message = redirect(to, status);
+            assert!(
+                message.contains(part) && message.contains("aaaaaaaa"),
+                "{message}"
+            );
         }
+    }
+
+    #[test]
+    fn certificates_are_for_host_names() {
+        for (hosts, part) in [
+            (&[][..], "no host name"),
+            (&["127.0.0.1"], "\"127.0.0.1\" is not a host name"),
+            (&["[::1]"], "is not a host name"),
+            (&["a.*.org"], "is not a host name"),
+            (&["b.org", "B.org."], "another certificate"),
+        ] {
+            let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+            let message = refused(|file| file.certificates[0].hosts = hosts);
+            assert!(
+                message.contains(part) && message.contains("/a.pem"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_new_is_not_written_until_it_is_used() {
+        let mut file = RoutesFile {
+            version: 1,
+            routes: vec![route("a.localhost", "aaaaaaaa")],
+            ..RoutesFile::default()
+        };
+        assert_eq!(
+            serde_json::to_string(&file).unwrap(),
+            r#"{"version":1,"routes":[{"host":"a.localhost","environment":"aaaaaaaa","upstreams":["10.0.0.1:80"]}],"ports":[]}"#
+        );
+        let text = r#"{"version":1,"routes":[{"host":"a.localhost","path":"/x","environment":"aaaaaaaa",
+            "redirect":{"to":"https://b.org","status":308},"https":"redirect"}],
+            "certificates":[{"hosts":["a.localhost"],"chain":"/c","key":"/k"}]}"#;
+        let read: RoutesFile = serde_json::from_str(text).unwrap();
+        file.routes[0].path = "/x".into();
+        file.routes[0].upstreams.clear();
+        file.routes[0].redirect = Some(Redirect {
+            to: "https://b.org".into(),
+            status: 308,
+        });
+        file.routes[0].https = Https::Redirect;
+        file.certificates.push(Certificate {
+            hosts: vec!["a.localhost".into()],
+            chain: "/c".into(),
+            key: "/k".into(),
+        });
+        assert_eq!(read, file);
+        let again: RoutesFile =
+            serde_json::from_str(&serde_json::to_string(&file).unwrap()).unwrap();
+        assert_eq!(again, file);
     }
 }

@@ -22,6 +22,7 @@ pub(crate) struct Record {
     pub(crate) time: Timestamp,
     pub(crate) client: Option<String>,
     pub(crate) protocol: &'static str,
+    pub(crate) scheme: &'static str,
     pub(crate) method: String,
     pub(crate) host: String,
     pub(crate) path: String,

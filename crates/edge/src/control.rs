@@ -68,15 +68,11 @@ async fn answer_all(stream: UnixStream, edge: &Arc<Edge>) -> io::Result<()> {
         let answer = match serde_json::from_slice(&line) {
             Ok(ControlRequest::Reload(true)) => match edge.reload().await {
                 Ok(reloaded) => to_line(&reloaded),
-                Err(error) => to_line(&Refusal { error }),
+                Err(refusal) => to_line(&refusal),
             },
             Ok(ControlRequest::Status(true)) => to_line(&edge.status().await),
-            Ok(_) => to_line(&Refusal {
-                error: "nothing was asked".to_owned(),
-            }),
-            Err(error) => to_line(&Refusal {
-                error: format!("not understood: {error}"),
-            }),
+            Ok(_) => to_line(&Refusal::of_request("nothing was asked")),
+            Err(error) => to_line(&Refusal::of_request(format!("not understood: {error}"))),
         };
         tokio::time::timeout(WRITE, write.write_all(&answer)).await??;
     }

@@ -1,6 +1,6 @@
 //! The edge: the way in for all environments of an instance.
 //!
-//! HTTP/1.1, HTTP/2 and WebSocket by host name, published TCP and UDP ports, in a process of its own so that
+//! HTTP/1.1, HTTP/2 and WebSocket by host name, with and without TLS, published TCP and UDP ports, in a process of its own so that
 //! traffic goes on while the daemon restarts. The daemon writes the routes file and says `reload` on the control
 //! socket; the edge switches from one complete table of routes to the next.
 //!
@@ -8,7 +8,9 @@
 
 mod access_log;
 mod background;
+mod certificates;
 mod control;
+mod hosts;
 mod ports;
 mod proxy;
 mod rotating;

@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
-use offshoot_edge_api::{EdgeConfig, EdgeStatus, Reloaded, RoutesFile};
+use offshoot_edge_api::{EdgeConfig, EdgeStatus, Https, Refusal, Reloaded, RoutesFile};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::access_log::AccessLog;
+use crate::certificates::Certificates;
 use crate::ports::Ports;
-use crate::proxy::Http;
+use crate::proxy::{Http, Scheme};
 use crate::table::Table;
 use crate::{control, sockets};
 
@@ -33,12 +34,18 @@ pub(crate) struct Edge {
     ports: tokio::sync::Mutex<Ports>,
     last_error: Mutex<Option<String>>,
     listen: Vec<SocketAddr>,
+    /// HTTPS addresses, port 0 replaced.
+    pub(crate) listen_tls: Vec<SocketAddr>,
     started: Instant,
 }
 
 /// Serves until SIGTERM or SIGINT, then lets requests finish within their bound.
 pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
-    let (listeners, listen) = listeners(&config)?;
+    let (listeners, listen) = listeners(&config.listen)?;
+    let (tls_listeners, listen_tls) = self::listeners(&config.listen_tls)?;
+    if listen.is_empty() && listen_tls.is_empty() {
+        bail!("no address to listen on");
+    }
     let (stop, stopping) = watch::channel(false);
     let connections_max = u32::try_from(config.limits.connections.clamp(1, Semaphore::MAX_PERMITS))
         .unwrap_or(u32::MAX >> 4);
@@ -52,6 +59,7 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         ports: tokio::sync::Mutex::default(),
         last_error: Mutex::default(),
         listen,
+        listen_tls,
         started: Instant::now(),
         config,
     });
@@ -62,9 +70,12 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
     let http = Arc::new(Http::new(Arc::clone(&edge)));
     let control = control::listen(&edge)?;
     for listener in listeners {
-        tokio::spawn(Arc::clone(&http).accept(listener));
+        tokio::spawn(Arc::clone(&http).accept(listener, Scheme::Http));
     }
-    tracing::info!(listen = ?edge.listen, version = edge.table.load().version, "serving");
+    for listener in tls_listeners {
+        tokio::spawn(Arc::clone(&http).accept(listener, Scheme::Https));
+    }
+    tracing::info!(listen = ?edge.listen, tls = ?edge.listen_tls, version = edge.table.load().version, "serving");
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -90,10 +101,10 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn listeners(config: &EdgeConfig) -> anyhow::Result<(Vec<TcpListener>, Vec<SocketAddr>)> {
+fn listeners(addresses: &[SocketAddr]) -> anyhow::Result<(Vec<TcpListener>, Vec<SocketAddr>)> {
     let mut listeners = Vec::new();
     let mut listen = Vec::new();
-    for address in &config.listen {
+    for address in addresses {
         match sockets::tcp_listener(*address) {
             Ok(listener) => {
                 listen.push(listener.local_addr()?);
@@ -104,9 +115,6 @@ fn listeners(config: &EdgeConfig) -> anyhow::Result<(Vec<TcpListener>, Vec<Socke
             }
             Err(error) => return Err(error).with_context(|| format!("cannot listen on {address}")),
         }
-    }
-    if listeners.is_empty() {
-        bail!("no address to listen on");
     }
     Ok((listeners, listen))
 }
@@ -131,25 +139,28 @@ impl Edge {
     }
 
     /// Reads the routes file and switches to it, as one step. On an error everything stays as it was.
-    pub(crate) async fn reload(self: &Arc<Self>) -> Result<Reloaded, String> {
+    pub(crate) async fn reload(self: &Arc<Self>) -> Result<Reloaded, Refusal> {
         // the lock makes reloads one after the other
         let mut ports = self.ports.lock().await;
         let path = self.config.routes.clone();
         let old = self.table.load_full();
+        let edge = Arc::clone(self);
         let read = tokio::task::spawn_blocking(move || {
-            let file = RoutesFile::read(&path).map_err(|e| e.to_string())?;
-            let good = file.clone();
-            Ok::<_, String>((good, Table::next(&old, file)))
+            let file = RoutesFile::read(&path).map_err(|e| Refusal::of_request(e.to_string()))?;
+            let table = edge.strict_table(&old, &file)?;
+            Ok::<_, Refusal>((file, table))
         });
-        let (file, table) = match read.await.map_err(|e| e.to_string()).flatten() {
+        let read = read.await.map_err(|e| Refusal::of_request(e.to_string()));
+        let (file, table) = match read.flatten() {
             Ok(read) => read,
-            Err(error) => {
+            Err(refusal) => {
+                let error = &refusal.error;
                 tracing::warn!(%error, version = self.table.load().version, "routes kept");
                 *self
                     .last_error
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
-                return Err(error);
+                return Err(refusal);
             }
         };
         let reloaded = self.switch(&mut ports, table).await;
@@ -178,19 +189,54 @@ impl Edge {
         }
     }
 
-    /// At the start a routes file that cannot be used is replaced by the last one that could.
+    /// The next table when everything that the file asks for can be had.
+    fn strict_table(&self, old: &Table, file: &RoutesFile) -> Result<Table, Refusal> {
+        let only_https = file.routes.iter().find(|r| r.https == Https::Redirect);
+        if let Some(route) = only_https.filter(|_| self.listen_tls.is_empty()) {
+            return Err(Refusal::of_request(format!(
+                "{} is to be reached by HTTPS, for which the edge has no address",
+                route.host
+            )));
+        }
+        let certificates =
+            Certificates::load(&file.certificates).map_err(Refusal::of_certificate)?;
+        let mut table = Table::next(old, file.clone());
+        table.certificates = certificates;
+        Ok(table)
+    }
+
+    /// At the start a routes file that cannot be used is replaced by the last one that could. What could be used
+    /// once may have a certificate that expired since: then the rest of it is served, since otherwise one
+    /// environment's certificate would take all of them from the net.
     async fn load_at_start(self: &Arc<Self>) {
         if self.reload().await.is_ok() {
             return;
         }
-        match RoutesFile::read(&self.last_good()) {
-            Ok(file) => {
-                let table = Table::next(&self.table.load(), file);
-                let mut ports = self.ports.lock().await;
-                self.switch(&mut ports, table).await;
+        let last_good = self.last_good();
+        let path = if last_good.exists() {
+            &last_good
+        } else {
+            &self.config.routes
+        };
+        let file = match RoutesFile::read(path) {
+            Ok(file) => file,
+            Err(error) => {
+                tracing::warn!(%error, "no former routes either");
+                return;
             }
-            Err(error) => tracing::warn!(%error, "no former routes either"),
-        }
+        };
+        let old = self.table.load_full();
+        let table = self.strict_table(&old, &file).unwrap_or_else(|_| {
+            let (certificates, left_out) = Certificates::load_usable(&file.certificates);
+            for error in left_out {
+                tracing::warn!(%error, "served without this certificate");
+            }
+            let mut table = Table::next(&old, file);
+            table.certificates = certificates;
+            table
+        });
+        let mut ports = self.ports.lock().await;
+        self.switch(&mut ports, table).await;
     }
 
     fn last_good(&self) -> std::path::PathBuf {
@@ -207,6 +253,7 @@ impl Edge {
             uptime_seconds: self.started.elapsed().as_secs(),
             config: self.config.clone(),
             listen: self.listen.clone(),
+            listen_tls: self.listen_tls.clone(),
             routes: table.routes(),
             environments: table.environments(),
             ports: self.ports.lock().await.reports(),

@@ -9,9 +9,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use offshoot_edge_api::{Protocol, RoutesFile, normal_host};
+use offshoot_edge_api::{
+    Https, Protocol, Redirect, RoutesFile, normal_origin, normal_pattern, normal_prefix,
+};
 use offshoot_model::id::EnvId;
 use tokio::sync::watch;
+
+use crate::certificates::Certificates;
+use crate::hosts::{Found, Hosts};
 
 static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
 
@@ -79,12 +84,43 @@ impl Target {
     }
 }
 
+/// What answers a host name and path.
+pub(crate) struct Route {
+    /// What requests without TLS get.
+    pub(crate) https: Https,
+    pub(crate) answer: Answer,
+}
+
+/// Who answers.
+pub(crate) enum Answer {
+    /// An environment.
+    Environment(Arc<Target>),
+    /// The edge, for an environment: the client is sent elsewhere.
+    Redirect {
+        environment: Arc<Environment>,
+        /// Scheme and authority.
+        to: String,
+        status: u16,
+    },
+}
+
+impl Route {
+    pub(crate) fn environment(&self) -> &Arc<Environment> {
+        match &self.answer {
+            Answer::Environment(target) => &target.environment,
+            Answer::Redirect { environment, .. } => environment,
+        }
+    }
+}
+
 /// All routes.
 #[derive(Default)]
 pub(crate) struct Table {
     pub(crate) version: u64,
-    hosts: HashMap<String, Arc<Target>>,
+    hosts: Hosts<Route>,
     pub(crate) ports: Vec<(Protocol, SocketAddr, Arc<Target>)>,
+    /// Certificates for HTTPS.
+    pub(crate) certificates: Certificates,
     environments: HashMap<EnvId, Arc<Environment>>,
     keys: HashMap<(EnvId, SocketAddr), u64>,
 }
@@ -94,15 +130,25 @@ impl Table {
     pub(crate) fn next(old: &Self, file: RoutesFile) -> Self {
         let mut table = Self {
             version: file.version,
-            hosts: HashMap::with_capacity(file.routes.len()),
+            hosts: Hosts::with_capacity(file.routes.len()),
             ..Self::default()
         };
         for route in file.routes {
-            if let Some(host) = normal_host(&route.host) {
-                let target = table.target(old, route.environment, route.upstreams);
-                table.hosts.insert(host, target);
-            }
+            let place = normal_pattern(&route.host).zip(normal_prefix(&route.path));
+            let Some((host, path)) = place else { continue };
+            let answer = match route.redirect.as_ref().and_then(redirect) {
+                Some((to, status)) => Answer::Redirect {
+                    environment: table.environment(old, &route.environment),
+                    to,
+                    status,
+                },
+                None => Answer::Environment(table.target(old, route.environment, route.upstreams)),
+            };
+            let https = route.https;
+            let route = Arc::new(Route { https, answer });
+            table.hosts.insert(host, path, route);
         }
+        table.hosts.sort();
         for port in file.ports {
             let target = table.target(old, port.environment, port.upstreams);
             table.ports.push((port.protocol, port.listen, target));
@@ -111,12 +157,7 @@ impl Table {
     }
 
     fn target(&mut self, old: &Self, id: EnvId, addresses: Vec<SocketAddr>) -> Arc<Target> {
-        let environment = self.environments.entry(id.clone()).or_insert_with(|| {
-            old.environments
-                .get(&id)
-                .map_or_else(|| Environment::new(id.clone()), Arc::clone)
-        });
-        let environment = Arc::clone(environment);
+        let environment = self.environment(old, &id);
         let upstreams = addresses
             .into_iter()
             .map(|address| {
@@ -134,6 +175,15 @@ impl Table {
         })
     }
 
+    fn environment(&mut self, old: &Self, id: &EnvId) -> Arc<Environment> {
+        let environment = self.environments.entry(id.clone()).or_insert_with(|| {
+            old.environments
+                .get(id)
+                .map_or_else(|| Environment::new(id.clone()), Arc::clone)
+        });
+        Arc::clone(environment)
+    }
+
     /// Tells the environments that are in `self` but not in `new` that they are gone: their connections end.
     pub(crate) fn retire(&self, new: &Self) {
         for (id, environment) in &self.environments {
@@ -143,14 +193,14 @@ impl Table {
         }
     }
 
-    /// Who answers a host name in its normal form.
-    pub(crate) fn host(&self, host: &str) -> Option<&Arc<Target>> {
-        self.hosts.get(host)
+    /// What answers a host name in its normal form and a path as the client sent it.
+    pub(crate) fn find(&self, host: &str, path: &str) -> Found<'_, Route> {
+        self.hosts.find(host, path)
     }
 
     /// Number of HTTP routes.
     pub(crate) fn routes(&self) -> usize {
-        self.hosts.len()
+        self.hosts.count()
     }
 
     /// Number of environments.
@@ -159,19 +209,34 @@ impl Table {
     }
 }
 
+fn redirect(redirect: &Redirect) -> Option<(String, u16)> {
+    Some((normal_origin(&redirect.to)?, redirect.status))
+}
+
 #[cfg(test)]
 mod tests {
-    use offshoot_edge_api::Route;
+    use offshoot_edge_api::Route as FileRoute;
 
     use super::*;
+
+    impl Table {
+        fn host(&self, host: &str) -> Option<&Arc<Target>> {
+            match self.find(host, "/") {
+                Found::Route(route) => match &route.answer {
+                    Answer::Environment(target) => Some(target),
+                    Answer::Redirect { .. } => None,
+                },
+                Found::NoPath | Found::NoHost => None,
+            }
+        }
+    }
 
     fn table(old: &Table, routes: &[(&str, &str, &[&str])]) -> Table {
         let routes = routes
             .iter()
-            .map(|(host, environment, upstreams)| Route {
-                host: (*host).to_owned(),
-                environment: environment.parse().unwrap(),
-                upstreams: upstreams.iter().map(|a| a.parse().unwrap()).collect(),
+            .map(|(host, environment, upstreams)| {
+                let upstreams = upstreams.iter().map(|a| a.parse().unwrap()).collect();
+                FileRoute::new((*host).to_owned(), environment.parse().unwrap(), upstreams)
             })
             .collect();
         Table::next(
@@ -179,7 +244,7 @@ mod tests {
             RoutesFile {
                 version: old.version + 1,
                 routes,
-                ports: vec![],
+                ..RoutesFile::default()
             },
         )
     }
@@ -237,5 +302,92 @@ mod tests {
             target.upstream(second, 0).unwrap().address.to_string(),
             "10.0.0.2:80"
         );
+    }
+
+    #[test]
+    fn redirects_hold_their_environment_and_no_upstream() {
+        let mut file = RoutesFile {
+            routes: vec![FileRoute::new(
+                "Old.org".into(),
+                "aaaaaaaa".parse().unwrap(),
+                vec![],
+            )],
+            ..RoutesFile::default()
+        };
+        file.routes[0].redirect = Some(Redirect {
+            to: "https://New.org".into(),
+            status: 301,
+        });
+        let table = Table::next(&Table::default(), file);
+        let Found::Route(route) = table.find("old.org", "/x") else {
+            panic!("not found")
+        };
+        assert!(
+            matches!(&route.answer, Answer::Redirect { to, status: 301, .. } if to == "https://new.org")
+        );
+        table.retire(&Table::default());
+        assert!(route.environment().is_gone());
+    }
+
+    /// `cargo test -p offshoot-edge --release -- --ignored --nocapture many_routes`
+    #[test]
+    #[ignore = "a measurement"]
+    fn many_routes_are_read_and_switched_in() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("routes.json");
+        let mut before = Table::default();
+        for count in [1_000_u64, 10_000, 100_000] {
+            let routes = (0..count).map(|number| {
+                let id = format!("{:08}", number / 4);
+                let id: String = id
+                    .bytes()
+                    .map(|digit| char::from(digit - b'0' + b'a'))
+                    .collect();
+                let upstream = format!("10.208.{}.{}:80", number / 250 % 250, number % 250);
+                let host = match number % 3 {
+                    0 => format!("*.shop{number}.example.org"),
+                    _ => format!("shop{number}.example.org"),
+                };
+                let mut route =
+                    FileRoute::new(host, id.parse().unwrap(), vec![upstream.parse().unwrap()]);
+                if number % 3 == 2 {
+                    // a third of all share one host name
+                    "one.example.org".clone_into(&mut route.host);
+                    route.path = format!("/p{number}/x");
+                }
+                route
+            });
+            let file = RoutesFile {
+                version: count,
+                routes: routes.collect(),
+                ..RoutesFile::default()
+            };
+            file.write_atomically(&path).unwrap();
+            let began = std::time::Instant::now();
+            let file = RoutesFile::read(&path).unwrap();
+            let read = began.elapsed();
+            let table = Table::next(&before, file);
+            let built = began.elapsed();
+            before.retire(&table);
+            let switched = began.elapsed();
+            assert_eq!(table.routes() as u64, count);
+            let began = std::time::Instant::now();
+            for number in 0..100_000 {
+                let number = number % count;
+                let found = match number % 3 {
+                    0 => table.find(&format!("a.b.shop{number}.example.org"), "/"),
+                    1 => table.find(&format!("shop{number}.example.org"), "/a/b"),
+                    _ => table.find("one.example.org", &format!("/a/../p{number}/x/y")),
+                };
+                assert!(matches!(found, Found::Route(_)));
+            }
+            println!(
+                "{count} routes: read and checked {read:?}, built {:?}, switched {:?}; a look-up {:?}",
+                built - read,
+                switched - built,
+                began.elapsed() / 100_000
+            );
+            before = table;
+        }
     }
 }

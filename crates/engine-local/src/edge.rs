@@ -17,6 +17,7 @@ pub(crate) fn edge_config(config: &LocalConfig) -> EdgeConfig {
     let dir = config.run_dir.join("edge");
     EdgeConfig {
         listen: config.edge_listen.clone(),
+        listen_tls: Vec::new(),
         routes: dir.join("routes.json"),
         control: dir.join("control.sock"),
         access_log: Some(AccessLog::new(config.state_dir.join("edge-access.log"))),
@@ -39,6 +40,7 @@ pub(crate) fn expose(config: &LocalConfig, all: &[Exposure]) -> Result<(), Probl
         version: before + 1,
         routes: all.iter().flat_map(routes).collect(),
         ports: all.iter().flat_map(ports).collect(),
+        ..RoutesFile::default()
     };
     file.write_atomically(&edge.routes)
         .map_err(|e| e.problem())?;
@@ -92,11 +94,7 @@ fn routes(exposure: &Exposure) -> Vec<Route> {
     exposure
         .domains
         .iter()
-        .map(|domain| Route {
-            host: domain.clone(),
-            environment: environment.id.clone(),
-            upstreams: upstreams.clone(),
-        })
+        .map(|domain| Route::new(domain.clone(), environment.id.clone(), upstreams.clone()))
         .collect()
 }
 

@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::Http;
+use super::{Http, tls};
 use crate::sockets;
 use crate::table::Environment;
 
@@ -30,7 +30,26 @@ const MALFORMED_MAX: usize = 32;
 
 tokio::task_local! {
     /// Set while a request is processed, so that the library's callbacks reach the request's watch.
-    static STAGE: watch::Sender<Stage>;
+    static STAGE: (watch::Sender<Stage>, Scheme);
+}
+
+/// How a client reaches the edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    /// Without TLS.
+    Http,
+    /// With it.
+    Https,
+}
+
+impl Scheme {
+    /// As in addresses.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -43,19 +62,24 @@ enum Stage {
     Routed(Arc<Environment>),
 }
 
-/// Says that the current request's header is complete.
-pub(super) fn header_received() {
-    let _ = STAGE.try_with(|stage| stage.send_replace(Stage::Received));
+/// Says that the current request's header is complete; returns how it came.
+pub(super) fn header_received() -> Scheme {
+    let scheme = STAGE.try_with(|(stage, scheme)| {
+        stage.send_replace(Stage::Received);
+        *scheme
+    });
+    // every request is processed within the scope
+    scheme.unwrap_or(Scheme::Http)
 }
 
 /// Says which environment answers the current request.
 pub(super) fn routed(environment: &Arc<Environment>) {
-    let _ = STAGE.try_with(|stage| stage.send_replace(Stage::Routed(Arc::clone(environment))));
+    let _ = STAGE.try_with(|(stage, _)| stage.send_replace(Stage::Routed(Arc::clone(environment))));
 }
 
 impl Http {
     /// Accepts until the edge stops.
-    pub(crate) async fn accept(self: Arc<Self>, listener: TcpListener) {
+    pub(crate) async fn accept(self: Arc<Self>, listener: TcpListener, scheme: Scheme) {
         let mut stopping = self.edge.stopping.clone();
         loop {
             let Some(place) = self.edge.place().await else {
@@ -70,7 +94,7 @@ impl Http {
                     let http = Arc::clone(&self);
                     tokio::spawn(async move {
                         let _place = place;
-                        http.serve(stream).await;
+                        http.serve(stream, scheme).await;
                     });
                 }
                 Err(error) => {
@@ -87,31 +111,41 @@ impl Http {
         self.app.http_cleanup().await;
     }
 
-    async fn serve(&self, stream: TcpStream) {
+    async fn serve(&self, stream: TcpStream, scheme: Scheme) {
         let bound = Duration::from_secs(self.edge.config.limits.header_seconds);
         sockets::tune(&stream);
         let mut stopping = self.edge.stopping.clone();
-        let http2 = tokio::select! {
-            http2 = timeout(bound, begins_http2(&stream)) => http2,
+        let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+        let begin = async {
+            match scheme {
+                Scheme::Http => {
+                    let http2 = begins_http2(&stream).await?;
+                    Some((Stream::from(stream), http2))
+                }
+                Scheme::Https => tls::accept(stream, &self.edge).await,
+            }
+        };
+        let begun = tokio::select! {
+            begun = timeout(bound, begin) => begun,
             _ = stopping.wait_for(|stop| *stop) => return,
         };
-        let Ok(Some(http2)) = http2 else { return };
-        let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
-        let mut stream = Stream::from(stream);
+        let Ok(Some((mut stream, http2))) = begun else {
+            return;
+        };
         stream.set_socket_digest(digest);
         if http2 {
-            self.serve_http2(stream).await
+            self.serve_http2(stream, scheme).await
         } else {
-            self.serve_http1(stream).await
+            self.serve_http1(stream, scheme).await
         }
     }
 
-    async fn serve_http1(&self, stream: Stream) {
+    async fn serve_http1(&self, stream: Stream, scheme: Scheme) {
         let limits = &self.edge.config.limits;
         let mut session = ServerSession::new_http1(Box::new(stream));
         session.set_keepalive(Some(limits.idle_seconds));
         let mut bound = Duration::from_secs(limits.header_seconds);
-        while let Some(reused) = self.watched(session, bound).await {
+        while let Some(reused) = self.watched(session, scheme, bound).await {
             if *self.edge.stopping.borrow() {
                 return;
             }
@@ -128,6 +162,7 @@ impl Http {
     async fn watched(
         &self,
         session: ServerSession,
+        scheme: Scheme,
         header: Duration,
     ) -> Option<pingora_core::apps::ReusedHttpStream> {
         let (stage, mut watch) = watch::channel(Stage::Header);
@@ -147,12 +182,12 @@ impl Http {
             }
         };
         tokio::select! {
-            reused = STAGE.scope(stage, self.app.process_new_http(session, &self.edge.stopping)) => reused,
+            reused = STAGE.scope((stage, scheme), self.app.process_new_http(session, &self.edge.stopping)) => reused,
             () = over => None,
         }
     }
 
-    async fn serve_http2(&self, stream: Stream) {
+    async fn serve_http2(&self, stream: Stream, scheme: Scheme) {
         let limits = &self.edge.config.limits;
         let digest = Arc::new(Digest {
             socket_digest: stream.get_socket_digest(),
@@ -202,7 +237,7 @@ impl Http {
                     };
                     tokio::spawn(async move {
                         let _busy = busy;
-                        http.watched(ServerSession::new_http2(session), header)
+                        http.watched(ServerSession::new_http2(session), scheme, header)
                             .await;
                     });
                 }

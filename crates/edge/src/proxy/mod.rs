@@ -1,8 +1,10 @@
-//! HTTP by host name.
+//! HTTP by host name and path.
 
 mod connection;
 mod pages;
+mod redirect;
 mod request;
+mod tls;
 mod upgrade;
 
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use http::header::{ACCEPT, FORWARDED, HOST, HeaderValue};
 use jiff::Timestamp;
+use offshoot_edge_api::Https;
 use pingora_core::protocols::TcpKeepalive;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -19,10 +22,12 @@ use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session};
 
+pub(crate) use self::connection::Scheme;
 use self::pages::Page;
 use crate::access_log::Record;
+use crate::hosts::Found;
 use crate::server::Edge;
-use crate::table::{Target, Upstream, fresh_key};
+use crate::table::{Answer, Target, Upstream, fresh_key};
 
 /// How long a connection to an upstream is kept without use. Shorter than what common servers keep (nginx 75 s), so
 /// that it is rarely the other side that closes.
@@ -65,6 +70,7 @@ pub(crate) struct Router {
 /// A request on its way.
 pub(crate) struct Context {
     started: Instant,
+    scheme: Scheme,
     host: String,
     target: Option<Arc<Target>>,
     /// Where in the target's upstreams this request begins.
@@ -83,6 +89,7 @@ impl ProxyHttp for Router {
     fn new_ctx(&self) -> Context {
         Context {
             started: Instant::now(),
+            scheme: Scheme::Http,
             host: String::new(),
             target: None,
             turn: 0,
@@ -93,7 +100,7 @@ impl ProxyHttp for Router {
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<()> {
-        connection::header_received();
+        ctx.scheme = connection::header_received();
         let limits = &self.edge.config.limits;
         let client = Duration::from_secs(limits.client_seconds);
         // on a WebSocket the client's frames are its body, and it may be silent for long
@@ -112,11 +119,30 @@ impl ProxyHttp for Router {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
         let table = self.edge.table.load();
-        let Some(target) = table.host(&ctx.host) else {
-            pages::send(session, Page::UnknownHost(&ctx.host)).await?;
-            return Ok(true);
+        let route = match table.find(&ctx.host, session.req_header().uri.path()) {
+            Found::Route(route) => route,
+            Found::NoPath => {
+                pages::send(session, Page::UnknownPath(&ctx.host)).await?;
+                return Ok(true);
+            }
+            Found::NoHost => {
+                pages::send(session, Page::UnknownHost(&ctx.host)).await?;
+                return Ok(true);
+            }
         };
-        connection::routed(&target.environment);
+        connection::routed(route.environment());
+        if ctx.scheme == Scheme::Http && route.https == Https::Redirect {
+            let origin = redirect::https_origin(&ctx.host, &self.edge.listen_tls);
+            redirect::send(session, &origin, 308).await?;
+            return Ok(true);
+        }
+        let target = match &route.answer {
+            Answer::Environment(target) => target,
+            Answer::Redirect { to, status, .. } => {
+                redirect::send(session, to, *status).await?;
+                return Ok(true);
+            }
+        };
         if target.upstreams.is_empty() {
             pages::send(session, Page::NotReady(&ctx.host)).await?;
             return Ok(true);
@@ -177,7 +203,7 @@ impl ProxyHttp for Router {
         &self,
         session: &mut Session,
         request: &mut RequestHeader,
-        _ctx: &mut Context,
+        ctx: &mut Context,
     ) -> Result<()> {
         // the edge is the first to see the client: what the client says of itself here is not believed
         for name in ["x-forwarded-for", "x-forwarded-port", "x-real-ip", "proxy"] {
@@ -187,7 +213,8 @@ impl ProxyHttp for Router {
         if let Some(client) = session.client_addr().and_then(|address| address.as_inet()) {
             request.insert_header("x-forwarded-for", client.ip().to_string())?;
         }
-        request.insert_header("x-forwarded-proto", HeaderValue::from_static("http"))?;
+        let scheme = HeaderValue::from_static(ctx.scheme.name());
+        request.insert_header("x-forwarded-proto", scheme)?;
         if let Some(host) = request.headers.get(HOST).cloned() {
             request.insert_header("x-forwarded-host", host)?;
         }
@@ -286,6 +313,7 @@ impl ProxyHttp for Router {
             time: Timestamp::now(),
             client: session.client_addr().map(ToString::to_string),
             protocol: if session.is_http2() { "h2" } else { "http/1.1" },
+            scheme: ctx.scheme.name(),
             method: request.method.to_string(),
             host: ctx.host.clone(),
             path: request.uri.path().to_owned(),

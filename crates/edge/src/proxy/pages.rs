@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use http::Method;
 use http::header::{
-    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
@@ -17,6 +18,15 @@ const RETRY_SECONDS: u64 = 2;
 pub(super) enum Page<'a> {
     /// No environment has the host name.
     UnknownHost(&'a str),
+    /// The host name is known, but no route of it has the path.
+    UnknownPath(&'a str),
+    /// It is elsewhere.
+    Moved {
+        /// 301, 302, 307 or 308.
+        status: u16,
+        /// Where.
+        location: &'a HeaderValue,
+    },
     /// Its environment is stopped, not yet ready, or does not accept connections.
     NotReady(&'a str),
     /// Its environment's answer broke off or is not HTTP.
@@ -55,7 +65,8 @@ impl<'a> Page<'a> {
     /// Its HTTP status.
     pub(super) fn status(&self) -> u16 {
         match self {
-            Self::UnknownHost(_) => 404,
+            Self::UnknownHost(_) | Self::UnknownPath(_) => 404,
+            Self::Moved { status, .. } => *status,
             Self::NotReady(_) => 503,
             Self::Broken(_) => 502,
             Self::Late(_) => 504,
@@ -69,6 +80,12 @@ impl<'a> Page<'a> {
                 format!(
                     "404: no environment is called {host}.\n\n`offshoot ls` says which there are.\n"
                 )
+            }
+            Self::UnknownPath(host) => {
+                format!("404: no environment answers this path of {host}.\n")
+            }
+            Self::Moved { status, .. } => {
+                format!("{status}: this is elsewhere, the field Location says where.\n")
             }
             Self::NotReady(host) => format!(
                 "503: the environment behind {host} is stopped or not ready yet.\n\n\
@@ -100,6 +117,9 @@ impl<'a> Page<'a> {
         header.insert_header(X_CONTENT_TYPE_OPTIONS, "nosniff")?;
         header.insert_header(CACHE_CONTROL, "no-store")?;
         header.insert_header(CONTENT_LENGTH, length)?;
+        if let Self::Moved { location, .. } = self {
+            header.insert_header(LOCATION, *location)?;
+        }
         if matches!(self, Self::NotReady(_) | Self::Broken(_)) {
             header.insert_header(RETRY_AFTER, RETRY_SECONDS)?;
         }

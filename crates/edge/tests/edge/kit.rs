@@ -43,6 +43,7 @@ impl TestEdge {
         let at = |name: &str| directory.path().join(name);
         let mut config = EdgeConfig {
             listen: vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()],
+            listen_tls: vec![],
             routes: at("routes.json"),
             control: at("edge.sock"),
             access_log: Some(AccessLog::new(at("access.log"))),
@@ -62,6 +63,10 @@ impl TestEdge {
 
     pub(crate) fn http(&self) -> SocketAddr {
         self.status.listen[0]
+    }
+
+    pub(crate) fn https(&self) -> SocketAddr {
+        self.status.listen_tls[0]
     }
 
     pub(crate) fn control(&self) -> EdgeControl {
@@ -106,18 +111,18 @@ pub(crate) const A: &str = "aaaaaaaa";
 pub(crate) const B: &str = "bbbbbbbb";
 
 pub(crate) fn route(host: &str, environment: &str, upstreams: &[SocketAddr]) -> Route {
-    Route {
-        host: host.into(),
-        environment: environment.parse().unwrap(),
-        upstreams: upstreams.to_vec(),
-    }
+    Route::new(
+        host.into(),
+        environment.parse().unwrap(),
+        upstreams.to_vec(),
+    )
 }
 
 pub(crate) fn routes(version: u64, routes: Vec<Route>) -> RoutesFile {
     RoutesFile {
         version,
         routes,
-        ports: vec![],
+        ..RoutesFile::default()
     }
 }
 
@@ -271,7 +276,7 @@ impl Answer {
         std::str::from_utf8(&self.body).unwrap()
     }
 
-    async fn read(response: Response<Incoming>) -> Self {
+    pub(crate) async fn read(response: Response<Incoming>) -> Self {
         let (parts, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         Self {

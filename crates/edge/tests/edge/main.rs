@@ -1,7 +1,10 @@
 //! The edge as its clients and the daemon see it: a real process on ports of the kernel's choice.
 
+mod authority;
+mod domains;
 mod http;
 mod kit;
 mod ports;
 mod protection;
 mod routes;
+mod tls;

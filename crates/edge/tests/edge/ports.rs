@@ -26,8 +26,8 @@ fn port(
 fn file(version: u64, ports: Vec<PortRoute>) -> RoutesFile {
     RoutesFile {
         version,
-        routes: vec![],
         ports,
+        ..RoutesFile::default()
     }
 }
 

@@ -251,6 +251,7 @@ async fn a_taken_address_is_said() {
     let directory = tempfile::tempdir().unwrap();
     let config = EdgeConfig {
         listen: vec![address],
+        listen_tls: vec![],
         routes: directory.path().join("routes.json"),
         control: directory.path().join("edge.sock"),
         access_log: None,
