@@ -250,6 +250,37 @@ fn swap() {
     die_everywhere(&change, 7);
 }
 
+#[test]
+fn a_domain_stays_when_its_removal_cannot_be_understood_any_more() {
+    let first = runtime();
+    let (dir, engine, id) = first.block_on(async {
+        let world = World::new();
+        world.created("shop", domains::web()).await;
+        world.run(domains::add("shop", &["a.test"])).await;
+        world.engine.host().acts.insert("expose".into(), Act::Hang);
+        let id = world.submit(domains::remove("shop", "a.test")).await;
+        world.engine.hangs.notified().await;
+        assert!(world.has("shop").is_empty());
+        let (operation, _) = world.shared.store.operation(id).unwrap().unwrap();
+        let unknown = json!({"saga": "of-another-version"});
+        world
+            .shared
+            .store
+            .save_operation(&operation, &unknown)
+            .unwrap();
+        (world.dir, world.engine, id)
+    });
+    drop(first);
+    engine.go_on();
+    runtime().block_on(async {
+        let world = World::on(dir, engine);
+        recover(&world.shared).await.unwrap();
+        assert_eq!(world.ended(id).await.state, OperationState::Failed);
+        assert_eq!(world.has("shop"), ["a.test"]);
+        world.edge_is_right();
+    });
+}
+
 /// As the next daemon finds it when a cancel was asked for and the switch had been made, but not been recorded.
 #[test]
 fn a_swap_cancelled_at_its_switch_is_taken_back_by_the_next_daemon() {
