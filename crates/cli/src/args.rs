@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{clone, create, doctor, image, ls, meta, op, pool, power, show};
+use crate::commands::{
+    clone, create, doctor, domain, image, ls, meta, op, pool, power, show, swap,
+};
 use crate::commands::{exec, logs};
 use crate::context::Format;
 use crate::{cp, serve};
@@ -97,6 +99,9 @@ pub(crate) enum Command {
     Stop(power::StopArgs),
     Rename(power::RenameArgs),
     Rm(power::RmArgs),
+    // What leads to them.
+    Domain(domain::DomainArgs),
+    Swap(swap::SwapArgs),
     // Inside nodes.
     Exec(exec::ExecArgs),
     Logs(logs::LogsArgs),

@@ -255,6 +255,7 @@ mod tests {
             steps: Vec::new(),
             problem: None,
             report: None,
+            swap: None,
             notices: Vec::new(),
         }
     }

@@ -200,6 +200,12 @@ pub(crate) fn headline(operation: &Operation) -> String {
         (OperationKind::Remove, _) => format!("Removing {subject}"),
         (OperationKind::ImagePull, _) => format!("Fetching image {subject}"),
         (OperationKind::PoolGrow, _) => "Growing the pool".to_owned(),
+        (OperationKind::DomainAdd, _) => format!("Adding domains to {subject}"),
+        (OperationKind::DomainRemove, _) => format!("Removing a domain from {subject}"),
+        (OperationKind::Swap, _) => match &operation.swap {
+            Some(swap) => format!("Swapping {subject} and {}", safe(&swap.with)),
+            None => format!("Swapping {subject}"),
+        },
     }
 }
 

@@ -1,11 +1,14 @@
 //! The way in: routes and published ports, which the edge process serves.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::time::Instant;
+
+use jiff::Timestamp;
 
 use offshoot_edge_api::{
     AccessLog, EdgeConfig, EdgeControl, PortRoute, PortState, Route, RoutesFile, ensure_edge,
 };
-use offshoot_engine::{Exposure, Reach};
+use offshoot_engine::{Exposed, Exposure, Reach};
 use offshoot_model::environment::PortBinding;
 use offshoot_model::manifest::Protocol;
 use offshoot_model::{Code, Environment, Fault, LayerName, Problem};
@@ -33,7 +36,7 @@ pub(crate) fn ensure(config: &LocalConfig) -> Result<(), Problem> {
 }
 
 /// Makes exactly these environments reachable.
-pub(crate) fn expose(config: &LocalConfig, all: &[Exposure]) -> Result<(), Problem> {
+pub(crate) fn expose(config: &LocalConfig, all: &[Exposure]) -> Result<Exposed, Problem> {
     let edge = edge_config(config);
     let before = RoutesFile::read(&edge.routes).map_or(0, |file| file.version);
     let file = RoutesFile {
@@ -45,9 +48,14 @@ pub(crate) fn expose(config: &LocalConfig, all: &[Exposure]) -> Result<(), Probl
     file.write_atomically(&edge.routes)
         .map_err(|e| e.problem())?;
     ensure(config)?;
-    let answer = EdgeControl::connect(&edge.control)
-        .and_then(|mut edge| edge.reload())
-        .map_err(|e| e.problem())?;
+    let mut control = EdgeControl::connect(&edge.control).map_err(|e| e.problem())?;
+    let told = Instant::now();
+    let answer = control.reload().map_err(|e| e.problem())?;
+    let exposed = Exposed {
+        version: answer.version,
+        at: Timestamp::now(),
+        us: u64::try_from(told.elapsed().as_micros()).unwrap_or(u64::MAX),
+    };
     let refused: Vec<String> = answer
         .ports
         .iter()
@@ -63,7 +71,7 @@ pub(crate) fn expose(config: &LocalConfig, all: &[Exposure]) -> Result<(), Probl
         })
         .collect();
     if refused.is_empty() {
-        return Ok(());
+        return Ok(exposed);
     }
     let mut problem = port_in_use(format!(
         "{} published ports cannot be listened on",

@@ -11,6 +11,7 @@ mod dirs;
 mod disks;
 mod doctor;
 mod edge;
+mod entry;
 mod exec;
 mod ksm;
 mod leftovers;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use offshoot_checkpoint::{Container, Criu, CriuInfo, Insist, Ladder, preflight};
 use offshoot_engine::{
-    Begin, ByteStream, CutOrder, CutOutcome, Engine, ExecSession, Exposure, Fallback, Gate,
-    LogQuery, NodeStatus, ReadyImage,
+    Begin, ByteStream, CutOrder, CutOutcome, Engine, ExecSession, Exposed, Exposure, Fallback,
+    Gate, LogQuery, NodeStatus, ReadyImage,
 };
 use offshoot_images::{Image, ImageError, Images};
 use offshoot_model::environment::PortBinding;
@@ -493,9 +493,19 @@ impl Engine for Local {
             .await
     }
 
-    async fn expose(&self, all: Vec<Exposure>) -> Result<(), Problem> {
+    async fn expose(&self, all: Vec<Exposure>) -> Result<Exposed, Problem> {
         self.run(move |inner| edge::expose(&inner.config, &all))
             .await
+    }
+
+    async fn ask_entry(
+        &self,
+        environment: &Environment,
+        node: &Node,
+        host: &str,
+        path: &str,
+    ) -> Result<u16, String> {
+        crate::entry::ask(environment, node, host, path).await
     }
 
     async fn ensure_entrance(&self) -> Result<(), Problem> {

@@ -7,6 +7,7 @@ pub mod failpoint;
 mod stream;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use offshoot_model::environment::PortBinding;
 use offshoot_model::manifest::ImageConfig;
 use offshoot_model::view::{DoctorReport, ExecRequest, ImageView, LogLine, PoolView};
@@ -115,6 +116,17 @@ pub struct Exposure {
     pub reach: Reach,
 }
 
+/// How the edge took to what it was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exposed {
+    /// Version of the routes that it uses from then on.
+    pub version: u64,
+    /// When it said so.
+    pub at: Timestamp,
+    /// From telling it to its answer, microseconds.
+    pub us: u64,
+}
+
 /// Something that runs environments.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
@@ -192,7 +204,17 @@ pub trait Engine: Send + Sync + 'static {
     async fn ensure_removed(&self, environment: &EnvId) -> Result<(), Problem>;
 
     /// Makes exactly these environments known at the edge. Answers only when the edge uses them.
-    async fn expose(&self, all: Vec<Exposure>) -> Result<(), Problem>;
+    async fn expose(&self, all: Vec<Exposure>) -> Result<Exposed, Problem>;
+
+    /// `GET path` of a node of the entry layer, past the edge but as it would ask for `host`: the status of the answer,
+    /// or in a sentence why there was none. Bounded in time.
+    async fn ask_entry(
+        &self,
+        environment: &Environment,
+        node: &Node,
+        host: &str,
+        path: &str,
+    ) -> Result<u16, String>;
 
     /// Starts again what leads people in, if something ended it, with what was exposed last.
     async fn ensure_entrance(&self) -> Result<(), Problem>;

@@ -4,6 +4,7 @@
 //! so a change to a public field is a change to both.
 
 pub mod clone;
+pub mod domain;
 pub mod environment;
 pub mod id;
 pub mod manifest;
@@ -15,6 +16,7 @@ pub mod quantity;
 pub mod view;
 
 pub use clone::{CloneReport, Memory, MemoryWay, NodeCloneReport, Rung, RungChoice};
+pub use domain::Domain;
 pub use environment::{Environment, EnvironmentState, Lineage, Node, NodeState, Placement, Volume};
 pub use id::{EnvId, NodeId, OperationId};
 pub use manifest::{ImageSource, Layer, Manifest};

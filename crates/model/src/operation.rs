@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::clone::CloneReport;
+use crate::domain::SwapReport;
 use crate::id::{EnvId, OperationId};
 use crate::problem::Problem;
 
@@ -28,6 +29,12 @@ pub enum OperationKind {
     ImagePull,
     /// Grow the pool.
     PoolGrow,
+    /// Give an environment custom domains.
+    DomainAdd,
+    /// Take a custom domain away from an environment.
+    DomainRemove,
+    /// Exchange the custom domains of two environments.
+    Swap,
 }
 
 /// How far an operation is.
@@ -85,6 +92,9 @@ pub struct Operation {
     pub problem: Option<Problem>,
     /// What a clone measured.
     pub report: Option<CloneReport>,
+    /// What a swap did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap: Option<SwapReport>,
     /// Things worth knowing that are no failure, for instance a published port that the clone could not have.
     #[serde(default)]
     pub notices: Vec<String>,

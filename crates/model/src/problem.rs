@@ -79,6 +79,14 @@ codes! {
     ImageBuildFailed = "image-build-failed", 422;
     /// A published port is taken.
     PortInUse = "port-in-use", 409;
+    /// A host name or path that cannot be a custom domain here.
+    DomainInvalid = "domain-invalid", 422;
+    /// Another environment has the domain.
+    DomainTaken = "domain-taken", 409;
+    /// The environment has no such custom domain.
+    DomainUnknown = "domain-unknown", 404;
+    /// What should get a domain did not answer well, so nothing was switched.
+    WarmFailed = "warm-failed", 504;
     /// The pool has too little room.
     PoolFull = "pool-full", 507;
     /// The pool cannot be used.

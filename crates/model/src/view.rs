@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::clone::{Memory, Rung, RungChoice};
+use crate::domain::{Domain, DomainView, Warm};
 use crate::environment::{EnvironmentState, NodeState, PortBinding};
 use crate::id::{EnvId, OperationId};
 use crate::manifest::{ImageConfig, ImageSource, Manifest, Role, Scaling, VolumeClone};
@@ -45,6 +46,28 @@ pub struct RenameRequest {
     pub name: String,
 }
 
+/// `POST /api/v1/environments/{environment}/domains`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DomainAddRequest {
+    /// Domains to add, all in one step; 1 to 64.
+    pub domains: Vec<Domain>,
+}
+
+/// `POST /api/v1/environments/{environment}/swap`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SwapRequest {
+    /// The other environment, by name or id.
+    pub with: String,
+    /// Exchange again what the last swap of the two exchanged; refused when their domains changed since.
+    #[serde(default)]
+    pub back: bool,
+    /// What must be seen before anything is switched.
+    #[serde(default)]
+    pub warm: Warm,
+}
+
 /// `POST /api/v1/images`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -75,6 +98,9 @@ pub struct EnvironmentView {
     pub healthy: bool,
     /// Address for a browser, when a layer has an entry.
     pub url: Option<String>,
+    /// Custom domains, by host name.
+    #[serde(default)]
+    pub domains: Vec<DomainView>,
     /// Where it came from.
     pub parent: Option<LineageView>,
     /// When it was created.

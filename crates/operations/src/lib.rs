@@ -5,6 +5,7 @@
 
 mod clone;
 mod create;
+mod domains;
 mod health;
 mod image;
 mod live;
@@ -21,6 +22,7 @@ mod service;
 mod shared;
 mod submit;
 mod supervise;
+mod swap;
 #[cfg(test)]
 mod tests;
 mod view;

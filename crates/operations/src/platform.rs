@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use offshoot_engine::{ByteStream, ExecSession, LogQuery};
+use offshoot_model::domain::DomainView;
 use offshoot_model::view::{
-    CloneRequest, CreateRequest, DoctorReport, EnvironmentView, Event, ExecRequest, ImageView,
-    LogLine, PlanView, PoolView,
+    CloneRequest, CreateRequest, DoctorReport, DomainAddRequest, EnvironmentView, Event,
+    ExecRequest, ImageView, LogLine, PlanView, PoolView, SwapRequest,
 };
 use offshoot_model::{ImageSource, Manifest, Operation, OperationId, Problem};
 use tokio::sync::mpsc;
@@ -33,6 +34,12 @@ pub enum Request {
     ImagePull(ImageSource),
     /// Grow the pool to this many bytes.
     PoolGrow(u64),
+    /// Give an environment custom domains.
+    DomainAdd(String, DomainAddRequest),
+    /// Take a custom domain, as people type it, away from an environment.
+    DomainRemove(String, String),
+    /// Exchange the custom domains of an environment with another's.
+    Swap(String, SwapRequest),
 }
 
 /// All that can be asked for. Environments are named by name or id, nodes by name (`web-1`) or layer (`web`, its
@@ -69,6 +76,9 @@ pub trait Platform: Send + Sync + 'static {
 
     /// One environment.
     async fn environment(&self, environment: &str) -> Result<EnvironmentView, Problem>;
+
+    /// Custom domains of an environment, by name.
+    async fn domains(&self, environment: &str) -> Result<Vec<DomainView>, Problem>;
 
     /// An environment's manifest, secrets left out.
     async fn manifest(&self, environment: &str) -> Result<Manifest, Problem>;

@@ -114,6 +114,8 @@ fn give_up(
             {
                 tx.set_state(id, EnvironmentState::Broken)?;
             }
+            // A domain that nobody finishes removing stays.
+            tx.let_domains_stay(operation.id)?;
             tx.update_operation(&operation)
         })
         .map(|_| ())

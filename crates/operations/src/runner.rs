@@ -228,6 +228,8 @@ impl Shared {
             Settle::Nothing => self.store.update_operation(&operation),
             Settle::State(id, state) => self.store.finish_with_state(&operation, &id, state),
             Settle::Gone(id) => self.store.finish_with_removal(&operation, &id),
+            Settle::DomainsGone => self.store.finish_with_domains_gone(&operation),
+            Settle::Swapped(swap) => self.store.finish_with_swap(&operation, &swap),
         }
         .map_err(store_problem)?;
         self.forget_announced(operation.id);

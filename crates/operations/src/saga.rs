@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use offshoot_engine::Engine;
 use offshoot_model::{EnvId, EnvironmentState, OperationKind, Problem};
+use offshoot_store::LastSwap;
 use serde::{Deserialize, Serialize};
 
 use crate::live::{Live, StepProgress};
 use crate::locks::Held;
 use crate::shared::{Change, Shared};
-use crate::{clone, create, image, pool, power, remove, rename};
+use crate::{clone, create, domains, image, pool, power, remove, rename, swap};
 
 /// What the final record changes beside the operation itself, in the same transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,10 @@ pub(crate) enum Settle {
     State(EnvId, EnvironmentState),
     /// The environment's rows go.
     Gone(EnvId),
+    /// The domains that the operation marked go.
+    DomainsGone,
+    /// Two environments have these domains after a swap.
+    Swapped(LastSwap),
 }
 
 /// One kind of operation.
@@ -66,7 +71,9 @@ pub(crate) trait Saga: Send + Sync {
     fn on_unbegun(&self) -> Settle {
         match self.on_undone() {
             Settle::Gone(id) => Settle::Gone(id),
-            Settle::State(..) | Settle::Nothing => Settle::Nothing,
+            Settle::State(..) | Settle::Nothing | Settle::DomainsGone | Settle::Swapped(_) => {
+                Settle::Nothing
+            }
         }
     }
 
@@ -89,6 +96,9 @@ pub(crate) enum Plan {
     Remove(remove::Remove),
     ImagePull(image::Pull),
     PoolGrow(pool::Grow),
+    DomainAdd(domains::Add),
+    DomainRemove(domains::Remove),
+    Swap(swap::Swap),
 }
 
 impl Plan {
@@ -102,6 +112,9 @@ impl Plan {
             Self::Remove(saga) => saga,
             Self::ImagePull(saga) => saga,
             Self::PoolGrow(saga) => saga,
+            Self::DomainAdd(saga) => saga,
+            Self::DomainRemove(saga) => saga,
+            Self::Swap(saga) => saga,
         }
     }
 
@@ -115,6 +128,9 @@ impl Plan {
             Self::Remove(_) => OperationKind::Remove,
             Self::ImagePull(_) => OperationKind::ImagePull,
             Self::PoolGrow(_) => OperationKind::PoolGrow,
+            Self::DomainAdd(_) => OperationKind::DomainAdd,
+            Self::DomainRemove(_) => OperationKind::DomainRemove,
+            Self::Swap(_) => OperationKind::Swap,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use offshoot_engine::{ByteStream, Engine, ExecSession, LogQuery};
+use offshoot_model::domain::DomainView;
 use offshoot_model::view::{
     CloneRequest, DoctorReport, EnvironmentView, Event, ExecRequest, ImageView, LogLine, PlanView,
     PlannedNode, PlannedVolume, PoolView,
@@ -316,6 +317,14 @@ impl Platform for Operations {
         self.shared
             .view(&self.shared.find(environment)?, Detail::Full)
             .await
+    }
+
+    async fn domains(&self, environment: &str) -> Result<Vec<DomainView>, Problem> {
+        let environment = self.shared.find(environment)?;
+        self.shared
+            .store
+            .domains(&environment.id)
+            .map_err(store_problem)
     }
 
     async fn manifest(&self, environment: &str) -> Result<Manifest, Problem> {

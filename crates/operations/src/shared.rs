@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use offshoot_engine::{Engine, Exposure, Reach};
+use offshoot_engine::{Engine, Exposed, Exposure, Reach};
 use offshoot_model::{
     Code, EnvId, Environment, EnvironmentState, Fault, NodeId, OperationId, Problem,
 };
@@ -144,7 +144,21 @@ impl Shared {
         operation: Option<OperationId>,
         change: Change<'_>,
     ) -> Result<(), Problem> {
+        self.expose_after(operation, change, || Ok(()))
+            .await
+            .map(|_| ())
+    }
+
+    /// As [`Self::expose`], after `record`, which changes the store: nobody else tells the edge between the two, so what
+    /// it answers is the moment of the change.
+    pub(crate) async fn expose_after(
+        &self,
+        operation: Option<OperationId>,
+        change: Change<'_>,
+        record: impl FnOnce() -> Result<(), Problem> + Send,
+    ) -> Result<Exposed, Problem> {
         let _one_at_a_time = self.exposing.lock().await;
+        record()?;
         let change = match change {
             Change::None => None,
             Change::Open(id) => Some((id, Announced::Open)),
@@ -177,6 +191,7 @@ impl Shared {
             };
             all.push(self.exposure(environment, reach)?);
         }
+        leave_out_doubles(&mut all);
         self.engine.expose(all).await
     }
 
@@ -196,7 +211,9 @@ impl Shared {
 
     fn exposure(&self, environment: Environment, reach: Reach) -> Result<Exposure, Problem> {
         let ports = self.store.ports(&environment.id).map_err(store_problem)?;
-        let domains = vec![self.settings.host.domain(environment.name.as_str())];
+        let mut domains = vec![self.settings.host.domain(environment.name.as_str())];
+        let custom = self.store.domains(&environment.id).map_err(store_problem)?;
+        domains.extend(custom.into_iter().map(|domain| domain.host));
         Ok(Exposure {
             environment,
             domains,
@@ -220,6 +237,27 @@ impl Shared {
             .filter(|(_, live)| live.touches(environment))
             .map(|(id, _)| *id)
             .min()
+    }
+}
+
+/// The edge refuses a name that leads to two places. Custom domains that became somebody's default domain, because the
+/// configuration changed, give way.
+fn leave_out_doubles(all: &mut [Exposure]) {
+    let mut seen: std::collections::HashSet<String> = all
+        .iter()
+        .filter_map(|one| one.domains.first().cloned())
+        .collect();
+    for one in all {
+        let name = &one.environment.name;
+        let mut first = true;
+        one.domains.retain(|domain| {
+            let keep = std::mem::take(&mut first) || seen.insert(domain.clone());
+            if !keep {
+                tracing::warn!(environment = %name, domain,
+                    "a custom domain is not served: it is an environment's default domain");
+            }
+            keep
+        });
     }
 }
 

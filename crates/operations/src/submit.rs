@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use jiff::Timestamp;
+use offshoot_model::domain::SwapReport;
 use offshoot_model::environment::PortBinding;
 use offshoot_model::operation::{StepRecord, StepState};
 use offshoot_model::view::{CloneRequest, CreateRequest};
@@ -27,18 +28,20 @@ const MOST_UNDER_WAY: usize = 256;
 const MOST_ON_ONE: usize = 64;
 
 /// What a request becomes before it is recorded.
-struct Draft {
+pub(crate) struct Draft {
     plan: Plan,
     environment: Option<EnvId>,
     subject: String,
     parent: Option<String>,
+    /// For a swap, with whom.
+    pub(crate) swap: Option<SwapReport>,
     notices: Vec<String>,
     /// A new environment to reserve together with the operation.
     reserve: Option<(Environment, Vec<PortBinding>)>,
 }
 
 impl Draft {
-    fn on(environment: &Environment, plan: Plan) -> Self {
+    pub(crate) fn on(environment: &Environment, plan: Plan) -> Self {
         Self {
             environment: Some(environment.id.clone()),
             ..Self::of_host(environment.name.to_string(), plan)
@@ -52,6 +55,7 @@ impl Draft {
             environment: None,
             subject,
             parent: None,
+            swap: None,
             notices: Vec::new(),
             reserve: None,
         }
@@ -94,6 +98,13 @@ impl Shared {
                 offshoot_model::quantity::format_bytes(size),
                 Plan::PoolGrow(pool::Grow { size }),
             ),
+            Request::DomainAdd(environment, request) => {
+                self.draft_domain_add(&environment, request.domains)?
+            }
+            Request::DomainRemove(environment, domain) => {
+                self.draft_domain_remove(&environment, &domain)?
+            }
+            Request::Swap(environment, request) => self.draft_swap(&environment, request)?,
         };
         let environments = draft.plan.saga().environments();
         self.must_have_room(&environments)?;
@@ -120,6 +131,7 @@ impl Shared {
                 .collect(),
             problem: None,
             report: None,
+            swap: draft.swap,
             notices: draft.notices,
         };
         let json = serde_json::to_value(&draft.plan)
@@ -337,7 +349,7 @@ impl Shared {
     }
 
     /// An environment that is made and not being removed.
-    fn settled(&self, environment: &str, done: &str) -> Result<Environment, Problem> {
+    pub(crate) fn settled(&self, environment: &str, done: &str) -> Result<Environment, Problem> {
         let found = self.find(environment)?;
         let why = match found.state {
             EnvironmentState::Running | EnvironmentState::Stopped => return Ok(found),

@@ -69,6 +69,7 @@ impl Shared {
                 .manifest
                 .entry()
                 .map(|_| self.settings.host.url(environment.name.as_str())),
+            domains: self.store.domains(&environment.id).map_err(store_problem)?,
             parent: self.lineage(environment),
             created: environment.created,
             layers,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use offshoot_model::environment::PortBinding;
-use offshoot_model::{Code, EnvName, Fault, OperationId, Problem};
+use offshoot_model::{Code, Domain, EnvName, Fault, OperationId, Problem};
 use rusqlite::ErrorCode;
 
 /// Why a call on the store failed. Nothing of the call was kept.
@@ -38,6 +38,28 @@ pub enum StoreError {
         base: u32,
         /// Name of the environment that has one of them.
         holder: EnvName,
+    },
+    /// Another environment has the domain, or it is just being removed.
+    #[error("the domain {domain} belongs to environment {holder}")]
+    DomainTaken {
+        /// The domain.
+        domain: Domain,
+        /// Name of the environment that has it.
+        holder: EnvName,
+    },
+    /// The environment has no such domain.
+    #[error("environment {environment} has no domain {domain}")]
+    DomainUnknown {
+        /// The domain.
+        domain: Domain,
+        /// The environment's name.
+        environment: EnvName,
+    },
+    /// A domain that was to be moved is not there any more.
+    #[error("the domain {domain} was removed meanwhile")]
+    DomainsChanged {
+        /// The domain.
+        domain: Domain,
     },
     /// No such environment.
     #[error("there is no environment {environment}")]
@@ -154,6 +176,21 @@ impl StoreError {
                 what,
                 "try again; if it stays, widen network.outer_pool or ids.count in the configuration",
             ),
+            Self::DomainTaken { domain, holder } => Problem::new(
+                Code::DomainTaken,
+                Fault::Request,
+                what,
+                format!("remove it there first (`offshoot domain rm {holder} {domain}`), or exchange domains with `offshoot swap`"),
+            ),
+            Self::DomainUnknown { environment, .. } => Problem::new(
+                Code::DomainUnknown,
+                Fault::Request,
+                what,
+                format!("see `offshoot domain ls {environment}` for those it has"),
+            ),
+            Self::DomainsChanged { .. } => {
+                Problem::new(Code::WrongState, Fault::Request, what, "look at `offshoot domain ls` and ask again")
+            }
             Self::EnvironmentUnknown { .. } => {
                 Problem::new(Code::EnvironmentUnknown, Fault::Request, what, "see `offshoot ls` for what there is")
             }

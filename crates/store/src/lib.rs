@@ -7,6 +7,7 @@
 //! One connection, one writer; every call is short and blocks. A transaction is on the disk when the call returns
 //! (WAL with `synchronous=FULL`), except [`Store::note_progress`].
 
+mod domains;
 mod environments;
 mod error;
 mod events;
@@ -21,12 +22,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+use offshoot_model::domain::DomainView;
 use offshoot_model::environment::PortBinding;
 use offshoot_model::view::Event;
-use offshoot_model::{EnvId, EnvName, Environment, EnvironmentState, Operation, OperationId};
+use offshoot_model::{
+    Domain, EnvId, EnvName, Environment, EnvironmentState, Operation, OperationId,
+};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use serde_json::Value;
 
+pub use domains::{DomainHolder, LastSwap};
 pub use error::StoreError;
 pub use ports::overlaps;
 pub use schema::SCHEMA_VERSION;
@@ -272,6 +278,16 @@ in_own_transaction! {
     read all_ports() -> Vec<(EnvId, PortBinding)>;
     read node_restarts(id: &EnvId, node: &str) -> u32;
     update_in_one set_node_restarts(id: &EnvId, node: &str, restarts: u32) -> ();
+    update_in_one add_domains(id: &EnvId, domains: &[Domain], by: OperationId, at: Timestamp) -> ();
+    update_in_one take_domains_back(by: OperationId) -> ();
+    update_in_one let_domain_leave(id: &EnvId, domain: &Domain, by: OperationId) -> ();
+    update_in_one let_domains_stay(by: OperationId) -> ();
+    update_in_one place_domains(places: &[(Domain, EnvId)]) -> ();
+    read domains(id: &EnvId) -> Vec<DomainView>;
+    read domain_holder(domain: &Domain) -> Option<DomainHolder>;
+    read last_swap(one: &EnvId, other: &EnvId) -> Option<LastSwap>;
+    update_in_one finish_with_domains_gone(operation: &Operation) -> Event;
+    update_in_one finish_with_swap(operation: &Operation, swap: &LastSwap) -> Event;
     update_in_one record_operation(operation: &Operation, plan: &Value) -> Event;
     update_in_one update_operation(operation: &Operation) -> Event;
     update_in_one save_operation(operation: &Operation, plan: &Value) -> Event;

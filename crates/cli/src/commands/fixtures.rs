@@ -1,6 +1,7 @@
 //! Views for the tests of tables.
 
 use jiff::Timestamp;
+use offshoot_model::domain::{DomainView, MovedDomain, SwapReport};
 use offshoot_model::environment::{EnvironmentState, Health, NodeState, PortBinding};
 use offshoot_model::manifest::{ImageConfig, Protocol, PublishedPort, Role, Scaling, VolumeClone};
 use offshoot_model::operation::{Progress, StepState};
@@ -76,6 +77,7 @@ fn environment(env: &str, name: &str, third: u8) -> EnvironmentView {
         state: EnvironmentState::Running,
         healthy: true,
         url: Some(format!("http://{name}.localhost:8080/")),
+        domains: Vec::new(),
         parent: None,
         created: ago(7_300),
         layers: vec![
@@ -113,6 +115,52 @@ fn environment(env: &str, name: &str, third: u8) -> EnvironmentView {
             layer: "db".parse().unwrap(),
         }],
         operation: None,
+    }
+}
+
+/// The shop with two custom domains.
+pub(crate) fn shop_with_domains() -> EnvironmentView {
+    let held = |host: &str, seconds| DomainView {
+        host: host.to_owned(),
+        path: "/".to_owned(),
+        added: ago(seconds),
+    };
+    EnvironmentView {
+        domains: vec![held("shop.example.com", 7_200), held("www.example.com", 60)],
+        ..shop()
+    }
+}
+
+pub(crate) fn swap_operation() -> Operation {
+    let moved = |host: &str, from: &str, to: &str| MovedDomain {
+        host: host.to_owned(),
+        path: "/".to_owned(),
+        from: from.to_owned(),
+        to: to.to_owned(),
+    };
+    Operation {
+        kind: OperationKind::Swap,
+        environment: Some(id("aaaaaaaa")),
+        subject: "shop".to_owned(),
+        parent: None,
+        steps: vec![
+            step("preflight", StepState::Done, Some(300)),
+            step("warm", StepState::Done, Some(9_000)),
+            step("switch", StepState::Done, Some(2_000)),
+        ],
+        report: None,
+        swap: Some(SwapReport {
+            with: "next".to_owned(),
+            moved: vec![
+                moved("shop.example.com", "shop", "next"),
+                moved("next.example.com", "next", "shop"),
+            ],
+            switched: Some(ago(181)),
+            us: Some(840),
+            version: Some(42),
+        }),
+        notices: Vec::new(),
+        ..clone_operation()
     }
 }
 
@@ -266,6 +314,7 @@ pub(crate) fn clone_operation() -> Operation {
                 ),
             ],
         }),
+        swap: None,
         notices: vec!["port 8081 is taken by shop; the clone has 8082".to_owned()],
     }
 }
@@ -302,6 +351,7 @@ pub(crate) fn failed_operation() -> Operation {
             .detail("the registry answered 404"),
         ),
         report: None,
+        swap: None,
         notices: Vec::new(),
     }
 }

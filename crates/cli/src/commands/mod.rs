@@ -3,6 +3,7 @@
 pub(crate) mod clone;
 pub(crate) mod create;
 pub(crate) mod doctor;
+pub(crate) mod domain;
 pub(crate) mod exec;
 mod exec_session;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod plan_view;
 pub(crate) mod pool;
 pub(crate) mod power;
 pub(crate) mod show;
+pub(crate) mod swap;
 mod timing;
 
 use crate::args::Command;
@@ -37,6 +39,8 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<(), Failu
         Command::Stop(args) => power::stop(context, args).await,
         Command::Rename(args) => power::rename(context, args).await,
         Command::Rm(args) => power::rm(context, args).await,
+        Command::Domain(args) => domain::run(context, args).await,
+        Command::Swap(args) => swap::run(context, args).await,
         Command::Exec(args) => exec::run(context, args).await,
         Command::Logs(args) => logs::run(context, args).await,
         Command::Cp(args) => cp::run(context, args).await,

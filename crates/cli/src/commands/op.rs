@@ -6,6 +6,7 @@ use offshoot_model::operation::StepState;
 use offshoot_model::{Operation, OperationKind, OperationState};
 
 use super::clone;
+use super::swap;
 use super::timing;
 use crate::api::Route;
 use crate::context::{Context, Format};
@@ -17,7 +18,7 @@ use crate::term::{Paint, safe};
 
 /// See what is being done and was done: operations.
 ///
-/// Every change that takes time (create, clone, start, stop, rename, rm, fetching images, growing the pool) is an
+/// Every change that takes time (create, clone, start, stop, rename, rm, domains, swap, fetching images, growing the pool) is an
 /// operation with an id. It goes on when the command that began it is gone, and over a restart of the daemon.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -134,7 +135,24 @@ pub(super) fn kind(kind: OperationKind) -> &'static str {
         OperationKind::Remove => "rm",
         OperationKind::ImagePull => "image pull",
         OperationKind::PoolGrow => "pool grow",
+        OperationKind::DomainAdd => "domain add",
+        OperationKind::DomainRemove => "domain rm",
+        OperationKind::Swap => "swap",
     }
+}
+
+/// The command and what it is about.
+fn what(operation: &Operation) -> String {
+    let with = operation
+        .swap
+        .as_ref()
+        .map(|swap| format!(" {}", swap.with));
+    format!(
+        "{} {}{}",
+        kind(operation.kind),
+        operation.subject,
+        with.unwrap_or_default()
+    )
 }
 
 fn state_cell(of: OperationState) -> comfy_table::Cell {
@@ -163,7 +181,7 @@ fn list(operations: &[Operation], paint: Paint, now: Timestamp) -> String {
     for operation in operations {
         let what = match &operation.parent {
             Some(parent) => format!("{} {parent} as {}", kind(operation.kind), operation.subject),
-            None => format!("{} {}", kind(operation.kind), operation.subject),
+            None => what(operation),
         };
         let freeze = operation
             .report
@@ -187,10 +205,7 @@ fn list(operations: &[Operation], paint: Paint, now: Timestamp) -> String {
 fn details(operation: &Operation, paint: Paint, now: Timestamp) -> String {
     let mut rows = vec![
         ("Id", operation.id.to_string()),
-        (
-            "What",
-            format!("{} {}", kind(operation.kind), operation.subject),
-        ),
+        ("What", what(operation)),
         ("State", state_cell(operation.state).content()),
         (
             "Began",
@@ -219,7 +234,18 @@ fn details(operation: &Operation, paint: Paint, now: Timestamp) -> String {
             rows.push(("Answers after", human::duration(us)));
         }
     }
+    if let Some(swap) = &operation.swap {
+        rows.extend(swap::rows(swap));
+    }
     let mut out = fields(&rows, paint);
+    if let Some(swap) = operation
+        .swap
+        .as_ref()
+        .filter(|swap| swap.switched.is_some())
+    {
+        out.push('\n');
+        out.push_str(&swap::moved(swap, paint));
+    }
     if !operation.steps.is_empty() {
         let mut steps = Grid::new(&["STEP", "STATE", "TOOK"], paint).right(&[2]);
         for step in &operation.steps {

@@ -72,6 +72,13 @@ fn details(view: &EnvironmentView, paint: Paint, now: Timestamp) -> String {
         ("State", state_text(view)),
         ("Address", optional(view.url.clone())),
         (
+            "Domains",
+            optional((!view.domains.is_empty()).then(|| {
+                let names = view.domains.iter().map(|held| held.domain().to_string());
+                names.collect::<Vec<_>>().join(", ")
+            })),
+        ),
+        (
             "Created",
             format!("{} ({:.0})", human::age(view.created, now), view.created),
         ),

@@ -294,6 +294,7 @@ pub(crate) fn operation(kind: OperationKind, subject: &str, state: OperationStat
         steps: vec![step("network", first), step("nodes", second)],
         problem: None,
         report: None,
+        swap: None,
         notices: Vec::new(),
     }
 }

@@ -432,3 +432,90 @@ fn images_are_fetched_and_the_pool_grows() {
         ]
     );
 }
+
+#[test]
+fn domains_are_added_and_removed_as_typed() {
+    use offshoot_model::view::DomainAddRequest;
+    let done = |kind| accepted(&operation(kind, "shop", OperationState::Done));
+    let requests: Arc<Mutex<Vec<DomainAddRequest>>> = Arc::default();
+    let seen = Arc::clone(&requests);
+    let routes = Router::new()
+        .route(
+            "/environments/shop/domains",
+            post(move |Json(request): Json<DomainAddRequest>| async move {
+                seen.lock().unwrap().push(request);
+                done(OperationKind::DomainAdd)
+            }),
+        )
+        .route(
+            "/environments/shop/domains/{domain}",
+            axum::routing::delete(move || async move { done(OperationKind::DomainRemove) }),
+        );
+    let fake = Fake::start(routes);
+    let added = fake.run(&["domain", "add", "shop", "A.test", "b.test/c"]);
+    assert_eq!(added.expect(0).text(), "shop\n");
+    let asked = &requests.lock().unwrap()[0].domains;
+    let typed: Vec<_> = asked.iter().map(ToString::to_string).collect();
+    assert_eq!(typed, ["A.test", "b.test/c"]);
+    let removed = fake.run(&["domain", "rm", "shop", "a.test", "b.test/c", "-o", "json"]);
+    assert_eq!(removed.expect(0).json().as_array().map(Vec::len), Some(2));
+    let deletes: Vec<_> = fake
+        .asked()
+        .into_iter()
+        .filter(|asked| asked.starts_with("DELETE"))
+        .collect();
+    let path = "DELETE /api/v1/environments/shop/domains";
+    assert_eq!(
+        deletes,
+        [format!("{path}/a.test"), format!("{path}/b.test%2Fc")]
+    );
+}
+
+#[test]
+fn a_swap_says_what_is_to_be_seen_first_and_what_came_of_it() {
+    use offshoot_model::domain::{MovedDomain, SwapReport, Warm};
+    use offshoot_model::view::SwapRequest;
+    let mut done = operation(OperationKind::Swap, "shop", OperationState::Done);
+    done.swap = Some(SwapReport {
+        with: "next".to_owned(),
+        moved: vec![MovedDomain {
+            host: "a.test".to_owned(),
+            path: "/".to_owned(),
+            from: "shop".to_owned(),
+            to: "next".to_owned(),
+        }],
+        switched: Some("2026-01-01T00:00:00Z".parse().unwrap()),
+        us: Some(900),
+        version: Some(7),
+    });
+    let requests: Arc<Mutex<Vec<SwapRequest>>> = Arc::default();
+    let seen = Arc::clone(&requests);
+    let routes = Router::new().route(
+        "/environments/shop/swap",
+        post(move |Json(request): Json<SwapRequest>| async move {
+            seen.lock().unwrap().push(request);
+            accepted(&done)
+        }),
+    );
+    let fake = Fake::start(routes);
+    let told = fake.run(&["swap", "shop", "next"]).expect(0);
+    for part in ["a.test   shop   next", "900 µs", "swap --back shop next"] {
+        assert!(told.text().contains(part), "no {part} in {}", told.text());
+    }
+    let args =
+        "swap --back shop next --warm /a --warm /b --warm-answers 1 --warm-timeout 2s -o json";
+    let told = fake.run(&args.split(' ').collect::<Vec<_>>()).expect(0);
+    assert_eq!(told.json()["swap"]["version"], 7);
+    let requests = requests.lock().unwrap();
+    assert_eq!(
+        (requests[0].back, &requests[0].warm),
+        (false, &Warm::default())
+    );
+    let warm = Warm {
+        paths: vec!["/a".to_owned(), "/b".to_owned()],
+        answers: 1,
+        timeout_ms: 2_000,
+    };
+    assert_eq!((requests[1].back, &requests[1].warm), (true, &warm));
+    assert_eq!(requests[1].with, "next");
+}

@@ -1,14 +1,14 @@
 //! An engine that only pretends: it notes each call, keeps in memory what would be on a host, and fails or hangs where
 //! a test says so.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use offshoot_engine::{
-    Begin, ByteStream, CutOrder, CutOutcome, Engine, ExecOutput, ExecSession, Exposure, Gate,
-    LogQuery, NodeStatus, Reach, ReadyImage,
+    Begin, ByteStream, CutOrder, CutOutcome, Engine, ExecOutput, ExecSession, Exposed, Exposure,
+    Gate, LogQuery, NodeStatus, Reach, ReadyImage,
 };
 use offshoot_model::environment::{Health, PortBinding};
 use offshoot_model::manifest::ImageConfig;
@@ -47,6 +47,12 @@ pub(super) struct Host {
     pub(super) cuts: BTreeSet<EnvId>,
     /// What the edge knows, by domain.
     pub(super) exposed: BTreeMap<String, Reach>,
+    /// Where the edge leads, by domain.
+    pub(super) leads: BTreeMap<String, EnvId>,
+    /// Version of what the edge knows.
+    pub(super) version: u64,
+    /// Status of the next answers of entry nodes; 200 after the last.
+    pub(super) answers: VecDeque<u16>,
     /// Exit status of health checks, by node name; 0 when absent.
     pub(super) checks: HashMap<String, i32>,
     /// Nodes that end at once with this status when they are started.
@@ -319,7 +325,20 @@ impl Engine for Pretend {
         .await
     }
 
-    async fn expose(&self, all: Vec<Exposure>) -> Result<(), Problem> {
+    async fn ask_entry(
+        &self,
+        environment: &Environment,
+        _: &Node,
+        host: &str,
+        path: &str,
+    ) -> Result<u16, String> {
+        let what = format!("ask {} for {host}{path}", environment.name);
+        self.call(what, |host| host.answers.pop_front().unwrap_or(200))
+            .await
+            .map_err(|problem| problem.what)
+    }
+
+    async fn expose(&self, all: Vec<Exposure>) -> Result<Exposed, Problem> {
         let by_domain = |one: &Exposure| {
             one.domains
                 .iter()
@@ -328,7 +347,24 @@ impl Engine for Pretend {
                 .collect::<Vec<_>>()
         };
         let exposed = all.iter().flat_map(by_domain).collect();
-        self.call("expose", |host| host.exposed = exposed).await
+        let leads = all
+            .iter()
+            .flat_map(|one| {
+                one.domains
+                    .iter()
+                    .map(|d| (d.clone(), one.environment.id.clone()))
+            })
+            .collect();
+        self.call("expose", |host| {
+            (host.exposed, host.leads) = (exposed, leads);
+            host.version += 1;
+            Exposed {
+                version: host.version,
+                at: Timestamp::now(),
+                us: 70,
+            }
+        })
+        .await
     }
 
     async fn ensure_entrance(&self) -> Result<(), Problem> {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod clone;
+mod domains;
 mod engine;
 mod health;
 mod power;

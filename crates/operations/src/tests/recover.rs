@@ -20,6 +20,8 @@ fn runtime() -> Runtime {
 struct Change {
     request: fn() -> Request,
     stopped: bool,
+    /// Custom domains that it has before; with any, there is an environment `next` beside it.
+    domains: &'static [&'static str],
     /// Looks at the end: the operation is done, or not.
     settled: fn(&World, bool),
 }
@@ -33,7 +35,14 @@ fn die_at(change: &Change, at: usize, act: Act) -> bool {
     let first = runtime();
     let (dir, engine, id) = first.block_on(async {
         let world = World::new();
-        world.created("shop", layers()).await;
+        if change.domains.is_empty() {
+            world.created("shop", layers()).await;
+        } else {
+            world.created("shop", domains::web()).await;
+            world.created("next", domains::web()).await;
+            world.run(domains::add("shop", change.domains)).await;
+            world.engine.calls();
+        }
         if change.stopped {
             world.run(Request::Stop("shop".into())).await;
             world.engine.calls();
@@ -106,6 +115,7 @@ fn create() {
     let change = Change {
         request: || super::create("blog", layers()),
         stopped: false,
+        domains: &[],
         settled: |world, done| {
             assert!(done);
             shop_runs(world, "blog");
@@ -119,6 +129,7 @@ fn clone() {
     let change = Change {
         request: || clone_of("shop"),
         stopped: false,
+        domains: &[],
         settled: |world, done| {
             shop_runs(world, "shop");
             match done {
@@ -138,6 +149,7 @@ fn rename() {
     let change = Change {
         request: || Request::Rename("shop".into(), "store".into()),
         stopped: false,
+        domains: &[],
         settled: |world, done| {
             assert!(done);
             shop_runs(world, "store");
@@ -152,6 +164,7 @@ fn start() {
     let change = Change {
         request: || Request::Start("shop".into()),
         stopped: true,
+        domains: &[],
         settled: |world, done| {
             assert!(done);
             shop_runs(world, "shop");
@@ -165,6 +178,7 @@ fn stop() {
     let change = Change {
         request: || Request::Stop("shop".into()),
         stopped: false,
+        domains: &[],
         settled: |world, done| {
             assert!(done && world.engine.host().nodes.is_empty());
             assert_eq!(world.state("shop"), Some(EnvironmentState::Stopped));
@@ -179,12 +193,125 @@ fn remove() {
     let change = Change {
         request: || Request::Remove("shop".into()),
         stopped: false,
+        domains: &[],
         settled: |world, done| {
             assert!(done);
             assert_eq!((world.named("shop"), world.reach("shop")), (None, None));
         },
     };
     die_everywhere(&change, 4);
+}
+
+#[test]
+fn domain_add() {
+    let change = Change {
+        request: || domains::add("shop", &["a.test", "b.test"]),
+        stopped: false,
+        domains: &["a.test"],
+        settled: |world, done| {
+            assert!(done);
+            assert_eq!(world.has("shop"), ["a.test", "b.test"]);
+            world.edge_is_right();
+        },
+    };
+    die_everywhere(&change, 1);
+}
+
+#[test]
+fn domain_remove() {
+    let change = Change {
+        request: || domains::remove("shop", "a.test"),
+        stopped: false,
+        domains: &["a.test", "b.test"],
+        settled: |world, done| {
+            assert!(done);
+            assert_eq!(world.has("shop"), ["b.test"]);
+            world.edge_is_right();
+            let gone = offshoot_model::Domain::of_host("a.test");
+            assert_eq!(world.shared.store.domain_holder(&gone).unwrap(), None);
+        },
+    };
+    die_everywhere(&change, 1);
+}
+
+#[test]
+fn swap() {
+    let change = Change {
+        request: || domains::swap("shop", "next"),
+        stopped: false,
+        domains: &["a.test", "b.test"],
+        settled: |world, done| {
+            assert!(done);
+            assert!(world.has("shop").is_empty());
+            assert_eq!(world.has("next"), ["a.test", "b.test"]);
+            world.edge_is_right();
+        },
+    };
+    die_everywhere(&change, 7);
+}
+
+#[test]
+fn a_domain_stays_when_its_removal_cannot_be_understood_any_more() {
+    let first = runtime();
+    let (dir, engine, id) = first.block_on(async {
+        let world = World::new();
+        world.created("shop", domains::web()).await;
+        world.run(domains::add("shop", &["a.test"])).await;
+        world.engine.host().acts.insert("expose".into(), Act::Hang);
+        let id = world.submit(domains::remove("shop", "a.test")).await;
+        world.engine.hangs.notified().await;
+        assert!(world.has("shop").is_empty());
+        let (operation, _) = world.shared.store.operation(id).unwrap().unwrap();
+        let unknown = json!({"saga": "of-another-version"});
+        world
+            .shared
+            .store
+            .save_operation(&operation, &unknown)
+            .unwrap();
+        (world.dir, world.engine, id)
+    });
+    drop(first);
+    engine.go_on();
+    runtime().block_on(async {
+        let world = World::on(dir, engine);
+        recover(&world.shared).await.unwrap();
+        assert_eq!(world.ended(id).await.state, OperationState::Failed);
+        assert_eq!(world.has("shop"), ["a.test"]);
+        world.edge_is_right();
+    });
+}
+
+/// As the next daemon finds it when a cancel was asked for and the switch had been made, but not been recorded.
+#[test]
+fn a_swap_cancelled_at_its_switch_is_taken_back_by_the_next_daemon() {
+    let first = runtime();
+    let (dir, engine, id) = first.block_on(async {
+        let world = World::new();
+        world.created("shop", domains::web()).await;
+        world.created("next", domains::web()).await;
+        world.run(domains::add("shop", &["a.test"])).await;
+        world
+            .engine
+            .host()
+            .acts
+            .insert("expose".into(), Act::HangLate);
+        let id = world.submit(domains::swap("shop", "next")).await;
+        world.engine.hangs.notified().await;
+        assert_eq!(world.leads("a.test").as_deref(), Some("next"));
+        world.shared.store.request_cancel(id).unwrap();
+        (world.dir, world.engine, id)
+    });
+    drop(first);
+    engine.go_on();
+    runtime().block_on(async {
+        let world = World::on(dir, engine);
+        recover(&world.shared).await.unwrap();
+        let operation = world.ended(id).await;
+        assert_eq!(operation.state, OperationState::Cancelled);
+        assert_eq!(operation.swap.unwrap().switched, None);
+        assert_eq!(world.has("shop"), ["a.test"]);
+        world.edge_is_right();
+    });
 }
 
 #[test]

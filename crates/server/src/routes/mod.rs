@@ -1,5 +1,6 @@
 //! The paths of the API.
 
+mod domains;
 mod environments;
 mod events;
 mod exec;
@@ -142,6 +143,9 @@ fn api_router() -> OpenApiRouter<Api> {
         .routes(routes!(environments::start))
         .routes(routes!(environments::stop))
         .routes(routes!(environments::plan))
+        .routes(routes!(domains::list, domains::add))
+        .routes(routes!(domains::remove))
+        .routes(routes!(domains::swap))
         .routes(routes!(logs::follow))
         .routes(routes!(exec::run))
         .routes(routes!(operations::list))

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use offshoot_model::domain::DomainView;
 use offshoot_model::operation::{OperationKind, OperationState};
 use offshoot_model::view::{
     CloneRequest, DoctorReport, EnvironmentView, Event, ExecRequest, ImageView, LogLine, LogStream,
@@ -91,6 +92,7 @@ pub fn operation(kind: OperationKind) -> Operation {
         steps: Vec::new(),
         problem: None,
         report: None,
+        swap: None,
         notices: Vec::new(),
     }
 }
@@ -118,6 +120,7 @@ pub fn environment(name: &str) -> EnvironmentView {
         state: EnvironmentState::Running,
         healthy: true,
         url: None,
+        domains: Vec::new(),
         parent: None,
         created: "2026-01-01T00:00:00Z".parse().unwrap(),
         layers: Vec::new(),
@@ -156,6 +159,16 @@ impl Platform for Fake {
                 format!("pull {}", source.display()),
             ),
             Request::PoolGrow(size) => (OperationKind::PoolGrow, format!("grow {size}")),
+            Request::DomainAdd(name, add) => {
+                let domains: Vec<_> = add.domains.iter().map(ToString::to_string).collect();
+                let call = format!("add to {name}: {}", domains.join(" "));
+                (OperationKind::DomainAdd, call)
+            }
+            Request::DomainRemove(name, domain) => (
+                OperationKind::DomainRemove,
+                format!("remove from {name}: {domain}"),
+            ),
+            Request::Swap(name, swap) => (OperationKind::Swap, format!("swap {name} {swap:?}")),
         };
         self.note(call)?;
         Ok(operation(kind))
@@ -247,6 +260,15 @@ impl Platform for Fake {
     async fn environment(&self, name: &str) -> Result<EnvironmentView, Problem> {
         self.note(format!("environment {name}"))?;
         Ok(environment(name))
+    }
+
+    async fn domains(&self, environment: &str) -> Result<Vec<DomainView>, Problem> {
+        self.note(format!("domains {environment}"))?;
+        Ok(vec![DomainView {
+            host: "shop.example.com".to_owned(),
+            path: "/".to_owned(),
+            added: "2026-01-01T00:00:00Z".parse().unwrap(),
+        }])
     }
 
     async fn manifest(&self, name: &str) -> Result<Manifest, Problem> {

@@ -43,6 +43,7 @@ pub fn operation(environment: &Environment) -> Operation {
         steps: Vec::new(),
         problem: None,
         report: None,
+        swap: None,
         notices: Vec::new(),
     }
 }

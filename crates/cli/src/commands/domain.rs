@@ -1,0 +1,161 @@
+//! `domain`: the names that people bring.
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use offshoot_model::domain::DomainView;
+use offshoot_model::view::{DomainAddRequest, EnvironmentView};
+use offshoot_model::{Domain, Operation};
+use serde::Serialize;
+
+use crate::api::Route;
+use crate::context::{Context, Format};
+use crate::failure::Failure;
+use crate::follow::{Wait, complete_all};
+use crate::human;
+use crate::table::Grid;
+use crate::term::Paint;
+
+/// See and change the custom domains of environments.
+///
+/// An environment answers at its default domain, which follows from its name, and at any custom domains. That their names
+/// lead to this host is up to your DNS.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    offshoot domain add shop shop.example.com www.example.com\n  \
+    offshoot domain ls\n  \
+    offshoot domain rm shop www.example.com")]
+pub(crate) struct DomainArgs {
+    #[command(subcommand)]
+    command: DomainCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum DomainCommand {
+    /// Give an environment custom domains, all in one step
+    #[command(after_help = "Examples:\n  \
+        offshoot domain add shop shop.example.com\n  \
+        offshoot domain add shop shop.example.com www.example.com -o json")]
+    Add {
+        /// Environment, by name or id
+        #[arg(value_name = "ENV")]
+        environment: String,
+        /// Host names
+        #[arg(value_name = "DOMAIN", required = true)]
+        domains: Vec<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Take custom domains away from an environment
+    #[command(after_help = "Examples:\n  offshoot domain rm shop www.example.com")]
+    Rm {
+        /// Environment, by name or id
+        #[arg(value_name = "ENV")]
+        environment: String,
+        /// Host names
+        #[arg(value_name = "DOMAIN", required = true)]
+        domains: Vec<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// List custom domains
+    #[command(after_help = "Examples:\n  \
+        offshoot domain ls                  of all environments\n  \
+        offshoot domain ls shop -o json")]
+    Ls {
+        /// Only those of this environment, by name or id
+        #[arg(value_name = "ENV")]
+        environment: Option<String>,
+    },
+}
+
+/// A domain with whose it is.
+#[derive(Debug, Serialize)]
+struct Line {
+    environment: String,
+    #[serde(flatten)]
+    domain: DomainView,
+}
+
+pub(crate) async fn run(context: &Context, args: DomainArgs) -> Result<(), Failure> {
+    match args.command {
+        DomainCommand::Add {
+            environment,
+            domains,
+            wait,
+        } => {
+            let request = DomainAddRequest {
+                domains: domains.iter().map(|text| Domain::split(text)).collect(),
+            };
+            let route = Route::environment(&environment).then("domains");
+            let begun = context.client.post::<Operation>(&route, &request).await;
+            complete_all(context, vec![begun], wait).await
+        }
+        DomainCommand::Rm {
+            environment,
+            domains,
+            wait,
+        } => {
+            let mut begun = Vec::new();
+            for domain in &domains {
+                let route = Route::environment(&environment)
+                    .then("domains")
+                    .then(domain);
+                begun.push(context.client.delete::<Operation>(&route).await);
+            }
+            complete_all(context, begun, wait).await
+        }
+        DomainCommand::Ls { environment } => {
+            let views: Vec<EnvironmentView> = match environment {
+                Some(name) => vec![context.client.get(&Route::environment(&name)).await?],
+                None => context.client.get(&Route::to("environments")).await?,
+            };
+            let lines = lines(views);
+            if context.is_quiet() && context.format == Format::Table {
+                let names = lines
+                    .iter()
+                    .map(|line| format!("{}\n", line.domain.domain()));
+                return context.print(&names.collect::<String>());
+            }
+            context.answer(&lines, || list(&lines, context.out_paint, Timestamp::now()))
+        }
+    }
+}
+
+fn lines(views: Vec<EnvironmentView>) -> Vec<Line> {
+    let of_one = |view: EnvironmentView| {
+        let name = view.name;
+        view.domains.into_iter().map(move |domain| Line {
+            environment: name.clone(),
+            domain,
+        })
+    };
+    views.into_iter().flat_map(of_one).collect()
+}
+
+fn list(lines: &[Line], paint: Paint, now: Timestamp) -> String {
+    let mut grid = Grid::new(&["DOMAIN", "ENVIRONMENT", "ADDED"], paint);
+    for line in lines {
+        grid.row([
+            line.domain.domain().to_string(),
+            line.environment.clone(),
+            human::age(line.domain.added, now),
+        ]);
+    }
+    grid.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::fixtures;
+
+    #[test]
+    fn domains_for_people() {
+        let lines = lines(vec![fixtures::clone(), fixtures::shop_with_domains()]);
+        insta::assert_snapshot!(list(&lines, Paint::Plain, fixtures::now()), @r"
+        DOMAIN             ENVIRONMENT   ADDED
+        shop.example.com   shop          2 hours ago
+        www.example.com    shop          1 minute ago
+        ");
+    }
+}
