@@ -130,6 +130,26 @@ fn a_domain_is_added_swapped_under_load_and_back_and_removed() {
     refused_with(&daemon, "wrong-state", &["swap", "--back", "shop", "next"]);
     daemon.run(&["domain", "add", "next", "next.example.test"]);
 
+    // A part of one's host, and all names below a domain, may be another's.
+    let parts = ["*.example.test", "shop.example.test/set"];
+    daemon.run(&["domain", "add", "next", parts[0], parts[1]]);
+    assert_eq!(
+        through_the_edge(&daemon, "a.b.example.test"),
+        answered_by("next")
+    );
+    assert_eq!(through_the_edge(&daemon, HOST), answered_by("shop"));
+    for value in ["told", "next"] {
+        let path = format!("/set?v={value}");
+        let answer = daemon.inside(|| http::get(EDGE, HOST, &path));
+        assert_eq!(answer.expect("the edge answers").status, 200);
+        assert_eq!(
+            through_the_edge(&daemon, "next.localhost"),
+            answered_by(value)
+        );
+    }
+    daemon.run(&["domain", "rm", "next", parts[0], parts[1]]);
+    assert_eq!(through_the_edge(&daemon, "a.b.example.test").0, 404);
+
     let operation = swap_under_load(
         &daemon,
         &["swap", "shop", "next", "--warm", "/", "--warm", "/ballast"],

@@ -102,7 +102,14 @@ fn routes(exposure: &Exposure) -> Vec<Route> {
     exposure
         .domains
         .iter()
-        .map(|domain| Route::new(domain.clone(), environment.id.clone(), upstreams.clone()))
+        .map(|domain| Route {
+            path: domain.path.clone(),
+            ..Route::new(
+                domain.host.clone(),
+                environment.id.clone(),
+                upstreams.clone(),
+            )
+        })
         .collect()
 }
 

@@ -12,7 +12,7 @@ use offshoot_model::environment::PortBinding;
 use offshoot_model::manifest::ImageConfig;
 use offshoot_model::view::{DoctorReport, ExecRequest, ImageView, LogLine, PoolView};
 use offshoot_model::{
-    CloneReport, EnvId, Environment, ImageSource, Node, NodeState, Problem, ProgressSink,
+    CloneReport, Domain, EnvId, Environment, ImageSource, Node, NodeState, Problem, ProgressSink,
 };
 use offshoot_plan::{NodeFacts, NodePlan};
 use tokio::sync::mpsc;
@@ -109,7 +109,7 @@ pub struct Exposure {
     /// The environment, for its addresses.
     pub environment: Environment,
     /// Domains that lead to its entry layer.
-    pub domains: Vec<String>,
+    pub domains: Vec<Domain>,
     /// Published ports.
     pub ports: Vec<PortBinding>,
     /// Whether anything answers there.

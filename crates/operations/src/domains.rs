@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use offshoot_edge_api::normal_host;
+use offshoot_edge_api::{normal_pattern, normal_prefix};
 use offshoot_model::{Code, Domain, EnvId, Environment, Fault, Problem};
 use offshoot_store::StoreError;
 use serde::{Deserialize, Serialize};
@@ -14,10 +14,6 @@ use crate::submit::Draft;
 /// Most domains of one request, and of one environment.
 const MOST_AT_ONCE: usize = 64;
 const MOST_OF_ONE: usize = 256;
-
-/// What the edge can route so far. The one place that keeps the rest out.
-const EDGE_KNOWS_PATHS: bool = false;
-const EDGE_KNOWS_WILDCARDS: bool = false;
 
 /// Gives an environment domains.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -233,19 +229,10 @@ pub(crate) fn no_entry(environment: &Environment) -> Problem {
 fn parse(domain: &Domain) -> Result<Domain, Problem> {
     let next = "write a host name, for instance shop.example.com";
     let refuse = |why: &str, next: &str| Err(invalid(domain, why, next));
-    if domain.path != "/" && !EDGE_KNOWS_PATHS {
-        return refuse(
-            "has a path: the edge leads whole hosts only",
-            "leave the path out",
-        );
+    if domain.path.starts_with("//") {
+        return refuse("has a scheme: a domain is the same for all", next);
     }
-    if domain.host.starts_with("*.") && !EDGE_KNOWS_WILDCARDS {
-        return refuse(
-            "is a wildcard: the edge knows exact host names only",
-            "add each name by itself",
-        );
-    }
-    let Some(host) = normal_host(&domain.host) else {
+    let Some(host) = normal_pattern(&domain.host) else {
         return refuse("is not a host name", next);
     };
     if domain.host.contains(':') && !host.starts_with('[') {
@@ -258,10 +245,13 @@ fn parse(domain: &Domain) -> Result<Domain, Problem> {
     if address.is_ok() || domain.host.starts_with('[') {
         return refuse("is an address, not a host name", next);
     }
-    Ok(Domain {
-        host,
-        path: domain.path.clone(),
-    })
+    let Some(path) = normal_prefix(&domain.path) else {
+        return refuse(
+            "has a path that no domain can have",
+            "write it as it stands in addresses, for instance shop.example.com/shop: at most 1024 bytes, without empty segments, `.`, `..` and encoded slashes",
+        );
+    };
+    Ok(Domain { host, path })
 }
 
 fn invalid(domain: &Domain, why: impl AsRef<str>, next: impl Into<String>) -> Problem {
@@ -284,16 +274,24 @@ mod tests {
             ("Shop.Example.COM.", "shop.example.com"),
             ("intranet", "intranet"),
             ("a_b.test/", "a_b.test"),
+            ("*.Shop.test", "*.shop.test"),
         ] {
             assert_eq!(parse(&Domain::split(text)).unwrap(), Domain::of_host(host));
         }
+        let below = Domain {
+            path: "/b/~c".to_owned(),
+            ..Domain::of_host("a.test")
+        };
+        assert_eq!(parse(&Domain::split("a.test/b/%7Ec/")).unwrap(), below);
         for (text, why) in [
             ("", "not a host name"),
             ("a..test", "not a host name"),
             ("a b", "not a host name"),
-            ("http://a.test", "path"),
-            ("a.test/b", "path"),
-            ("*.a.test", "wildcard"),
+            ("http://a.test", "scheme"),
+            ("a.test/b/../c", "path"),
+            ("a.test/b?c", "path"),
+            ("a.test/b%2fc", "path"),
+            ("a.*.test", "not a host name"),
             ("*", "not a host name"),
             ("a.test:80", "port"),
             ("127.0.0.1", "address"),

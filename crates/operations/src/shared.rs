@@ -1,12 +1,13 @@
 //! What every operation works with.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use offshoot_engine::{Engine, Exposed, Exposure, Reach};
+use offshoot_model::domain::DomainView;
 use offshoot_model::{
-    Code, EnvId, Environment, EnvironmentState, Fault, NodeId, OperationId, Problem,
+    Code, Domain, EnvId, Environment, EnvironmentState, Fault, NodeId, OperationId, Problem,
 };
 use offshoot_plan::{Host, Taken};
 use offshoot_store::{Store, StoreError};
@@ -211,9 +212,10 @@ impl Shared {
 
     fn exposure(&self, environment: Environment, reach: Reach) -> Result<Exposure, Problem> {
         let ports = self.store.ports(&environment.id).map_err(store_problem)?;
-        let mut domains = vec![self.settings.host.domain(environment.name.as_str())];
+        let default = self.settings.host.domain(environment.name.as_str());
+        let mut domains = vec![Domain::of_host(default)];
         let custom = self.store.domains(&environment.id).map_err(store_problem)?;
-        domains.extend(custom.into_iter().map(|domain| domain.host));
+        domains.extend(custom.iter().map(DomainView::domain));
         Ok(Exposure {
             environment,
             domains,
@@ -243,7 +245,7 @@ impl Shared {
 /// The edge refuses a name that leads to two places. Custom domains that became somebody's default domain, because the
 /// configuration changed, give way.
 fn leave_out_doubles(all: &mut [Exposure]) {
-    let mut seen: std::collections::HashSet<String> = all
+    let mut seen: HashSet<Domain> = all
         .iter()
         .filter_map(|one| one.domains.first().cloned())
         .collect();
@@ -253,7 +255,7 @@ fn leave_out_doubles(all: &mut [Exposure]) {
         one.domains.retain(|domain| {
             let keep = std::mem::take(&mut first) || seen.insert(domain.clone());
             if !keep {
-                tracing::warn!(environment = %name, domain,
+                tracing::warn!(environment = %name, %domain,
                     "a custom domain is not served: it is an environment's default domain");
             }
             keep

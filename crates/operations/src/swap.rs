@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use offshoot_edge_api::{covers, normal_path};
 use offshoot_model::domain::{MovedDomain, SwapReport, Warm};
 use offshoot_model::view::SwapRequest;
 use offshoot_model::{
@@ -196,8 +197,8 @@ impl Swap {
                     targets.extend(paths.map(|path| Target {
                         environment,
                         node,
-                        host: &domain.host,
-                        path,
+                        host: some_host(&domain.host),
+                        path: below(&domain.path, path),
                     }));
                 }
             }
@@ -229,7 +230,7 @@ impl Swap {
         loop {
             let asked =
                 cx.engine()
-                    .ask_entry(target.environment, target.node, target.host, target.path);
+                    .ask_entry(target.environment, target.node, &target.host, target.path);
             let Ok(answer) = timeout_at(deadline, asked).await else {
                 return Err(self.cold(target, &last));
             };
@@ -299,7 +300,7 @@ impl Swap {
 struct Target<'a> {
     environment: &'a Environment,
     node: &'a Node,
-    host: &'a str,
+    host: String,
     path: &'a str,
 }
 
@@ -320,6 +321,22 @@ fn places(ones: &[Domain], id: &EnvId, others: &[Domain], id2: &EnvId) -> Vec<(D
     let mut places = to(ones, id);
     places.extend(to(others, id2));
     places
+}
+
+/// A host name that a domain stands for: of a wildcard, the one that most people ask for.
+fn some_host(host: &str) -> String {
+    host.strip_prefix("*.")
+        .map_or_else(|| host.to_owned(), |parent| format!("www.{parent}"))
+}
+
+/// The path to ask for where a domain leads from `prefix` on: `path`, if it is there, or else the first that is.
+fn below<'a>(prefix: &'a str, path: &'a str) -> &'a str {
+    let bare = path.split('?').next().unwrap_or_default();
+    if covers(prefix, &normal_path(bare)) {
+        path
+    } else {
+        prefix
+    }
 }
 
 fn report(cx: &Cx, change: impl FnOnce(&mut SwapReport)) {
@@ -425,6 +442,21 @@ fn bad(what: String, next: impl Into<String>) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_what_the_domain_leads_to() {
+        assert_eq!(some_host("*.a.test"), "www.a.test");
+        assert_eq!(some_host("a.test"), "a.test");
+        for (prefix, path, asked) in [
+            ("/", "/login?a=/b", "/login?a=/b"),
+            ("/shop", "/", "/shop"),
+            ("/shop", "/shop/cart?x", "/shop/cart?x"),
+            ("/shop", "/shopping", "/shop"),
+            ("/shop", "/shop/../admin", "/shop"),
+        ] {
+            assert_eq!(below(prefix, path), asked);
+        }
+    }
 
     #[test]
     fn what_may_be_asked_before_a_switch_is_bounded() {

@@ -70,7 +70,8 @@ impl World {
     /// Custom domains of an environment by the store.
     pub(super) fn has(&self, name: &str) -> Vec<String> {
         let domains = self.shared.store.domains(&self.named(name).unwrap().id);
-        domains.unwrap().into_iter().map(|d| d.host).collect()
+        let domains = domains.unwrap().into_iter();
+        domains.map(|d| d.domain().to_string()).collect()
     }
 
     /// Name of the environment that the edge leads a domain to.
@@ -140,8 +141,9 @@ async fn what_another_has_is_refused_with_its_name() {
         ("shop.localhost", "lies below .localhost"),
         ("nobody.localhost", "lies below .localhost"),
         ("api.shop.localhost", "lies below .localhost"),
-        ("d.test/path", "has a path"),
-        ("*.d.test", "is a wildcard"),
+        ("*.localhost", "lies below .localhost"),
+        ("d.test/a/../b", "has a path"),
+        ("d.*.test", "not a host name"),
     ] {
         let problem = world.refused(add("next", &[host])).await;
         assert_eq!(problem.code, Code::DomainInvalid, "{host}");
@@ -161,6 +163,26 @@ async fn what_another_has_is_refused_with_its_name() {
     assert_eq!(problem.code, Code::DomainTaken);
     world.engine.go_on();
     assert_eq!(world.ended(first).await.state, OperationState::Done);
+}
+
+#[tokio::test(start_paused = true)]
+async fn paths_and_wildcards_are_domains_of_their_own() {
+    let world = World::with_domains().await;
+    let mixed = ["*.e.test", "a.test/Next/", "a.test/next"];
+    world.done(add("next", &mixed)).await;
+    world.edge_is_right();
+    let has = ["*.e.test", "a.test/Next", "a.test/next", "c.test"];
+    assert_eq!(world.has("next"), has);
+    assert_eq!(world.leads("a.test").as_deref(), Some("shop"));
+    world.done(swap("shop", "next")).await;
+    assert_eq!(world.has("shop"), has);
+    world.edge_is_right();
+    let asked = world.engine.calls();
+    for call in ["ask shop for www.e.test/", "ask shop for a.test/next"] {
+        assert!(asked.iter().any(|c| c == call), "{asked:?}");
+    }
+    world.done(remove("shop", "a.test/next/")).await;
+    assert_eq!(world.leads("a.test/next"), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -342,8 +342,7 @@ impl Engine for Pretend {
         let by_domain = |one: &Exposure| {
             one.domains
                 .iter()
-                .cloned()
-                .map(|d| (d, one.reach))
+                .map(|d| (d.to_string(), one.reach))
                 .collect::<Vec<_>>()
         };
         let exposed = all.iter().flat_map(by_domain).collect();
@@ -352,7 +351,7 @@ impl Engine for Pretend {
             .flat_map(|one| {
                 one.domains
                     .iter()
-                    .map(|d| (d.clone(), one.environment.id.clone()))
+                    .map(|d| (d.to_string(), one.environment.id.clone()))
             })
             .collect();
         self.call("expose", |host| {
