@@ -207,6 +207,10 @@ fn one_node_that_cannot_leaves_the_others_live() {
     let report = attempt(&place, &criu, &nodes, LONG, Insist::No, &|| false, || {
         // The snapshot is taken beside the dumps. CRIU lets go of the one that it cannot dump, which stands still all the same.
         let states = || nodes.map(|n| freezer_state(&n.container().freezer));
+        let log = place.images("bad-1").join("dump.log");
+        until("CRIU has given up the other one", || {
+            fs::read_to_string(&log).is_ok_and(|log| log.contains("Unknown socket"))
+        });
         until("CRIU has the live one only", || {
             states() == ["THAWED", "FROZEN"]
         });
