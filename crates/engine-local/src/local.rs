@@ -25,7 +25,7 @@ use crate::blocking::blocking;
 use crate::config::LocalConfig;
 use crate::dirs::ensure_passable;
 use crate::ksm::Sharing;
-use crate::leftovers::{Left, Leftovers, Yields, end_yielding, yielding};
+use crate::leftovers::{Left, Leftovers};
 use crate::plant::Planter;
 use crate::{copy, cut, disks, doctor, edge, exec, logs, net, nodes, sweep};
 
@@ -172,9 +172,6 @@ impl Inner {
     }
 
     fn ensure_open(&self, environment: &Environment) -> Result<(), Problem> {
-        self.leftovers.open(&environment.id);
-        // an earlier daemon may have had it yield
-        end_yielding(&self.config, &environment.id);
         for node in &environment.nodes {
             if let Some(pid) = nodes::pid_of(&self.config, node) {
                 let closed = offshoot_network::close_outside(pid, &environment.placement)
@@ -286,10 +283,8 @@ impl Inner {
         let max_freeze = Duration::from_millis(max_freeze_ms);
         let pause = self.sharing.pause();
         let (nodes, report, tracking) = cutter.cut(parent, clone, plans, max_freeze, insist)?;
-        let yielding = yielding(&self.config, &clone.id);
         let left = Left {
             parent: parent.id.clone(),
-            yields: yielding.and_then(Yields::begin),
             _tracking: tracking,
             _pause: pause,
         };

@@ -8,7 +8,6 @@ use offshoot_pool::Pool;
 
 use crate::config::LocalConfig;
 use crate::cut;
-use crate::leftovers::end_yielding;
 use crate::net::router_dir;
 use crate::nodes;
 
@@ -59,7 +58,6 @@ pub(crate) fn sweep(
 /// Takes away the processes, the network and the run-time state of an environment.
 pub(crate) fn ensure_halted(config: &LocalConfig, env: &EnvId) -> Result<(), Problem> {
     let nodes = nodes::ensure_halted(config, env);
-    end_yielding(config, env);
     let router =
         offshoot_network::ensure_router_removed(&router_dir(config, env), env, &config.instance)
             .map_err(|e| e.problem());

@@ -81,6 +81,9 @@ impl Saga for Clone {
             "restore" => self.restore(cx, &clone).await,
             "open" if self.runs => cx.engine().ensure_open(&clone).await,
             "start" if self.runs => {
+                if !self.all_live() {
+                    cx.engine().ensure_cut_forgotten(&clone.id).await?;
+                }
                 let fresh =
                     |node: &Node| matches!(self.rung(node.name()), Some(Rung::Disk | Rung::Image));
                 start_nodes(cx, &clone, fresh).await
@@ -92,12 +95,15 @@ impl Saga for Clone {
                     let us = Timestamp::now().duration_since(asked).as_micros();
                     measure(cx, |report| report.ready_us = u64::try_from(us).ok());
                 }
-                // The last thing, for it takes a while and people wait for the rest.
+                // Where nothing else is waited for it is the last thing: it takes a while, and people wait for the first answer.
+                if self.runs && !self.all_live() {
+                    return Ok(());
+                }
                 cx.engine().ensure_cut_forgotten(&clone.id).await
             }
             "route" if self.runs => {
                 // The nodes that did not come along live are asked first.
-                if self.nodes.iter().any(|plan| plan.rung != Rung::Live) {
+                if !self.all_live() {
                     wait_ready(cx, &clone).await?;
                 }
                 cx.expose(Change::Open(&clone.id)).await
@@ -130,6 +136,10 @@ impl Saga for Clone {
 }
 
 impl Clone {
+    fn all_live(&self) -> bool {
+        self.nodes.iter().all(|plan| plan.rung == Rung::Live)
+    }
+
     fn rung(&self, node: &str) -> Option<Rung> {
         self.nodes
             .iter()

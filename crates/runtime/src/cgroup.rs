@@ -14,7 +14,6 @@ use offshoot_model::NodeId;
 use offshoot_sys::process;
 
 use crate::error::{Result, RuntimeError};
-use crate::yielding::forget_work;
 
 /// Where the kernel's cgroup file systems are mounted.
 pub const MOUNT: &str = "/sys/fs/cgroup";
@@ -94,18 +93,6 @@ impl Hierarchies {
         }
     }
 
-    /// Root of the hierarchy where processors are shared out.
-    pub(crate) fn cpu_root(&self) -> Option<&Path> {
-        let of_processors = |root: &&PathBuf| {
-            let name = root.file_name().and_then(|name| name.to_str());
-            name.is_some_and(|name| name.split(',').any(|controller| controller == "cpu"))
-        };
-        match self {
-            Self::V1 { roots, .. } => roots.iter().find(of_processors).map(PathBuf::as_path),
-            Self::V2 { root } => Some(root),
-        }
-    }
-
     fn freezer_root(&self) -> &Path {
         match self {
             Self::V1 { freezer, .. } => freezer,
@@ -162,12 +149,6 @@ impl NodeCgroup {
             host,
             path: path_of(instance, node),
         }
-    }
-
-    /// The host's hierarchies.
-    #[must_use]
-    pub fn host(&self) -> &Hierarchies {
-        &self.host
     }
 
     fn dir(&self, root: &Path) -> PathBuf {
@@ -411,7 +392,6 @@ impl NodeCgroup {
                 continue;
             }
             for parent in dir.ancestors().skip(1).take(2) {
-                forget_work(parent);
                 // Busy: a neighbour lives there.
                 let _ = fs::remove_dir(parent);
             }

@@ -21,7 +21,6 @@ mod spec;
 #[cfg(test)]
 mod testing;
 mod user;
-mod yielding;
 
 pub use offshoot_network::NodeLink;
 
@@ -37,4 +36,3 @@ pub use spec::{
     UserSpec,
 };
 pub use user::{DEFAULT_PATH, resolve_process, resolve_user};
-pub use yielding::{Joined, Yielding};

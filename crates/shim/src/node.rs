@@ -17,7 +17,7 @@ use offshoot_runtime::config::{CRIU_CONFIG, CRIU_CONFIG_TEXT, Layout, hard_limit
 use offshoot_runtime::control::EXIT_FILE;
 use offshoot_runtime::files::{prepare_covered_dir, write_atomic, write_into_rootfs};
 use offshoot_runtime::runc::{Runc, criu_errors};
-use offshoot_runtime::{ExitRecord, NodeSpec, Result, RuntimeError, Start, Yielding};
+use offshoot_runtime::{ExitRecord, NodeSpec, Result, RuntimeError, Start};
 use offshoot_sys::process::{self, Ended, Process, Side, Visit};
 use offshoot_sys::{merge, preload};
 
@@ -232,8 +232,6 @@ fn restore(
         .arg(spec.node.to_string());
     hurry(&mut command, spec).map_err(problem)?;
     give(&mut command, spec, ends);
-    let yielding = Yielding::of(shared.cgroup.host(), &spec.instance, spec.node.env());
-    let joined = yielding.and_then(|yielding| yielding.join());
     making_network(spec, || {
         runc.run_restore(command, RESTORE_MAX).map_err(|e| {
             let problem = problem(e);
@@ -242,7 +240,6 @@ fn restore(
                 .fold(problem, Problem::detail)
         })
     })?;
-    drop(joined);
     let main = main_process(&pid_file).map_err(problem)?;
     // The images hold the parent's.
     process::visit(main.pid(), Visit::HostName, || {

@@ -27,9 +27,9 @@ const CALLS: [&str; 11] = [
     "cut",
     "restore db-1",
     "open",
+    "forget cut",
     "start web-1",
     "expose",
-    "forget cut",
 ];
 
 #[tokio::test(start_paused = true)]
@@ -44,6 +44,18 @@ async fn a_clone_is_made_in_order() {
     assert_eq!(clone.lineage.unwrap().parent, shop.id);
     assert_eq!(world.reach("shop-clone"), Some(Reach::Open));
     assert!(operation.report.unwrap().ready_us.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_all_nodes_live_tidying_up_comes_last() {
+    let world = World::new();
+    world.created("shop", vec![layer("db")]).await;
+    world.engine.calls();
+    let operation = world.run(clone_of("shop")).await;
+    assert_eq!(operation.state, OperationState::Done, "{operation:?}");
+    let calls = world.engine.calls();
+    let end = ["restore db-1", "open", "expose", "forget cut"];
+    assert_eq!(calls[calls.len() - end.len()..], end);
 }
 
 #[tokio::test(start_paused = true)]
@@ -130,8 +142,7 @@ async fn a_clone_that_cannot_be_undone_is_marked_and_can_be_removed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_cancel_ends_it_at_every_step() {
-    // The last call only tidies up: by then it is done.
-    for call in &CALLS[..CALLS.len() - 1] {
+    for call in CALLS {
         let world = World::new();
         let shop = parent(&world).await;
         world.engine.hang(call);
