@@ -32,8 +32,7 @@ const BEYOND: u64 = 1 << 63;
 pub(super) fn of(pid: i32) -> io::Result<Vec<Line>> {
     let mut areas = area_flags::of(pid)?;
     if !are_known(&areas) {
-        learn(pid)?;
-        areas = area_flags::of(pid)?;
+        areas = learn(pid, &areas)?;
     }
     let lines = lines();
     let line = |area: Flagged| Some((area.range, lines.by_bits.get(&area.flags)?.clone()));
@@ -51,9 +50,8 @@ fn are_known(areas: &[Flagged]) -> bool {
     areas.iter().all(known)
 }
 
-/// Compares what the two ways tell of a process.
-fn learn(pid: i32) -> io::Result<()> {
-    let before = area_flags::of(pid)?;
+/// Compares what the two ways tell of a process that had the areas `before` just now; those that it has afterwards.
+fn learn(pid: i32, before: &[Flagged]) -> io::Result<Vec<Flagged>> {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     let after = area_flags::of(pid)?;
     let mut lines = lines();
@@ -63,15 +61,16 @@ fn learn(pid: i32) -> io::Result<()> {
             continue;
         }
         let bits = |areas: &[Flagged]| {
-            let found = areas.iter().find(|area| area.range == range);
-            found.map(|area| area.flags)
+            let at = areas.binary_search_by_key(&range.start, |area| area.range.start);
+            let found = areas.get(at.ok()?)?;
+            (found.range == range).then_some(found.flags)
         };
         // an area whose flags were the same before and after had them meanwhile
-        if let Some(bits) = bits(&before).filter(|before| bits(&after) == Some(*before)) {
+        if let Some(bits) = bits(before).filter(|before| bits(&after) == Some(*before)) {
             lines.by_bits.insert(bits, flags.into());
         }
     }
-    Ok(())
+    Ok(after)
 }
 
 /// The areas in smaps, and their lines of flags.
