@@ -39,7 +39,7 @@ enum DomainCommand {
         /// Environment, by name or id
         #[arg(value_name = "ENV")]
         environment: String,
-        /// Host names
+        /// Host names, also *.example.com for all below it, also with a path: shop.example.com/api
         #[arg(value_name = "DOMAIN", required = true)]
         domains: Vec<String>,
         #[command(flatten)]
@@ -51,7 +51,7 @@ enum DomainCommand {
         /// Environment, by name or id
         #[arg(value_name = "ENV")]
         environment: String,
-        /// Host names
+        /// Host names, also *.example.com for all below it, also with a path: shop.example.com/api
         #[arg(value_name = "DOMAIN", required = true)]
         domains: Vec<String>,
         #[command(flatten)]
