@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hyper::Request;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use offshoot_edge_api::Certificate;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -17,7 +16,7 @@ use tokio_rustls::rustls::{
     AlertDescription, ClientConfig, Error as TlsError, RootCertStore, SupportedProtocolVersion,
 };
 
-use crate::kit::{Answer, Http1, Http2, SOON, empty, get};
+use crate::kit::{self, Answer, Http1, Http2, SOON, empty, get};
 
 /// A certificate authority, and where its certificates are written.
 pub(crate) struct Authority {
@@ -90,22 +89,13 @@ impl Authority {
     pub(crate) async fn http1(&self, address: SocketAddr, host: &str) -> Http1 {
         let stream = self.connect(address, host, HTTP1).await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
-        let (client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .unwrap();
-        tokio::spawn(connection);
-        client
+        kit::http1_on(stream).await
     }
 
     pub(crate) async fn http2(&self, address: SocketAddr, host: &str) -> Http2 {
         let stream = self.connect(address, host, HTTP2).await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-        let (client, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-                .await
-                .unwrap();
-        tokio::spawn(connection);
-        client
+        kit::http2_on(stream).await
     }
 
     pub(crate) async fn ask(&self, address: SocketAddr, host: &str, path: &str) -> Answer {

@@ -20,6 +20,7 @@ use offshoot_edge_api::{
     RoutesFile, ensure_edge, stop,
 };
 use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Bound of everything that should happen at once.
@@ -291,7 +292,15 @@ pub(crate) type Http1 = hyper::client::conn::http1::SendRequest<Body>;
 pub(crate) type Http2 = hyper::client::conn::http2::SendRequest<Body>;
 
 pub(crate) async fn http1(address: SocketAddr) -> Http1 {
-    let stream = TcpStream::connect(address).await.unwrap();
+    http1_on(TcpStream::connect(address).await.unwrap()).await
+}
+
+pub(crate) async fn http2(address: SocketAddr) -> Http2 {
+    http2_on(TcpStream::connect(address).await.unwrap()).await
+}
+
+/// On a connection that is there, with or without TLS.
+pub(crate) async fn http1_on(stream: impl Duplex) -> Http1 {
     let (client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .unwrap();
@@ -299,8 +308,7 @@ pub(crate) async fn http1(address: SocketAddr) -> Http1 {
     client
 }
 
-pub(crate) async fn http2(address: SocketAddr) -> Http2 {
-    let stream = TcpStream::connect(address).await.unwrap();
+pub(crate) async fn http2_on(stream: impl Duplex) -> Http2 {
     let (client, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
@@ -308,6 +316,11 @@ pub(crate) async fn http2(address: SocketAddr) -> Http2 {
     tokio::spawn(connection);
     client
 }
+
+/// What a connection is made of.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Duplex for T {}
 
 /// One request on a connection of its own.
 pub(crate) async fn ask(address: SocketAddr, request: Request<Body>) -> Answer {
