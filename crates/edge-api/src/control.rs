@@ -6,6 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use offshoot_model::id::EnvId;
+use offshoot_model::traffic::stats::Stats;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::de::DeserializeOwned;
@@ -21,8 +23,8 @@ pub const CONTROL_LINE_MAX: u64 = 16 << 20;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is asked of the edge: `{"reload":true}` or `{"status":true}`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What is asked of the edge: `{"reload":true}`, for instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum ControlRequest {
     /// Read the routes file and switch to it.
@@ -31,6 +33,12 @@ pub enum ControlRequest {
     /// Say what is served.
     #[serde(rename = "status")]
     Status(bool),
+    /// Say what was counted at the domains of these environments; of all that have been asked for when there is none.
+    #[serde(rename = "stats")]
+    Stats(Vec<EnvId>),
+    /// Let every side of this environment's policy that is up take requests again.
+    #[serde(rename = "back")]
+    Back(EnvId),
 }
 
 /// Answer to a request that was not carried out.
@@ -197,6 +205,22 @@ impl EdgeControl {
     /// When the edge does not answer.
     pub fn status(&mut self) -> Result<EdgeStatus, EdgeError> {
         self.ask(ControlRequest::Status(true))
+    }
+
+    /// Asks what was counted at the domains of these environments, or of all.
+    ///
+    /// # Errors
+    /// When the edge does not answer.
+    pub fn stats(&mut self, of: Vec<EnvId>) -> Result<Stats, EdgeError> {
+        self.ask(ControlRequest::Stats(of))
+    }
+
+    /// Lets the sides of an environment's policy that are up take requests again; returns its counts.
+    ///
+    /// # Errors
+    /// [`EdgeError::Refused`] when it has no policy with checks.
+    pub fn back(&mut self, owner: EnvId) -> Result<Stats, EdgeError> {
+        self.ask(ControlRequest::Back(owner))
     }
 
     fn ask<T: DeserializeOwned>(&mut self, request: ControlRequest) -> Result<T, EdgeError> {

@@ -3,13 +3,14 @@
 //!
 //! What an edge of an earlier version does not know is left out of the file as long as nobody uses it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use offshoot_model::id::EnvId;
+use offshoot_model::traffic::Policy;
 use serde::{Deserialize, Serialize};
 
 use crate::error::EdgeError;
@@ -35,6 +36,22 @@ pub struct RoutesFile {
     /// Certificates for HTTPS; a host name occurs once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<Certificate>,
+    /// What happens with requests for some environments' domains; an environment occurs once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub traffic: Vec<Traffic>,
+}
+
+/// The policy of an environment: it is about all routes of it that are no redirects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Traffic {
+    /// Whose domains.
+    pub environment: EnvId,
+    /// What happens there.
+    pub policy: Policy<EnvId>,
+    /// Outer addresses of the entry nodes of every environment that the policy names; none: it is stopped.
+    #[serde(default)]
+    pub upstreams: BTreeMap<EnvId, Vec<SocketAddr>>,
 }
 
 /// A host name, a path, and who answers there.
@@ -225,6 +242,14 @@ pub enum RoutesError {
         /// What is wrong.
         why: String,
     },
+    /// A policy that cannot be carried out.
+    #[error("policy of environment {environment}: {why}")]
+    Policy {
+        /// Whose policy.
+        environment: EnvId,
+        /// What is wrong.
+        why: String,
+    },
     /// Two published ports at one address.
     #[error("{listen}/{protocol} is published by both {first} and {second}")]
     PortTwice {
@@ -283,6 +308,7 @@ impl RoutesFile {
             }
         }
         self.check_certificates()?;
+        self.check_traffic()?;
         let mut ports = HashMap::with_capacity(self.ports.len());
         for port in &self.ports {
             if let Some(first) = ports.insert((port.listen, port.protocol), &port.environment) {
@@ -315,6 +341,25 @@ impl RoutesFile {
                 if !hosts.insert(normal) {
                     return Err(refuse(format!("{host} has another certificate already")));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_traffic(&self) -> Result<(), RoutesError> {
+        let mut owners = HashSet::new();
+        for traffic in &self.traffic {
+            let refuse = |why: String| RoutesError::Policy {
+                environment: traffic.environment.clone(),
+                why,
+            };
+            if !owners.insert(&traffic.environment) {
+                return Err(refuse("there is another one".to_owned()));
+            }
+            traffic.policy.check().map_err(refuse)?;
+            let known = |id: &&EnvId| traffic.upstreams.contains_key(*id);
+            if let Some(id) = traffic.policy.environments().find(|id| !known(id)) {
+                return Err(refuse(format!("nothing is said of where {id} answers")));
             }
         }
         Ok(())

@@ -13,6 +13,7 @@ pub mod operation;
 pub mod problem;
 pub mod progress;
 pub mod quantity;
+pub mod traffic;
 pub mod view;
 
 pub use clone::{CloneReport, Memory, MemoryWay, NodeCloneReport, Rung, RungChoice};

@@ -13,7 +13,11 @@ pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 const APPLICATION_ID: i64 = 0x4f66_5368;
 
 /// Step n brings schema n to n + 1. Released steps never change.
-const MIGRATIONS: &[&str] = &[include_str!("schema-1.sql"), include_str!("schema-2.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema-1.sql"),
+    include_str!("schema-2.sql"),
+    include_str!("schema-3.sql"),
+];
 
 /// Refuses damaged, foreign and newer files. Writes nothing.
 pub(crate) fn check(connection: &Connection, path: &Path) -> Result<(), StoreError> {

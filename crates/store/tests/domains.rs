@@ -197,8 +197,9 @@ fn a_file_of_schema_1_is_brought_along_with_all_it_has() {
     let path = dir.path().join("offshoot.db");
     // As the version before left it: the tables of schema 1, nothing else.
     let sql = rusqlite::Connection::open(&path).unwrap();
-    sql.execute_batch("DROP TABLE domains; DROP TABLE swaps;")
-        .unwrap();
+    for table in ["domains", "swaps", "certificates", "policies", "redirects"] {
+        sql.execute_batch(&format!("DROP TABLE {table}")).unwrap();
+    }
     sql.pragma_update(None, "user_version", 1).unwrap();
     let text: String = sql
         .query_row("SELECT document FROM operations LIMIT 1", [], |row| {
