@@ -71,6 +71,10 @@ async fn answer_all(stream: UnixStream, edge: &Arc<Edge>) -> io::Result<()> {
                 Err(refusal) => to_line(&refusal),
             },
             Ok(ControlRequest::Status(true)) => to_line(&edge.status().await),
+            Ok(ControlRequest::Stats(of)) => to_line(&edge.stats(&of)),
+            Ok(ControlRequest::Back(owner)) => to_line(&Refusal::of_request(format!(
+                "{owner} has no policy with checks"
+            ))),
             Ok(_) => to_line(&Refusal::of_request("nothing was asked")),
             Err(error) => to_line(&Refusal::of_request(format!("not understood: {error}"))),
         };

@@ -17,6 +17,7 @@ mod rotating;
 mod server;
 mod sockets;
 mod table;
+mod traffic;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use offshoot_edge_api::{EdgeConfig, EdgeStatus, Https, Refusal, Reloaded, RoutesFile};
+use offshoot_model::id::EnvId;
+use offshoot_model::traffic::stats::Stats;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -18,6 +20,7 @@ use crate::certificates::Certificates;
 use crate::ports::Ports;
 use crate::proxy::{Http, Scheme};
 use crate::table::Table;
+use crate::traffic::Owner;
 use crate::{control, sockets};
 
 /// What all parts share.
@@ -241,6 +244,19 @@ impl Edge {
 
     fn last_good(&self) -> std::path::PathBuf {
         self.config.control.with_extension("last-good.json")
+    }
+
+    /// What was counted at the domains of these environments; of all when there is none.
+    pub(crate) fn stats(&self, of: &[EnvId]) -> Stats {
+        let table = self.table.load();
+        let mut owners: Vec<_> = if of.is_empty() {
+            table.owners().filter_map(Owner::stats).collect()
+        } else {
+            let owners = of.iter().filter_map(|id| table.owner_of(id));
+            owners.filter_map(Owner::stats).collect()
+        };
+        owners.sort_by(|a, b| a.environment.cmp(&b.environment));
+        Stats { owners }
     }
 
     /// What is served.

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use offshoot_edge_api::{
-    Https, Protocol, Redirect, RoutesFile, normal_origin, normal_pattern, normal_prefix,
+    Https, Protocol, Redirect, RoutesFile, Traffic, normal_origin, normal_pattern, normal_prefix,
 };
 use offshoot_model::id::EnvId;
 use tokio::sync::watch;
 
 use crate::certificates::Certificates;
 use crate::hosts::{Found, Hosts};
+use crate::traffic::{Owner, Side};
 
 static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
 
@@ -94,7 +95,11 @@ pub(crate) struct Route {
 /// Who answers.
 pub(crate) enum Answer {
     /// An environment.
-    Environment(Arc<Target>),
+    Environment {
+        owner: Arc<Owner>,
+        /// Where the owner answers itself; with sides of its policy, these do.
+        target: Arc<Target>,
+    },
     /// The edge, for an environment: the client is sent elsewhere.
     Redirect {
         environment: Arc<Environment>,
@@ -107,7 +112,7 @@ pub(crate) enum Answer {
 impl Route {
     pub(crate) fn environment(&self) -> &Arc<Environment> {
         match &self.answer {
-            Answer::Environment(target) => &target.environment,
+            Answer::Environment { owner, .. } => &owner.environment,
             Answer::Redirect { environment, .. } => environment,
         }
     }
@@ -122,6 +127,7 @@ pub(crate) struct Table {
     /// Certificates for HTTPS.
     pub(crate) certificates: Certificates,
     environments: HashMap<EnvId, Arc<Environment>>,
+    owners: HashMap<EnvId, Arc<Owner>>,
     keys: HashMap<(EnvId, SocketAddr), u64>,
 }
 
@@ -133,6 +139,11 @@ impl Table {
             hosts: Hosts::with_capacity(file.routes.len()),
             ..Self::default()
         };
+        let mut policies = file
+            .traffic
+            .into_iter()
+            .map(|traffic| (traffic.environment.clone(), traffic))
+            .collect();
         for route in file.routes {
             let place = normal_pattern(&route.host).zip(normal_prefix(&route.path));
             let Some((host, path)) = place else { continue };
@@ -142,7 +153,10 @@ impl Table {
                     to,
                     status,
                 },
-                None => Answer::Environment(table.target(old, route.environment, route.upstreams)),
+                None => Answer::Environment {
+                    owner: table.owner(old, &route.environment, &mut policies),
+                    target: table.target(old, route.environment, route.upstreams),
+                },
             };
             let https = route.https;
             let route = Arc::new(Route { https, answer });
@@ -154,6 +168,49 @@ impl Table {
             table.ports.push((port.protocol, port.listen, target));
         }
         table
+    }
+
+    /// The owner of a route. An environment that is only a side of its policy is in the table too, and not gone.
+    fn owner(
+        &mut self,
+        old: &Self,
+        id: &EnvId,
+        policies: &mut HashMap<EnvId, Traffic>,
+    ) -> Arc<Owner> {
+        if let Some(owner) = self.owners.get(id) {
+            return Arc::clone(owner);
+        }
+        let former = old.owners.get(id);
+        let owner = match (policies.remove(id), former) {
+            (None, Some(former)) if former.policy.is_none() => Arc::clone(former),
+            (None, _) => Arc::new(Owner::plain(self.environment(old, id))),
+            (
+                Some(Traffic {
+                    policy,
+                    mut upstreams,
+                    ..
+                }),
+                former,
+            ) => {
+                let sides = policy.sides.iter().map(|side| Side {
+                    target: {
+                        let addresses = upstreams.remove(&side.environment);
+                        self.target(old, side.environment.clone(), addresses.unwrap_or_default())
+                    },
+                    weight: side.weight,
+                });
+                let sides = sides.collect();
+                let environment = self.environment(old, id);
+                Arc::new(Owner::with_policy(
+                    environment,
+                    policy,
+                    sides,
+                    former.map(Arc::as_ref),
+                ))
+            }
+        };
+        self.owners.insert(id.clone(), Arc::clone(&owner));
+        owner
     }
 
     fn target(&mut self, old: &Self, id: EnvId, addresses: Vec<SocketAddr>) -> Arc<Target> {
@@ -203,6 +260,16 @@ impl Table {
         self.hosts.count()
     }
 
+    /// Environments whose domains lead here.
+    pub(crate) fn owners(&self) -> impl Iterator<Item = &Owner> {
+        self.owners.values().map(Arc::as_ref)
+    }
+
+    /// One of them.
+    pub(crate) fn owner_of(&self, id: &EnvId) -> Option<&Owner> {
+        self.owners.get(id).map(Arc::as_ref)
+    }
+
     /// Number of environments.
     pub(crate) fn environments(&self) -> usize {
         self.environments.len()
@@ -223,7 +290,7 @@ mod tests {
         fn host(&self, host: &str) -> Option<&Arc<Target>> {
             match self.find(host, "/") {
                 Found::Route(route) => match &route.answer {
-                    Answer::Environment(target) => Some(target),
+                    Answer::Environment { target, .. } => Some(target),
                     Answer::Redirect { .. } => None,
                 },
                 Found::NoPath | Found::NoHost => None,

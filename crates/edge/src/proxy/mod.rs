@@ -7,19 +7,21 @@ mod request;
 mod tls;
 mod upgrade;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use http::header::{ACCEPT, FORWARDED, HOST, HeaderValue};
+use http::StatusCode;
+use http::header::{ACCEPT, CONTENT_TYPE, FORWARDED, HOST, HeaderValue};
 use jiff::Timestamp;
 use offshoot_edge_api::Https;
 use pingora_core::protocols::TcpKeepalive;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
-use pingora_http::RequestHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session};
 
 pub(crate) use self::connection::Scheme;
@@ -28,6 +30,7 @@ use crate::access_log::Record;
 use crate::hosts::Found;
 use crate::server::Edge;
 use crate::table::{Answer, Target, Upstream, fresh_key};
+use crate::traffic::{End, Ended, Facts, Owner};
 
 /// How long a connection to an upstream is kept without use. Shorter than what common servers keep (nginx 75 s), so
 /// that it is rarely the other side that closes.
@@ -72,7 +75,17 @@ pub(crate) struct Context {
     started: Instant,
     scheme: Scheme,
     host: String,
+    /// The client's address.
+    client: Option<IpAddr>,
+    /// Whose domain was asked for, when an environment answers.
+    owner: Option<Arc<Owner>>,
+    /// Which of the owner's sides answers, and where.
+    side: usize,
     target: Option<Arc<Target>>,
+    /// Whether the upstream answered.
+    own: bool,
+    /// Whether its answer is a WebSocket or an event stream.
+    stream: bool,
     /// Where in the target's upstreams this request begins.
     turn: usize,
     /// Upstreams that did not accept a connection.
@@ -80,6 +93,25 @@ pub(crate) struct Context {
     upstream: Option<Upstream>,
     /// Whether a kept connection turned out to be dead: the next attempt takes a new one.
     anew: bool,
+}
+
+impl Context {
+    /// How it ended.
+    fn ended(&self, session: &Session, error: Option<&Error>) -> Ended {
+        let status = session.response_written().map(|r| r.status.as_u16());
+        Ended {
+            upstream: self.upstream,
+            status,
+            own: self.own,
+            end: match error.map(|error| error.esource()) {
+                None => End::Complete,
+                Some(ErrorSource::Downstream) => End::ClientLeft,
+                Some(_) => End::Failed,
+            },
+            stream: self.stream,
+            took: self.started.elapsed(),
+        }
+    }
 }
 
 #[async_trait]
@@ -91,7 +123,12 @@ impl ProxyHttp for Router {
             started: Instant::now(),
             scheme: Scheme::Http,
             host: String::new(),
+            client: None,
+            owner: None,
+            side: 0,
             target: None,
+            own: false,
+            stream: false,
             turn: 0,
             tried: 0,
             upstream: None,
@@ -114,6 +151,8 @@ impl ProxyHttp for Router {
         session.set_total_drain_timeout(Some(Duration::from_secs(5)));
         request::check(session, limits.header_bytes)?;
         ctx.host = request::host(session.req_header())?;
+        let client = session.client_addr().and_then(|client| client.as_inet());
+        ctx.client = client.map(|client| client.ip().to_canonical());
         Ok(())
     }
 
@@ -130,25 +169,41 @@ impl ProxyHttp for Router {
                 return Ok(true);
             }
         };
-        connection::routed(route.environment());
         if ctx.scheme == Scheme::Http && route.https == Https::Redirect {
+            connection::routed(route.environment());
             let origin = redirect::https_origin(&ctx.host, &self.edge.listen_tls);
             redirect::send(session, &origin, 308).await?;
             return Ok(true);
         }
-        let target = match &route.answer {
-            Answer::Environment(target) => target,
-            Answer::Redirect { to, status, .. } => {
+        let (owner, target) = match &route.answer {
+            Answer::Environment { owner, target } => (owner, target),
+            Answer::Redirect {
+                environment,
+                to,
+                status,
+            } => {
+                connection::routed(environment);
                 redirect::send(session, to, *status).await?;
                 return Ok(true);
             }
         };
-        if target.upstreams.is_empty() {
-            pages::send(session, Page::NotReady(&ctx.host)).await?;
+        if owner.is_fenced() {
+            pages::send(session, Page::Fenced(&ctx.host)).await?;
             return Ok(true);
         }
-        ctx.turn = target.turn();
-        ctx.target = Some(Arc::clone(target));
+        let facts = Facts {
+            header: session.req_header(),
+            client: ctx.client,
+        };
+        let Some(choice) = owner.choose(&facts, target) else {
+            pages::send(session, Page::NotReady(&ctx.host)).await?;
+            return Ok(true);
+        };
+        connection::routed(&choice.target.environment);
+        ctx.owner = Some(Arc::clone(owner));
+        ctx.side = choice.side;
+        ctx.turn = choice.target.turn();
+        ctx.target = Some(choice.target);
         Ok(false)
     }
 
@@ -218,6 +273,21 @@ impl ProxyHttp for Router {
         if let Some(host) = request.headers.get(HOST).cloned() {
             request.insert_header("x-forwarded-host", host)?;
         }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS
+        {
+            return Ok(());
+        }
+        ctx.own = true;
+        ctx.stream = response.status == StatusCode::SWITCHING_PROTOCOLS || is_events(response);
         Ok(())
     }
 
@@ -302,6 +372,9 @@ impl ProxyHttp for Router {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
+        if let Some(owner) = &ctx.owner {
+            owner.ended(ctx.side, &ctx.ended(session, error));
+        }
         self.edge.requests.fetch_add(1, Ordering::Relaxed);
         if !self.edge.access_log.is_on() {
             return;
@@ -330,6 +403,14 @@ impl ProxyHttp for Router {
             error: error.map(ToString::to_string),
         });
     }
+}
+
+/// Whether an answer is server-sent events.
+fn is_events(response: &ResponseHeader) -> bool {
+    response
+        .headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 
 /// Whether the client asks for server-sent events, which may be far apart.
