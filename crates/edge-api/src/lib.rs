@@ -8,7 +8,7 @@
 mod config;
 mod control;
 mod error;
-mod file;
+pub mod file;
 mod names;
 mod path;
 mod process;

@@ -9,8 +9,10 @@
 mod access_log;
 mod background;
 mod certificates;
+mod checks;
 mod control;
 mod hosts;
+mod plain;
 mod ports;
 mod proxy;
 mod rotating;

@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::access_log::AccessLog;
 use crate::certificates::Certificates;
+use crate::checks::Checks;
 use crate::ports::Ports;
 use crate::proxy::{Http, Scheme};
 use crate::table::Table;
@@ -28,6 +29,7 @@ pub(crate) struct Edge {
     pub(crate) config: EdgeConfig,
     pub(crate) table: ArcSwap<Table>,
     pub(crate) access_log: AccessLog,
+    checks: Arc<Checks>,
     /// Requests answered.
     pub(crate) requests: AtomicU64,
     /// Becomes true once, when the edge stops.
@@ -54,6 +56,7 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         .unwrap_or(u32::MAX >> 4);
     let edge = Arc::new(Edge {
         access_log: AccessLog::open(config.access_log.as_ref())?,
+        checks: Arc::new(Checks::new(config.control.with_extension("health.json"))),
         table: ArcSwap::default(),
         requests: AtomicU64::new(0),
         stopping,
@@ -67,6 +70,7 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         config,
     });
     edge.load_at_start().await;
+    tokio::spawn(Arc::clone(&edge.checks).keep());
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -181,6 +185,7 @@ impl Edge {
 
     async fn switch(self: &Arc<Self>, ports: &mut Ports, table: Table) -> Reloaded {
         let table = Arc::new(table);
+        self.checks.apply(&table.watched);
         let old = self.table.swap(Arc::clone(&table));
         ports.apply(self, &table).await;
         old.retire(&table);

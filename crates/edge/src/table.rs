@@ -16,6 +16,7 @@ use offshoot_model::id::EnvId;
 use tokio::sync::watch;
 
 use crate::certificates::Certificates;
+use crate::checks::Watched;
 use crate::hosts::{Found, Hosts};
 use crate::traffic::{Owner, Side};
 
@@ -83,6 +84,17 @@ impl Target {
             .get(turn.wrapping_add(tried) % count)
             .copied()
     }
+
+    /// The first upstream that fits, from where `turn` begins.
+    pub(crate) fn first_upstream(
+        &self,
+        turn: usize,
+        fits: impl Fn(&Upstream) -> bool,
+    ) -> Option<Upstream> {
+        let begin = turn.checked_rem(self.upstreams.len())?;
+        let (later, first) = self.upstreams.split_at_checked(begin)?;
+        first.iter().chain(later).copied().find(fits)
+    }
 }
 
 /// What answers a host name and path.
@@ -128,6 +140,8 @@ pub(crate) struct Table {
     pub(crate) certificates: Certificates,
     environments: HashMap<EnvId, Arc<Environment>>,
     owners: HashMap<EnvId, Arc<Owner>>,
+    /// Policies whose sides are to be checked.
+    pub(crate) watched: HashMap<EnvId, Watched>,
     keys: HashMap<(EnvId, SocketAddr), u64>,
 }
 
@@ -153,10 +167,16 @@ impl Table {
                     to,
                     status,
                 },
-                None => Answer::Environment {
-                    owner: table.owner(old, &route.environment, &mut policies),
-                    target: table.target(old, route.environment, route.upstreams),
-                },
+                None => {
+                    let owner = table.owner(old, &route.environment, &mut policies);
+                    let target = table.target(old, route.environment, route.upstreams);
+                    if let Some(watched) = Watched::of(&owner) {
+                        let id = owner.environment.id.clone();
+                        let watched = table.watched.entry(id).or_insert(watched);
+                        watched.add_route(&host, &target);
+                    }
+                    Answer::Environment { owner, target }
+                }
             };
             let https = route.https;
             let route = Arc::new(Route { https, answer });
@@ -369,6 +389,15 @@ mod tests {
             target.upstream(second, 0).unwrap().address.to_string(),
             "10.0.0.2:80"
         );
+        let [one, two] = target.upstreams[..] else {
+            panic!("not two")
+        };
+        assert_eq!(target.first_upstream(second, |_| true), Some(two));
+        assert_eq!(
+            target.first_upstream(second, |node| *node != two),
+            Some(one)
+        );
+        assert_eq!(target.first_upstream(second, |_| false), None);
     }
 
     #[test]

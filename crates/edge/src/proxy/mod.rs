@@ -1,5 +1,6 @@
 //! HTTP by host name and path.
 
+mod attempt;
 mod connection;
 mod pages;
 mod redirect;
@@ -88,8 +89,11 @@ pub(crate) struct Context {
     stream: bool,
     /// Where in the target's upstreams this request begins.
     turn: usize,
-    /// Upstreams that did not accept a connection.
-    tried: usize,
+    /// Keys of upstreams that this request cannot go to any more.
+    tried: Vec<u64>,
+    /// Whether it went to another side than the chosen one, and whether it was sent a second time: once each.
+    other_side: bool,
+    resent: bool,
     upstream: Option<Upstream>,
     /// Whether a kept connection turned out to be dead: the next attempt takes a new one.
     anew: bool,
@@ -130,7 +134,9 @@ impl ProxyHttp for Router {
             own: false,
             stream: false,
             turn: 0,
-            tried: 0,
+            tried: Vec::new(),
+            other_side: false,
+            resent: false,
             upstream: None,
             anew: false,
         }
@@ -212,11 +218,7 @@ impl ProxyHttp for Router {
         session: &mut Session,
         ctx: &mut Context,
     ) -> Result<Box<HttpPeer>> {
-        let upstream = ctx
-            .target
-            .as_ref()
-            .and_then(|target| target.upstream(ctx.turn, ctx.tried));
-        let Some(upstream) = upstream else {
+        let Some(upstream) = ctx.next_upstream().or_else(|| ctx.on_other_side()) else {
             return Error::e_explain(ErrorType::HTTPStatus(503), "no upstream left");
         };
         ctx.upstream = Some(upstream);
@@ -288,6 +290,7 @@ impl ProxyHttp for Router {
         }
         ctx.own = true;
         ctx.stream = response.status == StatusCode::SWITCHING_PROTOCOLS || is_events(response);
+        ctx.answered(response.status.as_u16());
         Ok(())
     }
 
@@ -318,13 +321,10 @@ impl ProxyHttp for Router {
         ctx: &mut Context,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        ctx.tried += 1;
+        ctx.failed("no connection");
         // nothing was sent, so another upstream may be asked
-        error.set_retry(
-            ctx.target
-                .as_ref()
-                .is_some_and(|target| target.upstream(ctx.turn, ctx.tried).is_some()),
-        );
+        let next = ctx.next_upstream().or_else(|| ctx.on_other_side());
+        error.set_retry(next.is_some());
         error
     }
 
@@ -337,13 +337,18 @@ impl ProxyHttp for Router {
         reused: bool,
     ) -> Box<Error> {
         let mut error = error.more_context(format!("upstream {peer}"));
-        if session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated()
-        {
+        let again = session.req_header().method.is_idempotent()
+            && !session.as_ref().retry_buffer_truncated();
+        if again {
             // a kept connection that its server closed before it saw the request
             error.retry.decide_reuse(reused);
             ctx.anew = true;
         } else {
             error.set_retry(false);
+        }
+        if !error.retry() {
+            let again = again && session.response_written().is_none();
+            error.set_retry(ctx.broke(&error, again));
         }
         error
     }

@@ -16,6 +16,7 @@ use offshoot_model::traffic::{Policy, Sticky};
 
 use self::counters::Counters;
 pub(crate) use self::facts::Facts;
+use crate::checks::Health;
 use crate::table::{Environment, Target, Upstream};
 
 /// An environment whose domains lead here.
@@ -26,6 +27,8 @@ pub(crate) struct Owner {
     /// Who may answer, in the policy's order. Empty: itself, where the route says.
     pub(crate) sides: Box<[Side]>,
     pub(crate) state: Arc<OwnerState>,
+    /// Which sides and nodes are up, when the policy has them checked.
+    pub(crate) health: Option<Arc<Health>>,
 }
 
 /// Who may answer.
@@ -81,6 +84,7 @@ impl Owner {
             policy: None,
             sides: Box::default(),
             state: Arc::default(),
+            health: None,
         }
     }
 
@@ -92,7 +96,12 @@ impl Owner {
         former: Option<&Self>,
     ) -> Self {
         let state = former.filter(|former| former.counts_as(&policy));
+        let health = policy.failover.as_ref().map(|_| {
+            let former = former.and_then(|former| former.health.clone());
+            former.unwrap_or_else(Health::new)
+        });
         Self {
+            health,
             environment,
             state: state.map_or_else(Arc::default, |former| Arc::clone(&former.state)),
             policy: Some(Box::new(policy)),
@@ -120,7 +129,8 @@ impl Owner {
     /// Who answers a request on a route with this target: by rules, then by weights. `None`: nobody takes any.
     pub(crate) fn choose(&self, _request: &Facts<'_>, route: &Arc<Target>) -> Option<Choice> {
         if self.sides.is_empty() {
-            return (!route.upstreams.is_empty()).then(|| Choice {
+            let takes = !route.upstreams.is_empty() && self.is_well(&self.environment.id);
+            return takes.then(|| Choice {
                 side: 0,
                 target: Arc::clone(route),
             });
@@ -136,7 +146,30 @@ impl Owner {
     fn takes(&self, side: usize) -> bool {
         self.sides
             .get(side)
-            .is_some_and(|side| !side.target.upstreams.is_empty())
+            .is_some_and(|side| {
+                !side.target.upstreams.is_empty() && self.is_well(&side.target.environment.id)
+            })
+    }
+
+    /// Whether nothing is said against an environment.
+    fn is_well(&self, side: &EnvId) -> bool {
+        self.health.as_ref().is_none_or(|health| health.takes(side))
+    }
+
+    /// Who answers a request that one side could not be asked: the first other side that takes requests, one with a
+    /// weight before those without. Only where sides are checked.
+    pub(crate) fn other_than(&self, side: usize) -> Option<Choice> {
+        self.health.as_ref()?;
+        let others = || {
+            let sides = self.sides.iter().enumerate();
+            sides.filter(|(number, _)| *number != side && self.takes(*number))
+        };
+        let weighty = others().find(|(_, side)| side.weight > 0);
+        let (number, side) = weighty.or_else(|| others().next())?;
+        Some(Choice {
+            side: number,
+            target: Arc::clone(&side.target),
+        })
     }
 
     /// A request that went to a side has ended.
