@@ -6,10 +6,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Replaces `path` by a file with `content` and mode 0600: written beside it, synced, renamed over it (rename(2)),
-/// the directory synced.
+/// the directory synced. One at a time.
 ///
 /// # Errors
-/// When one of these steps fails; the file is then as it was.
+/// When any of this fails; the file is as before then, or complete.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let directory = path
         .parent()
@@ -33,10 +33,10 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Reads at most `max` bytes; a longer file is an error.
+/// Reads at most `max` bytes.
 ///
 /// # Errors
-/// When it cannot be read or is longer.
+/// When the file cannot be read or is longer.
 pub fn read(path: &Path, max: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     File::open(path)?.take(max + 1).read_to_end(&mut content)?;

@@ -12,6 +12,7 @@ mod certificates;
 mod checks;
 mod control;
 mod hosts;
+mod mirror;
 mod plain;
 mod ports;
 mod proxy;

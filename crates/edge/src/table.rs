@@ -220,13 +220,15 @@ impl Table {
                     weight: side.weight,
                 });
                 let sides = sides.collect();
+                let mirror = policy.mirror.as_ref().map(|mirror| {
+                    let id = mirror.environment.clone();
+                    let addresses = upstreams.remove(&id).unwrap_or_default();
+                    self.target(old, id, addresses)
+                });
                 let environment = self.environment(old, id);
-                Arc::new(Owner::with_policy(
-                    environment,
-                    policy,
-                    sides,
-                    former.map(Arc::as_ref),
-                ))
+                let former = former.map(Arc::as_ref);
+                let owner = Owner::with_policy(environment, policy, sides, former);
+                Arc::new(owner.with_care(mirror, former, None))
             }
         };
         self.owners.insert(id.clone(), Arc::clone(&owner));

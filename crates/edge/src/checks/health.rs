@@ -101,7 +101,10 @@ impl Health {
         let Some(seen) = seen.nodes.get(&node.key) else {
             return;
         };
-        let failed = seen.failed.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let failed = seen
+            .failed
+            .fetch_add(1, Ordering::Relaxed)
+            .saturating_add(1);
         let mut state = self.lock();
         let limit = state.failover.passive.as_ref().map(|p| p.failures);
         if limit.is_some_and(|limit| failed >= limit) {
@@ -133,9 +136,11 @@ impl Health {
             let waits = out.contains(environment);
             let new = || (true, waits, Arc::new(AtomicBool::new(!waits)));
             let (up, out, takes) = former.remove(environment).unwrap_or_else(new);
-            let nodes = upstreams
-                .iter()
-                .map(|upstream| nodes.remove(&upstream.key).unwrap_or_else(|| Node::new(upstream)));
+            let nodes = upstreams.iter().map(|upstream| {
+                nodes
+                    .remove(&upstream.key)
+                    .unwrap_or_else(|| Node::new(upstream))
+            });
             state.sides.push(Side {
                 environment: environment.clone(),
                 nodes: nodes.collect(),
@@ -216,8 +221,12 @@ impl State {
         let sides = self.sides.iter();
         let nodes = self.sides.iter().flat_map(|side| &side.nodes);
         Seen {
-            sides: sides.map(|s| (s.environment.clone(), Arc::clone(&s.takes))).collect(),
-            nodes: nodes.map(|n| (n.upstream.key, Arc::clone(&n.seen))).collect(),
+            sides: sides
+                .map(|s| (s.environment.clone(), Arc::clone(&s.takes)))
+                .collect(),
+            nodes: nodes
+                .map(|n| (n.upstream.key, Arc::clone(&n.seen)))
+                .collect(),
         }
     }
 
@@ -266,7 +275,9 @@ impl State {
             if (side.up, takes) != (was_up, took) {
                 let note = match (side.up, takes) {
                     (true, false) => "; waits to be brought back",
-                    (true, true) if alone.as_ref() == Some(&side.environment) => "; no other side takes requests",
+                    (true, true) if alone.as_ref() == Some(&side.environment) => {
+                        "; no other side takes requests"
+                    }
                     _ => "",
                 };
                 news.push(HealthChange {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use offshoot_edge_api::file;
+use offshoot_edge_api::{read_file, replace_file};
 use offshoot_model::id::EnvId;
 use offshoot_model::traffic::stats::HealthChange;
 use serde::{Deserialize, Serialize};
@@ -38,12 +38,12 @@ pub(super) async fn wait() {
 
 /// Replaces what is kept.
 pub(super) fn write(path: &Path, all: &AllKept) -> std::io::Result<()> {
-    file::replace(path, &serde_json::to_vec(all)?)
+    replace_file(path, &serde_json::to_vec(all)?)
 }
 
 /// What a former process left; one that left nothing, or nothing that can be read, said nothing of any side.
 pub(super) fn read(path: &Path) -> AllKept {
-    let content = match file::read(path, FILE_MAX) {
+    let content = match read_file(path, FILE_MAX) {
         Ok(content) => content,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return AllKept::new(),
         Err(error) => {

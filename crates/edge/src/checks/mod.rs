@@ -197,7 +197,9 @@ impl Checks {
         let all: AllKept = {
             let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             let owners = state.owners.iter();
-            owners.map(|(id, owner)| (id.clone(), owner.health.kept())).collect()
+            owners
+                .map(|(id, owner)| (id.clone(), owner.health.kept()))
+                .collect()
         };
         kept::write(&self.file, &all)
     }

@@ -71,7 +71,9 @@ impl Question {
 
     fn is_good(&self, status: u16) -> bool {
         let ranges = self.check.statuses.iter();
-        ranges.into_iter().any(|(from, to)| (*from..=*to).contains(&status))
+        ranges
+            .into_iter()
+            .any(|(from, to)| (*from..=*to).contains(&status))
     }
 }
 

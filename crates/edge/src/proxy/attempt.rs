@@ -61,12 +61,18 @@ impl Context {
             error.etype(),
             ErrorType::ReadTimedout | ErrorType::WriteTimedout
         );
-        self.failed(if late { "no answer in time" } else { "no answer" });
+        self.failed(if late {
+            "no answer in time"
+        } else {
+            "no answer"
+        });
         if !again || late || self.resent {
             return false;
         }
         self.resent = true;
-        self.next_upstream().or_else(|| self.on_other_side()).is_some()
+        self.next_upstream()
+            .or_else(|| self.on_other_side())
+            .is_some()
     }
 
     fn health(&self) -> Option<&Arc<Health>> {

@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::StatusCode;
 use http::header::{ACCEPT, CONTENT_TYPE, FORWARDED, HOST, HeaderValue};
 use jiff::Timestamp;
@@ -29,6 +30,7 @@ pub(crate) use self::connection::Scheme;
 use self::pages::Page;
 use crate::access_log::Record;
 use crate::hosts::Found;
+use crate::mirror::{self, Copying};
 use crate::server::Edge;
 use crate::table::{Answer, Target, Upstream, fresh_key};
 use crate::traffic::{End, Ended, Facts, Owner};
@@ -94,6 +96,8 @@ pub(crate) struct Context {
     /// Whether it went to another side than the chosen one, and whether it was sent a second time: once each.
     other_side: bool,
     resent: bool,
+    /// When it is also copied.
+    copy: Option<Box<Copying>>,
     upstream: Option<Upstream>,
     /// Whether a kept connection turned out to be dead: the next attempt takes a new one.
     anew: bool,
@@ -137,6 +141,7 @@ impl ProxyHttp for Router {
             tried: Vec::new(),
             other_side: false,
             resent: false,
+            copy: None,
             upstream: None,
             anew: false,
         }
@@ -206,6 +211,13 @@ impl ProxyHttp for Router {
             return Ok(true);
         };
         connection::routed(&choice.target.environment);
+        let header = session.req_header();
+        if let Some(mirror) = &owner.mirror
+            && !session.is_upgrade_req()
+            && !wants_events(header)
+        {
+            ctx.copy = mirror.begin(header, &ctx.host);
+        }
         ctx.owner = Some(Arc::clone(owner));
         ctx.side = choice.side;
         ctx.turn = choice.target.turn();
@@ -267,6 +279,7 @@ impl ProxyHttp for Router {
             request.remove_header(name);
         }
         request.remove_header(&FORWARDED);
+        request.remove_header(&mirror::MARK);
         if let Some(client) = session.client_addr().and_then(|address| address.as_inet()) {
             request.insert_header("x-forwarded-for", client.ip().to_string())?;
         }
@@ -275,7 +288,48 @@ impl ProxyHttp for Router {
         if let Some(host) = request.headers.get(HOST).cloned() {
             request.insert_header("x-forwarded-host", host)?;
         }
+        if let Some(copy) = &mut ctx.copy {
+            copy.header(request);
+        }
         Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        is_last: bool,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        if let Some(copy) = &mut ctx.copy {
+            copy.body(body.as_ref(), is_last);
+        }
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        if let Some(copy) = &mut ctx.copy {
+            copy.answer(response, is_events(response));
+        }
+        Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _is_last: bool,
+        ctx: &mut Context,
+    ) -> Result<Option<Duration>> {
+        if let (Some(copy), Some(part)) = (&mut ctx.copy, body) {
+            copy.answer_body(part);
+        }
+        Ok(None)
     }
 
     async fn response_filter(
@@ -377,6 +431,9 @@ impl ProxyHttp for Router {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
+        if let Some(copy) = ctx.copy.take() {
+            copy.ended(error.is_none() && ctx.own);
+        }
         if let Some(owner) = &ctx.owner {
             owner.ended(ctx.side, &ctx.ended(session, error));
         }

@@ -4,6 +4,7 @@
 //! costs no more than its routes. What was counted, and whatever else must not begin anew with every table, is in its
 //! [`OwnerState`].
 
+mod care;
 mod counters;
 mod facts;
 
@@ -17,6 +18,7 @@ use offshoot_model::traffic::{Policy, Sticky};
 use self::counters::Counters;
 pub(crate) use self::facts::Facts;
 use crate::checks::Health;
+use crate::mirror::Mirror;
 use crate::table::{Environment, Target, Upstream};
 
 /// An environment whose domains lead here.
@@ -29,6 +31,8 @@ pub(crate) struct Owner {
     pub(crate) state: Arc<OwnerState>,
     /// Which sides and nodes are up, when the policy has them checked.
     pub(crate) health: Option<Arc<Health>>,
+    /// Where copies of requests go.
+    pub(crate) mirror: Option<Arc<Mirror>>,
 }
 
 /// Who may answer.
@@ -85,6 +89,7 @@ impl Owner {
             sides: Box::default(),
             state: Arc::default(),
             health: None,
+            mirror: None,
         }
     }
 
@@ -96,12 +101,9 @@ impl Owner {
         former: Option<&Self>,
     ) -> Self {
         let state = former.filter(|former| former.counts_as(&policy));
-        let health = policy.failover.as_ref().map(|_| {
-            let former = former.and_then(|former| former.health.clone());
-            former.unwrap_or_else(Health::new)
-        });
         Self {
-            health,
+            health: None,
+            mirror: None,
             environment,
             state: state.map_or_else(Arc::default, |former| Arc::clone(&former.state)),
             policy: Some(Box::new(policy)),
@@ -144,31 +146,8 @@ impl Owner {
 
     /// Whether a side takes requests now.
     fn takes(&self, side: usize) -> bool {
-        self.sides
-            .get(side)
-            .is_some_and(|side| {
-                !side.target.upstreams.is_empty() && self.is_well(&side.target.environment.id)
-            })
-    }
-
-    /// Whether nothing is said against an environment.
-    fn is_well(&self, side: &EnvId) -> bool {
-        self.health.as_ref().is_none_or(|health| health.takes(side))
-    }
-
-    /// Who answers a request that one side could not be asked: the first other side that takes requests, one with a
-    /// weight before those without. Only where sides are checked.
-    pub(crate) fn other_than(&self, side: usize) -> Option<Choice> {
-        self.health.as_ref()?;
-        let others = || {
-            let sides = self.sides.iter().enumerate();
-            sides.filter(|(number, _)| *number != side && self.takes(*number))
-        };
-        let weighty = others().find(|(_, side)| side.weight > 0);
-        let (number, side) = weighty.or_else(|| others().next())?;
-        Some(Choice {
-            side: number,
-            target: Arc::clone(&side.target),
+        self.sides.get(side).is_some_and(|side| {
+            !side.target.upstreams.is_empty() && self.is_well(&side.target.environment.id)
         })
     }
 
