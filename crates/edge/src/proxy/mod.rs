@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use http::StatusCode;
-use http::header::{ACCEPT, CONTENT_TYPE, FORWARDED, HOST, HeaderValue};
+use http::header::{ACCEPT, CONTENT_TYPE, FORWARDED, HOST, HeaderValue, SET_COOKIE};
 use jiff::Timestamp;
 use offshoot_edge_api::Https;
 use pingora_core::protocols::TcpKeepalive;
@@ -30,7 +30,7 @@ use crate::access_log::Record;
 use crate::hosts::Found;
 use crate::server::Edge;
 use crate::table::{Answer, Target, Upstream, fresh_key};
-use crate::traffic::{End, Ended, Facts, Owner};
+use crate::traffic::{COOKIE, End, Ended, Facts, Owner, Visitor, take_cookie};
 
 /// How long a connection to an upstream is kept without use. Shorter than what common servers keep (nginx 75 s), so
 /// that it is rarely the other side that closes.
@@ -82,6 +82,8 @@ pub(crate) struct Context {
     /// Which of the owner's sides answers, and where.
     side: usize,
     target: Option<Arc<Target>>,
+    /// Who asks, when visitors are told apart.
+    visitor: Option<Visitor>,
     /// Whether the upstream answered.
     own: bool,
     /// Whether its answer is a WebSocket or an event stream.
@@ -127,6 +129,7 @@ impl ProxyHttp for Router {
             owner: None,
             side: 0,
             target: None,
+            visitor: None,
             own: false,
             stream: false,
             turn: 0,
@@ -169,6 +172,10 @@ impl ProxyHttp for Router {
                 return Ok(true);
             }
         };
+        if route.is_fenced() {
+            pages::send(session, Page::Fenced(&ctx.host)).await?;
+            return Ok(true);
+        }
         if ctx.scheme == Scheme::Http && route.https == Https::Redirect {
             connection::routed(route.environment());
             let origin = redirect::https_origin(&ctx.host, &self.edge.listen_tls);
@@ -187,15 +194,8 @@ impl ProxyHttp for Router {
                 return Ok(true);
             }
         };
-        if owner.is_fenced() {
-            pages::send(session, Page::Fenced(&ctx.host)).await?;
-            return Ok(true);
-        }
-        let facts = Facts {
-            header: session.req_header(),
-            client: ctx.client,
-        };
-        let Some(choice) = owner.choose(&facts, target) else {
+        let choice = owner.choose(&Facts::new(session.req_header(), ctx.client), target);
+        let Some(choice) = choice else {
             pages::send(session, Page::NotReady(&ctx.host)).await?;
             return Ok(true);
         };
@@ -204,6 +204,7 @@ impl ProxyHttp for Router {
         ctx.side = choice.side;
         ctx.turn = choice.target.turn();
         ctx.target = Some(choice.target);
+        ctx.visitor = choice.visitor;
         Ok(false)
     }
 
@@ -265,6 +266,7 @@ impl ProxyHttp for Router {
             request.remove_header(name);
         }
         request.remove_header(&FORWARDED);
+        take_cookie(request, COOKIE);
         if let Some(client) = session.client_addr().and_then(|address| address.as_inet()) {
             request.insert_header("x-forwarded-for", client.ip().to_string())?;
         }
@@ -278,7 +280,7 @@ impl ProxyHttp for Router {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
@@ -288,6 +290,15 @@ impl ProxyHttp for Router {
         }
         ctx.own = true;
         ctx.stream = response.status == StatusCode::SWITCHING_PROTOCOLS || is_events(response);
+        if let Some(owner) = &ctx.owner {
+            let facts = Facts::new(session.req_header(), ctx.client);
+            let (visitor, status) = (ctx.visitor.as_mut(), response.status.as_u16());
+            let secure = ctx.scheme == Scheme::Https;
+            let cookie = owner.answered(ctx.side, visitor, &facts, status, secure);
+            if let Some(cookie) = cookie {
+                response.append_header(SET_COOKIE, cookie)?;
+            }
+        }
         Ok(())
     }
 
@@ -375,7 +386,8 @@ impl ProxyHttp for Router {
         if let Some(owner) = &ctx.owner {
             owner.ended(ctx.side, &ctx.ended(session, error));
         }
-        self.edge.requests.fetch_add(1, Ordering::Relaxed);
+        // after what it counts: who sees the number finds the counts
+        self.edge.requests.fetch_add(1, Ordering::Release);
         if !self.edge.access_log.is_on() {
             return;
         }
