@@ -72,9 +72,12 @@ async fn answer_all(stream: UnixStream, edge: &Arc<Edge>) -> io::Result<()> {
             },
             Ok(ControlRequest::Status(true)) => to_line(&edge.status().await),
             Ok(ControlRequest::Stats(of)) => to_line(&edge.stats(&of)),
-            Ok(ControlRequest::Back(owner)) => to_line(&Refusal::of_request(format!(
-                "{owner} has no policy with checks"
-            ))),
+            Ok(ControlRequest::Back(owner)) => match edge.back(&owner) {
+                Some(stats) => to_line(&stats),
+                None => to_line(&Refusal::of_request(format!(
+                    "{owner} has no policy with checks"
+                ))),
+            },
             Ok(_) => to_line(&Refusal::of_request("nothing was asked")),
             Err(error) => to_line(&Refusal::of_request(format!("not understood: {error}"))),
         };

@@ -13,7 +13,7 @@ use offshoot_model::id::EnvId;
 use offshoot_model::traffic::stats::Stats;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::access_log::AccessLog;
 use crate::certificates::Certificates;
@@ -21,7 +21,7 @@ use crate::checks::Checks;
 use crate::ports::Ports;
 use crate::proxy::{Http, Scheme};
 use crate::table::Table;
-use crate::traffic::Owner;
+use crate::traffic::{Owner, saved};
 use crate::{control, sockets};
 
 /// What all parts share.
@@ -57,7 +57,7 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
     let edge = Arc::new(Edge {
         access_log: AccessLog::open(config.access_log.as_ref())?,
         checks: Arc::new(Checks::new(config.control.with_extension("health.json"))),
-        table: ArcSwap::default(),
+        table: ArcSwap::from_pointee(Table::before(saved::read(&config.stats_file()))),
         requests: AtomicU64::new(0),
         stopping,
         connections: Arc::new(Semaphore::new(usize::try_from(connections_max)?)),
@@ -76,6 +76,8 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
     let mut hang_up = signal(SignalKind::hangup())?;
     let http = Arc::new(Http::new(Arc::clone(&edge)));
     let control = control::listen(&edge)?;
+    let (end, ended) = oneshot::channel::<()>();
+    let keeper = tokio::spawn(saved::keep(Arc::clone(&edge), ended));
     for listener in listeners {
         tokio::spawn(Arc::clone(&http).accept(listener, Scheme::Http));
     }
@@ -105,6 +107,8 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
             "cut off after the bound"
         );
     }
+    drop(end);
+    keeper.await?;
     Ok(())
 }
 
@@ -254,14 +258,20 @@ impl Edge {
     /// What was counted at the domains of these environments; of all when there is none.
     pub(crate) fn stats(&self, of: &[EnvId]) -> Stats {
         let table = self.table.load();
-        let mut owners: Vec<_> = if of.is_empty() {
-            table.owners().filter_map(Owner::stats).collect()
-        } else {
-            let owners = of.iter().filter_map(|id| table.owner_of(id));
-            owners.filter_map(Owner::stats).collect()
-        };
+        let owners = table.owners(of);
+        let mut owners: Vec<_> = owners.into_iter().filter_map(Owner::stats).collect();
         owners.sort_by(|a, b| a.environment.cmp(&b.environment));
+        owners.dedup_by(|a, b| a.environment == b.environment);
         Stats { owners }
+    }
+
+    /// Lets the sides of an environment's policy that are up take requests again, and says how they are. `None`: it has
+    /// no policy with checks.
+    pub(crate) fn back(&self, owner: &EnvId) -> Option<Stats> {
+        let of = std::slice::from_ref(owner);
+        let table = self.table.load();
+        table.owners(of).first()?.health.as_ref()?.back();
+        Some(self.stats(of))
     }
 
     /// What is served.

@@ -228,5 +228,7 @@ impl Collected {
 
 /// At most so many bytes, and no part of a character.
 fn beginning(text: &str, most: usize) -> &str {
-    text.get(..text.floor_char_boundary(most)).unwrap_or(text)
+    let ends = text.char_indices().map(|(begin, c)| begin + c.len_utf8());
+    let end = ends.take_while(|end| *end <= most).last();
+    text.get(..end.unwrap_or_default()).unwrap_or(text)
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{ACCEPT, CONTENT_TYPE, FORWARDED, HOST, HeaderValue};
+use http::header::{ACCEPT, CONTENT_TYPE, FORWARDED, HOST, HeaderValue, SET_COOKIE};
 use jiff::Timestamp;
 use offshoot_edge_api::Https;
 use pingora_core::protocols::TcpKeepalive;
@@ -33,7 +33,7 @@ use crate::hosts::Found;
 use crate::mirror::{self, Copying};
 use crate::server::Edge;
 use crate::table::{Answer, Target, Upstream, fresh_key};
-use crate::traffic::{End, Ended, Facts, Owner};
+use crate::traffic::{COOKIE, End, Ended, Facts, Owner, Visitor, take_cookie};
 
 /// How long a connection to an upstream is kept without use. Shorter than what common servers keep (nginx 75 s), so
 /// that it is rarely the other side that closes.
@@ -85,6 +85,8 @@ pub(crate) struct Context {
     /// Which of the owner's sides answers, and where.
     side: usize,
     target: Option<Arc<Target>>,
+    /// Who asks, when visitors are told apart.
+    visitor: Option<Visitor>,
     /// Whether the upstream answered.
     own: bool,
     /// Whether its answer is a WebSocket or an event stream.
@@ -108,7 +110,6 @@ impl Context {
     fn ended(&self, session: &Session, error: Option<&Error>) -> Ended {
         let status = session.response_written().map(|r| r.status.as_u16());
         Ended {
-            upstream: self.upstream,
             status,
             own: self.own,
             end: match error.map(|error| error.esource()) {
@@ -135,6 +136,7 @@ impl ProxyHttp for Router {
             owner: None,
             side: 0,
             target: None,
+            visitor: None,
             own: false,
             stream: false,
             turn: 0,
@@ -180,6 +182,10 @@ impl ProxyHttp for Router {
                 return Ok(true);
             }
         };
+        if route.is_fenced() {
+            pages::send(session, Page::Fenced(&ctx.host)).await?;
+            return Ok(true);
+        }
         if ctx.scheme == Scheme::Http && route.https == Https::Redirect {
             connection::routed(route.environment());
             let origin = redirect::https_origin(&ctx.host, &self.edge.listen_tls);
@@ -198,15 +204,8 @@ impl ProxyHttp for Router {
                 return Ok(true);
             }
         };
-        if owner.is_fenced() {
-            pages::send(session, Page::Fenced(&ctx.host)).await?;
-            return Ok(true);
-        }
-        let facts = Facts {
-            header: session.req_header(),
-            client: ctx.client,
-        };
-        let Some(choice) = owner.choose(&facts, target) else {
+        let choice = owner.choose(&Facts::new(session.req_header(), ctx.client), target);
+        let Some(choice) = choice else {
             pages::send(session, Page::NotReady(&ctx.host)).await?;
             return Ok(true);
         };
@@ -222,6 +221,7 @@ impl ProxyHttp for Router {
         ctx.side = choice.side;
         ctx.turn = choice.target.turn();
         ctx.target = Some(choice.target);
+        ctx.visitor = choice.visitor;
         Ok(false)
     }
 
@@ -280,6 +280,7 @@ impl ProxyHttp for Router {
         }
         request.remove_header(&FORWARDED);
         request.remove_header(&mirror::MARK);
+        take_cookie(request, COOKIE);
         if let Some(client) = session.client_addr().and_then(|address| address.as_inet()) {
             request.insert_header("x-forwarded-for", client.ip().to_string())?;
         }
@@ -334,7 +335,7 @@ impl ProxyHttp for Router {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
@@ -345,6 +346,15 @@ impl ProxyHttp for Router {
         ctx.own = true;
         ctx.stream = response.status == StatusCode::SWITCHING_PROTOCOLS || is_events(response);
         ctx.answered(response.status.as_u16());
+        if let Some(owner) = &ctx.owner {
+            let facts = Facts::new(session.req_header(), ctx.client);
+            let (visitor, status) = (ctx.visitor.as_mut(), response.status.as_u16());
+            let secure = ctx.scheme == Scheme::Https;
+            let cookie = owner.answered(ctx.side, visitor, &facts, status, secure);
+            if let Some(cookie) = cookie {
+                response.append_header(SET_COOKIE, cookie)?;
+            }
+        }
         Ok(())
     }
 
@@ -437,7 +447,8 @@ impl ProxyHttp for Router {
         if let Some(owner) = &ctx.owner {
             owner.ended(ctx.side, &ctx.ended(session, error));
         }
-        self.edge.requests.fetch_add(1, Ordering::Relaxed);
+        // after what it counts: who sees the number finds the counts
+        self.edge.requests.fetch_add(1, Ordering::Release);
         if !self.edge.access_log.is_on() {
             return;
         }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use offshoot_model::id::EnvId;
-use offshoot_model::traffic::stats::{MirrorStats, OwnerStats};
+use offshoot_model::traffic::stats::OwnerStats;
 
+use super::saved::Saved;
 use super::{Choice, Owner};
 use crate::checks::Health;
 use crate::mirror::Mirror;
@@ -17,7 +18,7 @@ impl Owner {
         mut self,
         mirror: Option<Arc<Target>>,
         former: Option<&Self>,
-        saved: Option<MirrorStats>,
+        saved: Option<&Saved>,
     ) -> Self {
         let Some(policy) = &self.policy else {
             return self;
@@ -26,9 +27,16 @@ impl Owner {
             let former = former.and_then(|former| former.health.clone());
             former.unwrap_or_else(Health::new)
         });
+        let saved = saved.filter(|saved| saved.mirror.as_ref() == self.mirrored());
+        let saved = saved.and_then(|saved| saved.stats.mirror.clone());
         let former = former.and_then(|former| former.mirror.as_ref());
         self.mirror = mirror.and_then(|target| Mirror::of(policy, target, former, saved));
         self
+    }
+
+    /// The environment that copies go to.
+    pub(super) fn mirrored(&self) -> Option<&EnvId> {
+        Some(&self.policy.as_ref()?.mirror.as_ref()?.environment)
     }
 
     /// Whether nothing is said against an environment.
@@ -49,6 +57,7 @@ impl Owner {
         Some(Choice {
             side: number,
             target: Arc::clone(&side.target),
+            visitor: None,
         })
     }
 
