@@ -1,7 +1,9 @@
 //! The edge as its clients and the daemon see it: a real process on ports of the kernel's choice.
 
 mod authority;
+mod backend;
 mod domains;
+mod failover;
 mod http;
 mod kit;
 mod ports;
