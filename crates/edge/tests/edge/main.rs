@@ -6,6 +6,7 @@ mod domains;
 mod failover;
 mod http;
 mod kit;
+mod mirror;
 mod ports;
 mod protection;
 mod routes;
