@@ -7,4 +7,6 @@ mod kit;
 mod ports;
 mod protection;
 mod routes;
+mod split;
+mod stats;
 mod tls;
