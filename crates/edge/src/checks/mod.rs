@@ -9,7 +9,6 @@ mod node;
 mod probe;
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -213,8 +212,8 @@ async fn ask_again_and_again(
     places: Arc<Semaphore>,
 ) {
     let interval = Duration::from_millis(question.check.interval_ms);
-    let share = (RandomState::new().hash_one(node.key) % 1_000) as f64 / 1e3;
-    let mut due = Instant::now() + interval.mul_f64(share);
+    let share = getrandom::u32().unwrap_or_default();
+    let mut due = Instant::now() + interval.mul_f64(f64::from(share) / f64::from(u32::MAX));
     // the semaphore is never closed
     while let Ok(place) = places.acquire().await {
         let outcome = question.ask(node.address).await;

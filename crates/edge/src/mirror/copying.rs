@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::StatusCode;
 use http::header::CONTENT_LENGTH;
 use pingora_http::{RequestHeader, ResponseHeader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, oneshot};
@@ -108,9 +107,7 @@ impl Copying {
         if is_stream {
             // it ends when somebody likes: nothing to compare
             self.skip();
-        } else if !header.status.is_informational()
-            || header.status == StatusCode::SWITCHING_PROTOCOLS
-        {
+        } else if !header.status.is_informational() {
             self.live = Some(Answer::new(header.status.as_u16(), header.headers.clone()));
         }
     }

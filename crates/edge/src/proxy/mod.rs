@@ -33,7 +33,7 @@ use crate::hosts::Found;
 use crate::mirror::{self, Copying};
 use crate::server::Edge;
 use crate::table::{Answer, Target, Upstream, fresh_key};
-use crate::traffic::{COOKIE, End, Ended, Facts, Owner, Visitor, take_cookie};
+use crate::traffic::{COOKIE, Choice, End, Ended, Facts, Owner, Visitor, take_cookie};
 
 /// How long a connection to an upstream is kept without use. Shorter than what common servers keep (nginx 75 s), so
 /// that it is rarely the other side that closes.
@@ -106,6 +106,18 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Who asks, and who answers.
+    fn choose(
+        &mut self,
+        request: &RequestHeader,
+        owner: &Owner,
+        route: &Arc<Target>,
+    ) -> Option<Choice> {
+        let facts = Facts::new(request, self.client);
+        self.visitor = owner.visitor(&facts);
+        owner.choose(&facts, self.visitor.as_ref(), route)
+    }
+
     /// How it ended.
     fn ended(&self, session: &Session, error: Option<&Error>) -> Ended {
         let status = session.response_written().map(|r| r.status.as_u16());
@@ -204,8 +216,7 @@ impl ProxyHttp for Router {
                 return Ok(true);
             }
         };
-        let choice = owner.choose(&Facts::new(session.req_header(), ctx.client), target);
-        let Some(choice) = choice else {
+        let Some(choice) = ctx.choose(session.req_header(), owner, target) else {
             pages::send(session, Page::NotReady(&ctx.host)).await?;
             return Ok(true);
         };
@@ -221,7 +232,6 @@ impl ProxyHttp for Router {
         ctx.side = choice.side;
         ctx.turn = choice.target.turn();
         ctx.target = Some(choice.target);
-        ctx.visitor = choice.visitor;
         Ok(false)
     }
 

@@ -57,7 +57,6 @@ impl Owner {
         Some(Choice {
             side: number,
             target: Arc::clone(&side.target),
-            visitor: None,
         })
     }
 

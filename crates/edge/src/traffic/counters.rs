@@ -113,7 +113,8 @@ impl SideCounters {
     pub(super) fn ended(&self, ended: &Ended) {
         one_more(&self.requests);
         let bad = ended.status.is_some_and(|status| status >= 500);
-        if bad || ended.end == End::Failed {
+        let broken = ended.end == End::Failed && !(ended.own && ended.stream);
+        if bad || broken {
             one_more(&self.errors);
         }
         let class = ended

@@ -65,8 +65,6 @@ pub(crate) struct Choice {
     /// Which side; 0 when the owner itself is the only one.
     pub(crate) side: usize,
     pub(crate) target: Arc<Target>,
-    /// Who asks, when visitors are told apart.
-    pub(crate) visitor: Option<Visitor>,
 }
 
 /// How a request ended that went to a side.
@@ -182,29 +180,34 @@ impl Owner {
         self.policy.as_ref().is_some_and(|policy| policy.fence)
     }
 
+    /// Who asks, when visitors are told apart.
+    pub(crate) fn visitor(&self, request: &Facts<'_>) -> Option<Visitor> {
+        let apart = self.sides.len() > 1 && *self.sticky() == Sticky::Visitor;
+        apart.then(|| Visitor::of(request)).flatten()
+    }
+
     /// Who answers a request on a route with this target: by rules, then by weights, then the first that can. `None`:
     /// nobody takes any.
-    pub(crate) fn choose(&self, request: &Facts<'_>, route: &Arc<Target>) -> Option<Choice> {
+    pub(crate) fn choose(
+        &self,
+        request: &Facts<'_>,
+        visitor: Option<&Visitor>,
+        route: &Arc<Target>,
+    ) -> Option<Choice> {
         if self.sides.is_empty() {
             let takes = !route.upstreams.is_empty() && self.is_well(&self.environment.id);
             return takes.then(|| Choice {
                 side: 0,
                 target: Arc::clone(route),
-                visitor: None,
             });
         }
-        let several = self.sides.len() > 1;
-        let visitor = (several && *self.sticky() == Sticky::Visitor)
-            .then(|| Visitor::of(request))
-            .flatten();
         let ruled = self.rules.decide(request).filter(|side| self.takes(*side));
         let side = ruled
-            .or_else(|| self.by_weight(request, visitor.as_ref()))
+            .or_else(|| self.by_weight(request, visitor))
             .or_else(|| (0..self.sides.len()).find(|side| self.takes(*side)))?;
         Some(Choice {
             side,
             target: Arc::clone(&self.sides.get(side)?.target),
-            visitor,
         })
     }
 

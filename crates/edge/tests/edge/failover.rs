@@ -1,6 +1,5 @@
 //! Sides that are down give way to others, and come back as their policy says.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hyper::{Method, Request, StatusCode};
@@ -9,7 +8,7 @@ use offshoot_model::traffic::stats::{OwnerStats, SideHealth};
 use serde_json::{Value, json};
 
 use crate::backend::{Backend, CHECK, Reply};
-use crate::kit::{A, B, TestEdge, ask, full, get, route, routes, until};
+use crate::kit::{A, B, C, TestEdge, ask, full, get, route, until, with_policy};
 
 const INTERVAL: u64 = 100;
 const TIMEOUT: u64 = 200;
@@ -64,18 +63,13 @@ impl Pair {
             "sides": [{"environment": A, "weight": weights.0}, {"environment": B, "weight": weights.1}],
             "failover": failover,
         });
-        let mut file = routes(
+        with_policy(
             version,
             vec![route("a.localhost", A, &[self.first.address])],
-        );
-        file.traffic.push(Traffic {
-            environment: A.parse().unwrap(),
-            policy: serde_json::from_value(policy).unwrap(),
-            upstreams: [(A, &self.first), (B, &self.second)]
-                .map(|(id, backend)| (id.parse().unwrap(), vec![backend.address]))
-                .into(),
-        });
-        file
+            A,
+            &policy.to_string(),
+            &[(A, &[self.first.address]), (B, &[self.second.address])],
+        )
     }
 
     fn stats(&self) -> OwnerStats {
@@ -231,14 +225,7 @@ async fn a_side_waits_to_be_brought_back_also_across_a_crash() {
         std::fs::read_to_string(&kept).is_ok_and(|text| text.contains("waits to be brought back"))
     })
     .await;
-    let killed = Command::new("kill")
-        .arg("-9")
-        .arg(pair.edge.status.pid.to_string())
-        .status();
-    assert!(killed.unwrap().success());
-    let gone = format!("/proc/{}", pair.edge.status.pid);
-    until("it is gone", || !std::path::Path::new(&gone).exists()).await;
-    pair.edge.ensure();
+    pair.edge.kill().await;
     assert_eq!(pair.who().await, "second");
     until("it was checked", || {
         pair.health(A).nodes[0].last.starts_with("200 in")
@@ -409,11 +396,9 @@ async fn health_outlives_a_reload_and_ends_with_its_policy() {
     let mut file = pair.file(3, (50, 50), failover());
     file.traffic[0].policy.failover = None;
     let clock = Backend::start("clock").await;
-    let id = "cccccccc".parse().unwrap();
-    file.routes
-        .push(route("c.localhost", "cccccccc", &[clock.address]));
+    file.routes.push(route("c.localhost", C, &[clock.address]));
     file.traffic.push(Traffic {
-        environment: id,
+        environment: C.parse().unwrap(),
         policy: serde_json::from_value(json!({"failover": failover()})).unwrap(),
         upstreams: [].into(),
     });

@@ -10,4 +10,6 @@ mod mirror;
 mod ports;
 mod protection;
 mod routes;
+mod split;
+mod stats;
 mod tls;

@@ -4,14 +4,14 @@ use futures::stream::iter;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use hyper::{Method, Request};
-use offshoot_edge_api::Traffic;
+use offshoot_edge_api::stop;
 use offshoot_model::traffic::stats::MirrorStats;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::backend::{Backend, Reply};
-use crate::kit::{A, B, Body, TestEdge, ask, full, get, route, routes, until};
+use crate::kit::{A, B, Body, TestEdge, ask, full, get, route, until, with_policy};
 
 /// An environment and its mirror.
 struct Mirrored {
@@ -37,13 +37,13 @@ impl Mirrored {
             .as_object_mut()
             .unwrap()
             .extend(more.as_object().unwrap().clone());
-        let mut file = routes(version, vec![route("a.localhost", A, &[self.live.address])]);
-        file.traffic.push(Traffic {
-            environment: A.parse().unwrap(),
-            policy: serde_json::from_value(json!({"mirror": mirror})).unwrap(),
-            upstreams: [(B.parse().unwrap(), vec![self.mirror.address])].into(),
-        });
-        self.edge.serve(&file);
+        self.edge.serve(&with_policy(
+            version,
+            vec![route("a.localhost", A, &[self.live.address])],
+            A,
+            &json!({"mirror": mirror}).to_string(),
+            &[(B, &[self.mirror.address])],
+        ));
     }
 
     fn stats(&self) -> MirrorStats {
@@ -110,7 +110,7 @@ async fn copies_are_what_was_sent_and_marked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn differences_are_found_and_told() {
-    let mirrored = Mirrored::start(json!({"ignore": ["x-build"]})).await;
+    let mut mirrored = Mirrored::start(json!({"ignore": ["x-build"]})).await;
     let differ = async |number, reply| {
         mirrored.mirror.reply(reply);
         mirrored.visit(post(full("secret"))).await;
@@ -170,6 +170,10 @@ async fn differences_are_found_and_told() {
     assert_eq!(difference.unwrap().bodies, Some((5, 5)));
     // the share may change meanwhile, and the rest of the policy
     mirrored.serve(2, json!({"permille": 500}));
+    assert_eq!(mirrored.stats(), stats);
+    // and the edge's process
+    stop(&mirrored.edge.config).unwrap();
+    mirrored.edge.ensure();
     assert_eq!(mirrored.stats(), stats);
 }
 
