@@ -271,6 +271,8 @@ async fn answer(
                 )))))
                 .unwrap()
         }
+        // more than all buffers on the way hold
+        "/large" => Response::new(full(vec![7; 32 << 20])),
         path => {
             let status = path.strip_prefix("/status/");
             let status = status.and_then(|status| status.parse().ok());

@@ -1,5 +1,6 @@
 //! What the edge counts, exactly, and how long it remembers.
 
+use http_body_util::BodyExt;
 use hyper::header::HOST;
 use hyper::{Request, StatusCode};
 use offshoot_edge_api::{EdgeError, RoutesFile, stop};
@@ -8,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::kit::{
-    A, B, C, Server, TestEdge, ask, empty, get, http1, route, routes, until, with_policy,
+    A, B, C, Server, TestEdge, ask, empty, get, http1, http2, route, routes, until, with_policy,
 };
 use crate::split::cookie;
 
@@ -220,7 +221,7 @@ async fn clients_that_leave_are_no_errors_and_streams_have_no_latency() {
     let edge = TestEdge::start();
     let a = Server::start("a").await;
     edge.serve(&routes(1, vec![route("a.org", A, &[a.address])]));
-    for (number, path) in ["/events", "/slow"].into_iter().enumerate() {
+    for (number, path) in ["/events", "/large", "/slow"].into_iter().enumerate() {
         let mut stream = TcpStream::connect(edge.http()).await.unwrap();
         let asked = format!("GET {path} HTTP/1.1\r\nHost: a.org\r\n\r\n");
         stream.write_all(asked.as_bytes()).await.unwrap();
@@ -228,15 +229,20 @@ async fn clients_that_leave_are_no_errors_and_streams_have_no_latency() {
             a.requests.load(std::sync::atomic::Ordering::SeqCst) > number
         })
         .await;
-        if path == "/events" {
+        if path != "/slow" {
             stream.read_u8().await.unwrap();
         }
         drop(stream);
     }
-    let stats = counted(&edge, 2).await;
+    let mut client = http2(edge.http()).await;
+    let request = Request::get("http://a.org/large").body(empty()).unwrap();
+    let mut large = client.send_request(request).await.unwrap().into_body();
+    assert!(large.frame().await.unwrap().unwrap().is_data());
+    drop((large, client));
+    let stats = counted(&edge, 4).await;
     assert_eq!(stats.sides[0].errors, 0);
     assert_eq!(stats.sides[0].latency.total(), 0);
-    assert_eq!(stats.sides[0].classes, [0, 1, 0, 0, 0]);
+    assert_eq!(stats.sides[0].classes, [0, 3, 0, 0, 0]);
 }
 
 #[tokio::test]
