@@ -12,26 +12,23 @@ mod settle;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use offshoot_model::view::EnvironmentView;
 
 use self::bulk::{Bulk, human, size, value_size};
 use self::compare::Container;
 use self::figures::{Measured, mib};
 use self::ours::CLONE;
-use self::report::{By, Machine, Report, Run};
+use self::report::{By, Report, Run, Setting};
+use super::lock;
 use crate::commands::{programs, root, setup};
 use crate::instance::Instance;
 use crate::interrupt;
 use crate::wordpress::Site;
 
 const PARENT: &str = "bench";
-/// An abstract socket (unix(7)): the kernel lets go of it with the process, whatever ends that.
-const LOCK: &str = "offshoot-bench";
 
 const EXAMPLES: &str = "Examples:
   cargo xtask bench clone                                 everything
@@ -108,7 +105,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         number: 191,
     };
     let mut report = Report {
-        machine: Machine::this(),
+        machine: Setting::this(),
         value: arguments.value,
         writes: arguments.writes,
         runs: Vec::new(),
@@ -130,18 +127,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     match (measured, removed) {
         (Err(error), Err(left)) => Err(error.context(format!("{left:#}"))),
         (measured, removed) => measured.and(removed),
-    }
-}
-
-/// Refuses to be the second: two would measure each other.
-fn lock() -> anyhow::Result<UnixListener> {
-    let address = UnixAddr::from_abstract_name(LOCK)?;
-    match UnixListener::bind_addr(&address) {
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => bail!(
-            "another benchmark runs on this host, and two would measure each other: wait until it has ended \
-             (`ss -xlp src @{LOCK}` tells which process it is)"
-        ),
-        bound => bound.context("cannot make sure that no other benchmark runs"),
     }
 }
 
@@ -288,25 +273,5 @@ impl Parent<'_> {
             measured.push(one);
         }
         Run::of(by, name, bulk.bytes, &measured)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_second_benchmark_is_refused_until_the_first_has_ended() {
-        let Ok(first) = lock() else {
-            println!("SKIPPED: a benchmark runs on this host");
-            return;
-        };
-        let error = lock().unwrap_err();
-        assert!(
-            error.to_string().contains("another benchmark runs"),
-            "{error}"
-        );
-        drop(first);
-        assert!(lock().is_ok());
     }
 }
