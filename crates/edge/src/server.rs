@@ -156,6 +156,7 @@ impl Edge {
         let path = self.config.routes.clone();
         let old = self.table.load_full();
         let edge = Arc::clone(self);
+        let began = Instant::now();
         let read = tokio::task::spawn_blocking(move || {
             let file = RoutesFile::read(&path).map_err(|e| Refusal::of_request(e.to_string()))?;
             let table = edge.strict_table(&old, &file)?;
@@ -174,7 +175,11 @@ impl Edge {
                 return Err(refusal);
             }
         };
-        let reloaded = self.switch(&mut ports, table).await;
+        let load_us = micros(began);
+        let reloaded = Reloaded {
+            load_us,
+            ..self.switch(&mut ports, table).await
+        };
         *self
             .last_error
             .lock()
@@ -189,6 +194,7 @@ impl Edge {
 
     async fn switch(self: &Arc<Self>, ports: &mut Ports, table: Table) -> Reloaded {
         let table = Arc::new(table);
+        let began = Instant::now();
         self.checks.apply(&table.watched);
         let old = self.table.swap(Arc::clone(&table));
         ports.apply(self, &table).await;
@@ -198,6 +204,8 @@ impl Edge {
             version: table.version,
             routes: table.routes(),
             ports: ports.reports(),
+            load_us: 0,
+            switch_us: micros(began),
         }
     }
 
@@ -297,4 +305,8 @@ impl Edge {
                 .clone(),
         }
     }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
