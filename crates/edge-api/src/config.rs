@@ -23,7 +23,7 @@ pub struct EdgeConfig {
     pub listen_tls: Vec<SocketAddr>,
     /// The routes file ([`crate::RoutesFile`]); when it does not exist there are no routes.
     pub routes: PathBuf,
-    /// The control socket. Beside it, with other endings: `.pid`, `.log`, `.stats.json` and this
+    /// The control socket. Beside it, with other endings: `.pid`, `.log`, `.stats.json`, `.health.json` and this
     /// configuration as `.json`.
     pub control: PathBuf,
     /// Where requests are logged; nowhere when absent.
@@ -152,6 +152,12 @@ impl EdgeConfig {
     #[must_use]
     pub fn stats_file(&self) -> PathBuf {
         self.control.with_extension("stats.json")
+    }
+
+    /// What the edge must not forget of its checks: beside the control socket, `.health.json`.
+    #[must_use]
+    pub fn health_file(&self) -> PathBuf {
+        self.control.with_extension("health.json")
     }
 
     /// The edge's own messages: beside the control socket, `.log`.

@@ -56,7 +56,7 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         .unwrap_or(u32::MAX >> 4);
     let edge = Arc::new(Edge {
         access_log: AccessLog::open(config.access_log.as_ref())?,
-        checks: Arc::new(Checks::new(config.control.with_extension("health.json"))),
+        checks: Arc::new(Checks::new(config.health_file())),
         table: ArcSwap::from_pointee(Table::before(saved::read(&config.stats_file()))),
         requests: AtomicU64::new(0),
         stopping,
@@ -70,7 +70,7 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         config,
     });
     edge.load_at_start().await;
-    tokio::spawn(Arc::clone(&edge.checks).keep());
+    let health_keeper = tokio::spawn(Arc::clone(&edge.checks).keep());
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -94,6 +94,10 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
     }
     let bound = Duration::from_secs(edge.config.limits.drain_seconds);
     tracing::info!(connections = edge.open_connections(), ?bound, "stopping");
+    // environments may be stopping too, which is no failure of theirs
+    edge.checks.stop();
+    health_keeper.abort();
+    edge.checks.write_now().await;
     control.abort();
     stop.send_replace(true);
     http.stop().await;

@@ -28,7 +28,7 @@ use crate::traffic::Owner as PolicyOwner;
 /// Checks at a time, all policies together. Each has a socket.
 const AT_ONCE: usize = 512;
 /// Time from one writing of what is kept to the next.
-const WRITE_PAUSE: Duration = Duration::from_millis(250);
+const WRITE_PAUSE: Duration = Duration::from_millis(100);
 
 /// A policy whose sides are to be checked.
 pub(crate) struct Watched {
@@ -183,12 +183,25 @@ impl Checks {
     pub(crate) async fn keep(self: Arc<Self>) {
         loop {
             kept::wait().await;
-            let checks = Arc::clone(&self);
-            let written = tokio::task::spawn_blocking(move || checks.write()).await;
-            if let Ok(Err(error)) = written {
-                tracing::warn!(path = %self.file.display(), %error, "what checks found is not kept");
-            }
+            self.write_now().await;
             tokio::time::sleep(WRITE_PAUSE).await;
+        }
+    }
+
+    /// Writes it.
+    pub(crate) async fn write_now(self: &Arc<Self>) {
+        let checks = Arc::clone(self);
+        let written = tokio::task::spawn_blocking(move || checks.write()).await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!(path = %self.file.display(), %error, "what checks found is not kept");
+        }
+    }
+
+    /// Asks nobody any more.
+    pub(crate) fn stop(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        for owner in state.owners.values_mut() {
+            owner.nodes.clear();
         }
     }
 

@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use hyper::{Method, Request, StatusCode};
-use offshoot_edge_api::{EdgeError, RoutesFile, Traffic};
+use offshoot_edge_api::{EdgeControl, EdgeError, RoutesFile, Traffic};
 use offshoot_model::traffic::stats::{OwnerStats, SideHealth};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::backend::{Backend, CHECK, Reply};
-use crate::kit::{A, B, C, TestEdge, ask, full, get, route, until, with_policy};
+use crate::kit::{A, B, C, TestEdge, ask, full, get, route, signal, until, with_policy};
 
 const INTERVAL: u64 = 100;
 const TIMEOUT: u64 = 200;
@@ -243,6 +245,38 @@ async fn a_side_waits_to_be_brought_back_also_across_a_crash() {
     pair.wait_for("first").await;
     let refused = pair.edge.control().back(B.parse().unwrap()).unwrap_err();
     assert!(matches!(refused, EdgeError::Refused(why) if why.contains("no policy with checks")));
+}
+
+/// A host that shuts down stops its environments too.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_stops_finds_nobody_down() {
+    let mut by_hand = failover();
+    by_hand["back"] = json!("by-hand");
+    let mut pair = Pair::start(by_hand).await;
+    // who has begun to ask is waited for, for longer than a side takes to fall
+    let mut client = TcpStream::connect(pair.edge.http()).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+    until("it is connected", || {
+        pair.edge.control().status().unwrap().connections > 0
+    })
+    .await;
+    let began = Instant::now();
+    signal("TERM", pair.edge.status.pid);
+    until("it stops", || {
+        EdgeControl::connect(&pair.edge.config.control).is_err()
+    })
+    .await;
+    pair.first.kill().await;
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).await.unwrap_or_default();
+    assert!(
+        began.elapsed() > Duration::from_millis(900),
+        "it did not wait"
+    );
+    pair.first.revive().await;
+    pair.edge.ensure();
+    assert_eq!(pair.who().await, "first");
+    assert_eq!(pair.stats().changes, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
