@@ -6,11 +6,9 @@ use hyper::{Method, Request, StatusCode};
 use offshoot_edge_api::{EdgeControl, EdgeError, RoutesFile, Traffic};
 use offshoot_model::traffic::stats::{OwnerStats, SideHealth};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::backend::{Backend, CHECK, Reply};
-use crate::kit::{A, B, C, TestEdge, ask, full, get, route, signal, until, with_policy};
+use crate::kit::{A, B, C, TestEdge, ask, full, get, http1, route, signal, until, with_policy};
 
 const INTERVAL: u64 = 100;
 const TIMEOUT: u64 = 200;
@@ -252,14 +250,16 @@ async fn a_side_waits_to_be_brought_back_also_across_a_crash() {
 async fn an_edge_that_stops_finds_nobody_down() {
     let mut by_hand = failover();
     by_hand["back"] = json!("by-hand");
-    let mut pair = Pair::start(by_hand).await;
-    // who has begun to ask is waited for, for longer than a side takes to fall
-    let mut client = TcpStream::connect(pair.edge.http()).await.unwrap();
-    client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
-    until("it is connected", || {
-        pair.edge.control().status().unwrap().connections > 0
-    })
-    .await;
+    let mut pair = Pair::start(by_hand.clone()).await;
+    // a request that is waited for, for longer than a side takes to fall
+    let slow = Backend::start("slow").await;
+    slow.reply(Reply::new(200, "").hanging());
+    let mut file = pair.file(2, (100, 0), by_hand);
+    file.routes.push(route("c.localhost", C, &[slow.address]));
+    pair.edge.serve(&file);
+    let mut client = http1(pair.edge.http()).await;
+    let answer = tokio::spawn(client.send_request(get("c.localhost", "/")));
+    until("it is asked", || slow.asked().len() == 1).await;
     let began = Instant::now();
     signal("TERM", pair.edge.status.pid);
     until("it stops", || {
@@ -267,12 +267,8 @@ async fn an_edge_that_stops_finds_nobody_down() {
     })
     .await;
     pair.first.kill().await;
-    let mut rest = Vec::new();
-    client.read_to_end(&mut rest).await.unwrap_or_default();
-    assert!(
-        began.elapsed() > Duration::from_millis(900),
-        "it did not wait"
-    );
+    answer.await.unwrap().unwrap_err();
+    assert!(began.elapsed() > BOUND - Duration::from_secs(1));
     pair.first.revive().await;
     pair.edge.ensure();
     assert_eq!(pair.who().await, "first");
