@@ -236,3 +236,52 @@ async fn ask_again_and_again(
         due = Instant::now().max(due + interval);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Waits for a number of free places.
+    async fn until_free(checks: &Checks, places: usize) {
+        let wait = async {
+            while checks.places.available_permits() != places {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let bound = Duration::from_secs(20);
+        tokio::time::timeout(bound, wait)
+            .await
+            .expect("it comes so far");
+    }
+
+    #[tokio::test]
+    async fn only_so_many_are_asked_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let checks = Checks::new(directory.path().join("health.json"));
+        // it accepts nothing, and refuses nothing
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = silent.local_addr().unwrap();
+        let nodes = (1..=AT_ONCE as u64 + 100).map(|key| Upstream { address, key });
+        let mut failover = Failover::default();
+        failover.check.timeout_ms = 60_000;
+        let side: EnvId = "aaaaaaaa".parse().unwrap();
+        let watched = Watched {
+            health: Health::new(),
+            failover,
+            proxy: None,
+            sides: vec![(side.clone(), nodes.collect())],
+            itself: false,
+            host: "a.test".to_owned(),
+            host_is_made_up: false,
+        };
+        let health = Arc::clone(&watched.health);
+        checks.apply(&HashMap::from([(side.clone(), watched)]));
+        until_free(&checks, 0).await;
+        assert_eq!(health.side(&side).unwrap().nodes.len(), AT_ONCE + 100);
+        // without a policy none are
+        checks.apply(&HashMap::new());
+        until_free(&checks, AT_ONCE).await;
+    }
+}

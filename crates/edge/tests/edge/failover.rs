@@ -426,7 +426,8 @@ async fn health_outlives_a_reload_and_ends_with_its_policy() {
     let mut file = pair.file(3, (50, 50), failover());
     file.traffic[0].policy.failover = None;
     let clock = Backend::start("clock").await;
-    file.routes.push(route("c.localhost", C, &[clock.address]));
+    file.routes
+        .push(route("*.c.localhost", C, &[clock.address]));
     file.traffic.push(Traffic {
         environment: C.parse().unwrap(),
         policy: serde_json::from_value(json!({"failover": failover()})).unwrap(),
@@ -436,9 +437,14 @@ async fn health_outlives_a_reload_and_ends_with_its_policy() {
     let checks = pair.first.checks().len();
     until("ten checks of the other", || clock.checks().len() >= 10).await;
     assert!(pair.first.checks().len() <= checks + 1);
+    assert_eq!(clock.checks()[0].headers["host"], "www.c.localhost");
     // without sides an environment is its own
     clock.check(Reply::new(500, ""));
-    let status = async || ask(pair.edge.http(), get("c.localhost", "/")).await.status;
+    let status = async || {
+        ask(pair.edge.http(), get("any.c.localhost", "/"))
+            .await
+            .status
+    };
     let began = Instant::now();
     while status().await != StatusCode::SERVICE_UNAVAILABLE {
         assert!(began.elapsed() < BOUND);
