@@ -271,6 +271,11 @@ async fn answer(
                 )))))
                 .unwrap()
         }
+        // a stream of events that comes to its end
+        "/event" => Response::builder()
+            .header("content-type", "text/event-stream")
+            .body(full("data: 0\n\n"))
+            .unwrap(),
         // more than all buffers on the way hold
         "/large" => Response::new(full(vec![7; 32 << 20])),
         path => {
