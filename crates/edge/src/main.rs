@@ -9,8 +9,10 @@
 mod access_log;
 mod background;
 mod certificates;
+mod clients;
 mod control;
 mod hosts;
+mod metrics;
 mod ports;
 mod proxy;
 mod rotating;

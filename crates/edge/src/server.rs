@@ -17,6 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::access_log::AccessLog;
 use crate::certificates::Certificates;
+use crate::clients::Connections;
+use crate::metrics::Counters;
 use crate::ports::Ports;
 use crate::proxy::{Http, Scheme};
 use crate::table::Table;
@@ -30,6 +32,9 @@ pub(crate) struct Edge {
     pub(crate) access_log: AccessLog,
     /// Requests answered.
     pub(crate) requests: AtomicU64,
+    /// Everything else that is counted of all together.
+    pub(crate) counters: Counters,
+    pub(crate) client_connections: Arc<Connections>,
     /// Becomes true once, when the edge stops.
     pub(crate) stopping: watch::Receiver<bool>,
     connections: Arc<Semaphore>,
@@ -56,6 +61,8 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         access_log: AccessLog::open(config.access_log.as_ref())?,
         table: ArcSwap::default(),
         requests: AtomicU64::new(0),
+        counters: Counters::default(),
+        client_connections: Arc::default(),
         stopping,
         connections: Arc::new(Semaphore::new(usize::try_from(connections_max)?)),
         connections_max,
@@ -157,6 +164,7 @@ impl Edge {
         let (file, table) = match read.flatten() {
             Ok(read) => read,
             Err(refusal) => {
+                self.counters.reloads_failed.fetch_add(1, Ordering::Relaxed);
                 let error = &refusal.error;
                 tracing::warn!(%error, version = self.table.load().version, "routes kept");
                 *self
@@ -184,6 +192,7 @@ impl Edge {
         let old = self.table.swap(Arc::clone(&table));
         ports.apply(self, &table).await;
         old.retire(&table);
+        self.counters.reloads.fetch_add(1, Ordering::Relaxed);
         tracing::info!(version = table.version, routes = table.routes(), "routes");
         Reloaded {
             version: table.version,

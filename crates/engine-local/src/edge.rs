@@ -20,11 +20,8 @@ pub(crate) fn edge_config(config: &LocalConfig) -> EdgeConfig {
     let dir = config.run_dir.join("edge");
     EdgeConfig {
         listen: config.edge_listen.clone(),
-        listen_tls: Vec::new(),
-        routes: dir.join("routes.json"),
-        control: dir.join("control.sock"),
         access_log: Some(AccessLog::new(config.state_dir.join("edge-access.log"))),
-        limits: offshoot_edge_api::Limits::default(),
+        ..EdgeConfig::new(dir.join("routes.json"), dir.join("control.sock"))
     }
 }
 

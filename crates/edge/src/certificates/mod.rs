@@ -84,6 +84,16 @@ impl Certificates {
         let wildcard = || self.wildcard.get(name.split_once('.')?.1);
         self.exact.get(name).or_else(wildcard).map(Arc::clone)
     }
+
+    /// Whether a client that was shown the certificate of `shown` may ask for `host` there: it is the same certificate,
+    /// or `host` has none.
+    pub(crate) fn are_one(&self, shown: &str, host: &str) -> bool {
+        let Some(own) = self.find(host) else {
+            return true;
+        };
+        self.find(shown)
+            .is_some_and(|shown| Arc::ptr_eq(&shown, &own))
+    }
 }
 
 fn now() -> DateTime {

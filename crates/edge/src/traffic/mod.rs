@@ -4,6 +4,7 @@
 //! costs no more than its routes. What was counted, and whatever else must not begin anew with every table, is in its
 //! [`OwnerState`].
 
+mod bounds;
 mod counters;
 mod facts;
 
@@ -12,8 +13,10 @@ use std::time::Duration;
 
 use offshoot_model::id::EnvId;
 use offshoot_model::traffic::stats::OwnerStats;
-use offshoot_model::traffic::{Policy, Sticky};
+use offshoot_model::traffic::{Bounds, Policy, Sticky};
 
+use self::bounds::BoundsState;
+pub(crate) use self::bounds::{Refusal, UnderWay};
 use self::counters::Counters;
 pub(crate) use self::facts::Facts;
 use crate::table::{Environment, Target, Upstream};
@@ -38,6 +41,7 @@ pub(crate) struct Side {
 #[derive(Default)]
 pub(crate) struct OwnerState {
     counters: Counters,
+    pub(crate) bounds: BoundsState,
 }
 
 /// Who answers a request.
@@ -115,6 +119,11 @@ impl Owner {
     /// Whether nobody is let in.
     pub(crate) fn is_fenced(&self) -> bool {
         self.policy.as_ref().is_some_and(|policy| policy.fence)
+    }
+
+    /// Its bounds, if it has a policy.
+    pub(crate) fn bounds(&self) -> Option<&Bounds> {
+        self.policy.as_ref().map(|policy| &policy.bounds)
     }
 
     /// Who answers a request on a route with this target: by rules, then by weights. `None`: nobody takes any.

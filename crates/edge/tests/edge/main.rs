@@ -1,6 +1,8 @@
 //! The edge as its clients and the daemon see it: a real process on ports of the kernel's choice.
 
 mod authority;
+mod bodies;
+mod clients;
 mod domains;
 mod http;
 mod kit;
