@@ -38,11 +38,8 @@ async fn read_answer(stream: &mut BufReader<TcpStream>) -> (String, String) {
             Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
                 length = value.parse().unwrap();
             }
-            None => return (String::new(), line.to_owned()),
-            Some(_) => {}
-        }
-        if status.is_empty() && line.starts_with("HTTP/1.1 ") {
-            line.clone_into(&mut status);
+            None if status.is_empty() => line.clone_into(&mut status),
+            _ => {}
         }
     }
     stream.read_exact(&mut vec![0; length]).await.unwrap();
@@ -54,16 +51,19 @@ async fn a_connection_goes_on_after_a_large_body() {
     let edge = TestEdge::start();
     let a = Server::start("a").await;
     edge.serve(&routes(1, vec![route("a.localhost", A, &[a.address])]));
-    // read before it is answered, and answered while it is read
-    for path in ["/sink", "/echo"] {
+    // read before it is answered, and answered while it is read; that one is short enough to fit into the sockets'
+    // buffers, since the library does not read an answer while it waits to write to the same connection
+    for (path, length) in [("/sink", LARGE), ("/echo", 200 << 10)] {
         let mut client = http1(edge.http()).await;
         for turn in 0..3 {
-            let answer = client.send_request(post(path, LARGE));
+            let answer = client.send_request(post(path, length));
             let answer = tokio::time::timeout(SOON, answer).await.unwrap();
             let answer = answer.unwrap_or_else(|e| panic!("{path}, request {turn}: {e:?}"));
             assert_eq!(answer.status(), StatusCode::OK);
             assert_eq!(answer.headers()["connection"], "keep-alive");
-            let _ = answer.into_body().collect().await.unwrap();
+            let all = tokio::time::timeout(SOON, answer.into_body().collect()).await;
+            all.unwrap_or_else(|_| panic!("{path}, request {turn} hangs"))
+                .unwrap();
         }
     }
 }
