@@ -13,16 +13,16 @@ use offshoot_model::id::EnvId;
 use offshoot_model::traffic::stats::Stats;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::access_log::AccessLog;
 use crate::certificates::Certificates;
 use crate::clients::Connections;
-use crate::metrics::Counters;
+use crate::metrics::{self, Counters};
 use crate::ports::Ports;
 use crate::proxy::{Http, Scheme};
 use crate::table::Table;
-use crate::traffic::Owner;
+use crate::traffic::{Owner, saved};
 use crate::{control, sockets};
 
 /// What all parts share.
@@ -59,7 +59,7 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         .unwrap_or(u32::MAX >> 4);
     let edge = Arc::new(Edge {
         access_log: AccessLog::open(config.access_log.as_ref())?,
-        table: ArcSwap::default(),
+        table: ArcSwap::from_pointee(Table::before(saved::read(&config.stats_file()))),
         requests: AtomicU64::new(0),
         counters: Counters::default(),
         client_connections: Arc::default(),
@@ -77,8 +77,16 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
+    let mut reopen = signal(SignalKind::user_defined1())?;
     let http = Arc::new(Http::new(Arc::clone(&edge)));
+    if let Some(address) = edge.config.metrics {
+        let address = metrics::listen(&edge, address)
+            .with_context(|| format!("cannot listen on {address}, for metrics"))?;
+        tracing::info!(%address, "metrics");
+    }
     let control = control::listen(&edge)?;
+    let (end, ended) = oneshot::channel::<()>();
+    let keeper = tokio::spawn(saved::keep(Arc::clone(&edge), ended));
     for listener in listeners {
         tokio::spawn(Arc::clone(&http).accept(listener, Scheme::Http));
     }
@@ -90,6 +98,7 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            _ = reopen.recv() => edge.access_log.reopen(),
             _ = hang_up.recv() => { let _ = edge.reload().await; }
         }
     }
@@ -108,6 +117,8 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
             "cut off after the bound"
         );
     }
+    drop(end);
+    keeper.await?;
     Ok(())
 }
 
@@ -258,13 +269,10 @@ impl Edge {
     /// What was counted at the domains of these environments; of all when there is none.
     pub(crate) fn stats(&self, of: &[EnvId]) -> Stats {
         let table = self.table.load();
-        let mut owners: Vec<_> = if of.is_empty() {
-            table.owners().filter_map(Owner::stats).collect()
-        } else {
-            let owners = of.iter().filter_map(|id| table.owner_of(id));
-            owners.filter_map(Owner::stats).collect()
-        };
+        let owners = table.owners(of);
+        let mut owners: Vec<_> = owners.into_iter().filter_map(Owner::stats).collect();
         owners.sort_by(|a, b| a.environment.cmp(&b.environment));
+        owners.dedup_by(|a, b| a.environment == b.environment);
         Stats { owners }
     }
 

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::certificates::Certificates;
 use crate::hosts::{Found, Hosts};
+use crate::traffic::saved::Saved;
 use crate::traffic::{Owner, Side};
 
 static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
@@ -116,6 +117,14 @@ impl Route {
             Answer::Redirect { environment, .. } => environment,
         }
     }
+
+    /// Whether nobody is let in.
+    pub(crate) fn is_fenced(&self) -> bool {
+        match &self.answer {
+            Answer::Environment { owner, .. } => owner.is_fenced(),
+            Answer::Redirect { .. } => false,
+        }
+    }
 }
 
 /// All routes.
@@ -129,9 +138,19 @@ pub(crate) struct Table {
     environments: HashMap<EnvId, Arc<Environment>>,
     owners: HashMap<EnvId, Arc<Owner>>,
     keys: HashMap<(EnvId, SocketAddr), u64>,
+    /// What a former edge counted: in the table before the first.
+    saved: HashMap<EnvId, Saved>,
 }
 
 impl Table {
+    /// The table before the first: empty, with what a former edge counted.
+    pub(crate) fn before(saved: HashMap<EnvId, Saved>) -> Self {
+        Self {
+            saved,
+            ..Self::default()
+        }
+    }
+
     /// The table for a checked file; environments and upstreams that were in `old` stay what they are.
     pub(crate) fn next(old: &Self, file: RoutesFile) -> Self {
         let mut table = Self {
@@ -181,32 +200,24 @@ impl Table {
             return Arc::clone(owner);
         }
         let former = old.owners.get(id);
-        let owner = match (policies.remove(id), former) {
-            (None, Some(former)) if former.policy.is_none() => Arc::clone(former),
-            (None, _) => Arc::new(Owner::plain(self.environment(old, id))),
-            (
-                Some(Traffic {
-                    policy,
-                    mut upstreams,
-                    ..
-                }),
-                former,
-            ) => {
-                let sides = policy.sides.iter().map(|side| Side {
-                    target: {
-                        let addresses = upstreams.remove(&side.environment);
-                        self.target(old, side.environment.clone(), addresses.unwrap_or_default())
-                    },
-                    weight: side.weight,
+        let policy = policies.remove(id);
+        let owner = match former {
+            Some(former) if policy.is_none() && former.policy.is_none() => Arc::clone(former),
+            former => {
+                let environment = self.environment(old, id);
+                let (policy, mut upstreams) = policy.map(|p| (p.policy, p.upstreams)).unzip();
+                let sides = policy.iter().flat_map(|policy| &policy.sides).map(|side| {
+                    let id = side.environment.clone();
+                    let addresses = upstreams.as_mut().and_then(|all| all.remove(&id));
+                    Side::new(
+                        self.target(old, id, addresses.unwrap_or_default()),
+                        side.weight,
+                    )
                 });
                 let sides = sides.collect();
-                let environment = self.environment(old, id);
-                Arc::new(Owner::with_policy(
-                    environment,
-                    policy,
-                    sides,
-                    former.map(Arc::as_ref),
-                ))
+                let former = former.map(Arc::as_ref);
+                let saved = old.saved.get(id);
+                Arc::new(Owner::new(environment, policy, sides, former, saved))
             }
         };
         self.owners.insert(id.clone(), Arc::clone(&owner));
@@ -260,14 +271,19 @@ impl Table {
         self.hosts.count()
     }
 
-    /// Environments whose domains lead here.
-    pub(crate) fn owners(&self) -> impl Iterator<Item = &Owner> {
-        self.owners.values().map(Arc::as_ref)
+    /// Environments whose domains lead here: those, or all.
+    pub(crate) fn owners(&self, of: &[EnvId]) -> Vec<&Owner> {
+        if of.is_empty() {
+            return self.owners.values().map(Arc::as_ref).collect();
+        }
+        let owners = of.iter().filter_map(|id| self.owners.get(id));
+        owners.map(Arc::as_ref).collect()
     }
 
-    /// One of them.
-    pub(crate) fn owner_of(&self, id: &EnvId) -> Option<&Owner> {
-        self.owners.get(id).map(Arc::as_ref)
+    /// All that was counted, for the next edge.
+    pub(crate) fn saved(&self) -> Vec<Saved> {
+        let counted = self.owners.values().filter_map(|owner| owner.saved());
+        self.saved.values().cloned().chain(counted).collect()
     }
 
     /// Number of environments.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, REFERER, SET_COOKIE, USER_AGENT};
 use jiff::Timestamp;
 use offshoot_edge_api::Https;
 use pingora_core::protocols::TcpKeepalive;
@@ -37,7 +37,7 @@ use crate::hosts::Found;
 use crate::metrics::Refused;
 use crate::server::Edge;
 use crate::table::{Answer, Target, Upstream, fresh_key};
-use crate::traffic::{End, Ended, Facts, Owner, Refusal};
+use crate::traffic::{COOKIE, Choice, End, Ended, Facts, Owner, Refusal, Visitor, take_cookie};
 
 /// How long a connection to an upstream is kept without use. Shorter than what common servers keep (nginx 75 s), so
 /// that it is rarely the other side that closes.
@@ -81,7 +81,7 @@ impl Router {
     /// Answers a request that an owner's bounds do not let in.
     async fn refuse(&self, session: &mut Session, owner: &Owner, refusal: Refusal) -> Result<()> {
         self.edge.counters.refused(refusal.why);
-        owner.state.bounds.refused();
+        owner.refused();
         let status = match refusal.why {
             Refused::ClientRate | Refused::ClientRequests => 429,
             Refused::Body => {
@@ -108,6 +108,8 @@ pub(crate) struct Context {
     /// Which of the owner's sides answers, and where.
     side: usize,
     target: Option<Arc<Target>>,
+    /// Who asks, when visitors are told apart.
+    visitor: Option<Visitor>,
     /// Whether the upstream answered.
     own: bool,
     /// Whether its answer is a WebSocket or an event stream.
@@ -130,11 +132,22 @@ impl Context {
         Some(clients::proxy_header(version, ends))
     }
 
+    /// Who asks, and who answers.
+    fn choose(
+        &mut self,
+        request: &RequestHeader,
+        owner: &Owner,
+        route: &Arc<Target>,
+    ) -> Option<Choice> {
+        let facts = Facts::new(request, self.client);
+        self.visitor = owner.visitor(&facts);
+        owner.choose(&facts, self.visitor.as_ref(), route)
+    }
+
     /// How it ended.
     fn ended(&self, session: &Session, error: Option<&Error>) -> Ended {
         let status = session.response_written().map(|r| r.status.as_u16());
         Ended {
-            upstream: self.upstream,
             status,
             own: self.own,
             end: match error.map(|error| error.esource()) {
@@ -162,6 +175,7 @@ impl ProxyHttp for Router {
             owner: None,
             side: 0,
             target: None,
+            visitor: None,
             own: false,
             stream: false,
             turn: 0,
@@ -198,6 +212,10 @@ impl ProxyHttp for Router {
                 return Ok(true);
             }
         };
+        if route.is_fenced() {
+            pages::send(session, Page::Fenced(&ctx.host)).await?;
+            return Ok(true);
+        }
         if ctx.scheme == Scheme::Http && route.https == Https::Redirect {
             connection::routed(route.environment());
             let origin = redirect::https_origin(&ctx.host, &self.edge.listen_tls);
@@ -216,21 +234,12 @@ impl ProxyHttp for Router {
                 return Ok(true);
             }
         };
-        if owner.is_fenced() {
-            pages::send(session, Page::Fenced(&ctx.host)).await?;
-            return Ok(true);
-        }
         if let Err(refusal) = ctx.guard.admit(owner, session.req_header()) {
             connection::routed(&owner.environment);
-            ctx.owner = None;
             self.refuse(session, owner, refusal).await?;
             return Ok(true);
         }
-        let facts = Facts {
-            header: session.req_header(),
-            client: ctx.client,
-        };
-        let Some(choice) = owner.choose(&facts, target) else {
+        let Some(choice) = ctx.choose(session.req_header(), owner, target) else {
             pages::send(session, Page::NotReady(&ctx.host)).await?;
             return Ok(true);
         };
@@ -310,6 +319,7 @@ impl ProxyHttp for Router {
         request: &mut RequestHeader,
         ctx: &mut Context,
     ) -> Result<()> {
+        take_cookie(request, COOKIE);
         ctx.guard.write(request)
     }
 
@@ -326,6 +336,15 @@ impl ProxyHttp for Router {
         end_unless_continued(session);
         ctx.own = true;
         ctx.stream = response.status == StatusCode::SWITCHING_PROTOCOLS || is_events(response);
+        if let Some(owner) = &ctx.owner {
+            let facts = Facts::new(session.req_header(), ctx.client);
+            let (visitor, status) = (ctx.visitor.as_mut(), response.status.as_u16());
+            let secure = ctx.scheme == Scheme::Https;
+            let cookie = owner.answered(ctx.side, visitor, &facts, status, secure);
+            if let Some(cookie) = cookie {
+                response.append_header(SET_COOKIE, cookie)?;
+            }
+        }
         Ok(())
     }
 
@@ -402,7 +421,7 @@ impl ProxyHttp for Router {
             self.edge.counters.refused(why);
         }
         if let Some(owner) = ctx.owner.as_ref().filter(|_| error_code == 413) {
-            owner.state.bounds.refused();
+            owner.refused();
         }
         if let Some(page) = page {
             // after the answer has begun there is no other, and the connection is closed
@@ -423,14 +442,18 @@ impl ProxyHttp for Router {
         if let Some(owner) = &ctx.owner {
             owner.ended(ctx.side, &ctx.ended(session, error));
         }
-        self.edge.requests.fetch_add(1, Ordering::Relaxed);
-        self.edge
-            .counters
-            .bodies(session.body_bytes_read(), session.body_bytes_sent());
-        if !self.edge.access_log.is_on() {
+        let counters = &self.edge.counters;
+        counters.bodies(session.body_bytes_read(), session.body_bytes_sent());
+        // after what it counts: who sees the number finds the counts
+        self.edge.requests.fetch_add(1, Ordering::Release);
+        let Some(wanted) = self.edge.access_log.wants() else {
             return;
-        }
+        };
         let request = session.req_header();
+        let field = |name: HeaderName| {
+            let value = request.headers.get(name).filter(|_| wanted.fields)?;
+            Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
         // a client that went away is no error of anyone's
         let error = error.filter(|error| *error.esource() != ErrorSource::Downstream);
         self.edge.access_log.log(Record {
@@ -441,6 +464,16 @@ impl ProxyHttp for Router {
             method: request.method.to_string(),
             host: ctx.host.clone(),
             path: request.uri.path().to_owned(),
+            query: request
+                .uri
+                .query()
+                .filter(|_| wanted.query)
+                .map(str::to_owned),
+            referer: field(REFERER).map(|text| match text.split_once(['?', '#']) {
+                Some((page, _)) if !wanted.query => page.to_owned(),
+                _ => text,
+            }),
+            agent: field(USER_AGENT),
             status: session
                 .response_written()
                 .map_or(0, |response| response.status.as_u16()),

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,7 +31,6 @@ pub(crate) struct Refusal {
 #[derive(Default)]
 pub(crate) struct BoundsState {
     memory: OnceLock<Arc<Memory>>,
-    refused: AtomicU64,
 }
 
 struct Memory {
@@ -181,16 +179,6 @@ impl BoundsState {
             taken.map_err(|after| refusal((Refused::Rate, Some(after))))?;
         }
         Ok(under_way)
-    }
-
-    /// One more request was refused.
-    pub(crate) fn refused(&self) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Requests that were refused.
-    pub(crate) fn refusals(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
     }
 }
 

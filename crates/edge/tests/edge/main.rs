@@ -9,4 +9,6 @@ mod kit;
 mod ports;
 mod protection;
 mod routes;
+mod split;
+mod stats;
 mod tls;
