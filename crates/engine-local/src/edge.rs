@@ -18,9 +18,18 @@ use crate::config::LocalConfig;
 /// The edge's own configuration.
 pub(crate) fn edge_config(config: &LocalConfig) -> EdgeConfig {
     let dir = config.run_dir.join("edge");
+    let options = &config.edge_options;
     EdgeConfig {
         listen: config.edge_listen.clone(),
-        access_log: Some(AccessLog::new(config.state_dir.join("edge-access.log"))),
+        access_log: Some(AccessLog {
+            format: options.log_format,
+            query: options.log_query,
+            ..AccessLog::new(config.state_dir.join("edge-access.log"))
+        }),
+        limits: options.limits.clone(),
+        proxy_from: options.proxy_from.clone(),
+        trust: options.trust.clone(),
+        metrics: options.metrics,
         ..EdgeConfig::new(dir.join("routes.json"), dir.join("control.sock"))
     }
 }

@@ -6,6 +6,7 @@ mod clients;
 mod domains;
 mod http;
 mod kit;
+mod observed;
 mod ports;
 mod protection;
 mod routes;
