@@ -13,12 +13,14 @@ use pingora_core::protocols::http::v2::server::{
     H2Accept, HttpSession, default_h2_options, handshake,
 };
 use pingora_core::protocols::l4::stream::Stream;
+use pingora_core::protocols::l4::virt::VirtualSocketStream;
 use pingora_core::protocols::{Digest, GetSocketDigest, SocketDigest};
 use std::os::fd::AsRawFd;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::gather::Gather;
 use super::{Http, tls};
 use crate::sockets;
 use crate::table::Environment;
@@ -120,7 +122,8 @@ impl Http {
             match scheme {
                 Scheme::Http => {
                     let http2 = begins_http2(&stream).await?;
-                    Some((Stream::from(stream), http2))
+                    let socket = VirtualSocketStream::new(Box::new(Gather::new(stream)));
+                    Some((Stream::from(socket), http2))
                 }
                 Scheme::Https => tls::accept(stream, &self.edge).await,
             }

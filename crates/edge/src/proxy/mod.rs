@@ -1,6 +1,7 @@
 //! HTTP by host name and path.
 
 mod connection;
+mod gather;
 mod pages;
 mod redirect;
 mod request;
