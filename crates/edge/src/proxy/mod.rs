@@ -5,6 +5,7 @@ mod body;
 mod connect;
 mod connection;
 mod forwarded;
+mod gather;
 mod guard;
 mod pages;
 mod redirect;
