@@ -23,6 +23,6 @@ mod plant;
 mod sweep;
 mod usage;
 
-pub use config::LocalConfig;
+pub use config::{LocalConfig, certificates_in};
 pub use doctor::doctor;
 pub use local::Local;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use offshoot_checkpoint::{Container, Criu, CriuInfo, Insist, Ladder, preflight};
 use offshoot_engine::{
-    Begin, ByteStream, CutOrder, CutOutcome, Engine, ExecSession, Exposed, Exposure, Fallback,
-    Gate, LogQuery, NodeStatus, ReadyImage,
+    Begin, Beside, ByteStream, CutOrder, CutOutcome, Engine, ExecSession, Exposed, Exposure,
+    Fallback, Gate, LogQuery, NodeStatus, ReadyImage,
 };
 use offshoot_images::{Image, ImageError, Images};
 use offshoot_model::environment::PortBinding;
@@ -488,8 +488,8 @@ impl Engine for Local {
             .await
     }
 
-    async fn expose(&self, all: Vec<Exposure>) -> Result<Exposed, Problem> {
-        self.run(move |inner| edge::expose(&inner.config, &all))
+    async fn expose(&self, all: Vec<Exposure>, beside: Beside) -> Result<Exposed, Problem> {
+        self.run(move |inner| edge::expose(&inner.config, &all, &beside))
             .await
     }
 

@@ -142,6 +142,10 @@ impl ProxyHttp for Router {
                 redirect::send(session, to, *status).await?;
                 return Ok(true);
             }
+            Answer::Text { text, .. } => {
+                pages::send(session, Page::Text(text)).await?;
+                return Ok(true);
+            }
         };
         if target.upstreams.is_empty() {
             pages::send(session, Page::NotReady(&ctx.host)).await?;
