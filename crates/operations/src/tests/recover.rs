@@ -147,7 +147,7 @@ fn clone() {
 #[test]
 fn rename() {
     let change = Change {
-        request: || Request::Rename("shop".into(), "store".into()),
+        request: || super::rename("shop", "store"),
         stopped: false,
         domains: &[],
         settled: |world, done| {
@@ -325,7 +325,7 @@ fn changes_that_waited_are_done_in_their_order() {
         world.engine.hangs.notified().await;
         for request in [
             Request::Start("shop".into()),
-            Request::Rename("shop".into(), "store".into()),
+            super::rename("shop", "store"),
             Request::Stop("shop".into()),
         ] {
             ids.push(world.submit(request).await);
