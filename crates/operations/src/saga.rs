@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use offshoot_engine::Engine;
+use offshoot_engine::{Engine, Exposed};
 use offshoot_model::{EnvId, EnvironmentState, OperationKind, Problem};
 use offshoot_store::LastSwap;
 use serde::{Deserialize, Serialize};
@@ -187,10 +187,15 @@ impl Cx {
             .shared
             .expose_after(Some(self.live.id()), change, || Ok(()))
             .await?;
-        for port in exposed.refused {
+        self.note_refused(&exposed);
+        Ok(())
+    }
+
+    /// Says which published ports are not open; those of the operation's own environment fail it before.
+    pub(crate) fn note_refused(&self, exposed: &Exposed) {
+        for port in &exposed.refused {
             self.notice(format!("a published port is not open: {}", port.what));
         }
-        Ok(())
     }
 
     /// Keeps the environments that the operation changes until it ends.

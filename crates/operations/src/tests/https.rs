@@ -141,6 +141,11 @@ impl World {
         all
     }
 
+    /// Whether a certificate is shown for a name.
+    pub(super) fn certified(&self, name: &str) -> bool {
+        self.shown(name).is_some()
+    }
+
     /// The certificate shown for a name.
     fn shown(&self, name: &str) -> Option<String> {
         self.engine.host().certificates.get(name).cloned()
@@ -445,7 +450,7 @@ async fn a_domain_sends_to_https_when_it_is_told_to() {
     assert_eq!(problem.code, Code::DomainUnknown);
 }
 
-fn renamed(name: &str, to: &str) -> Request {
+pub(super) fn renamed(name: &str, to: &str) -> Request {
     let request = RenameRequest {
         name: to.to_owned(),
         redirect: true,
