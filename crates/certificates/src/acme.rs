@@ -159,6 +159,9 @@ impl Acme {
             Error::Api(told) => {
                 let kind = told.r#type.clone().unwrap_or_default();
                 let next = match kind.rsplit(':').next().unwrap_or_default() {
+                    "accountDoesNotExist" => {
+                        "remove the account's file, `certificates/acme-*.json` in the state directory: another is made"
+                    }
                     "rateLimited" => "wait; the details say how long",
                     "connection" | "dns" | "unauthorized" | "incorrectResponse" => UNPROVEN,
                     _ => "the details have what it said",

@@ -22,6 +22,7 @@ mod nodes;
 mod plant;
 mod sweep;
 mod usage;
+mod views;
 
 pub use config::{LocalConfig, certificates_in};
 pub use doctor::doctor;
