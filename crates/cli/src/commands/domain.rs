@@ -189,9 +189,9 @@ mod tests {
     fn domains_for_people() {
         let lines = lines(vec![fixtures::clone(), fixtures::shop_with_domains()]);
         insta::assert_snapshot!(list(&lines, Paint::Plain, fixtures::now()), @r"
-        DOMAIN             ENVIRONMENT   ADDED
-        shop.example.com   shop          2 hours ago
-        www.example.com    shop          1 minute ago
+        DOMAIN             ENVIRONMENT   ADDED          HTTPS
+        shop.example.com   shop          2 hours ago    offer
+        www.example.com    shop          1 minute ago   offer
         ");
     }
 }
