@@ -280,7 +280,7 @@ fn acme_server(daemon: &TestDaemon) -> Running {
         .arg(&file)
         .args(["-dnsserver", "127.0.0.1:8053"]);
     pebble.env("PEBBLE_VA_NOSLEEP", "1");
-    let mut start = |command: &mut Command, name: &str| {
+    let start = |command: &mut Command, name: &str| {
         command
             .stdin(Stdio::null())
             .stdout(log(name))
