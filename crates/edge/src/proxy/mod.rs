@@ -244,6 +244,10 @@ impl ProxyHttp for Router {
                 redirect::send(session, to, *status).await?;
                 return Ok(true);
             }
+            Answer::Text { text, .. } => {
+                pages::send(session, Page::Text(text)).await?;
+                return Ok(true);
+            }
         };
         if let Err(refusal) = ctx.guard.admit(owner, session.req_header()) {
             connection::routed(&owner.environment);
