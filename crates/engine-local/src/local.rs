@@ -493,6 +493,16 @@ impl Engine for Local {
             .await
     }
 
+    async fn traffic_stats(&self, of: Vec<EnvId>) -> Result<Stats, Problem> {
+        self.run(move |inner| edge::stats(&inner.config, of)).await
+    }
+
+    async fn traffic_back(&self, owner: &EnvId) -> Result<Stats, Problem> {
+        let owner = owner.clone();
+        self.run(move |inner| edge::back(&inner.config, owner))
+            .await
+    }
+
     async fn ask_entry(
         &self,
         environment: &Environment,
