@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use offshoot_model::environment::Health;
-use offshoot_model::traffic::compare::{Guard, Mark, Tally, Verdict};
+use offshoot_model::traffic::compare::{Figures, Guard, Mark, Tally, Verdict};
 use offshoot_model::traffic::view::TrafficReport;
 use offshoot_model::{Code, EnvId, Fault, NodeState, Problem, ProgressSink};
 use tokio::time::{Instant, sleep_until};
@@ -76,56 +76,61 @@ impl Watch<'_> {
     pub(crate) async fn run(&self, cx: &Cx) -> Result<(), Problem> {
         let begun = Instant::now();
         let end = begun + self.time;
-        let total = self.time.as_secs();
-        let (mut dead, mut uncounted) = (0, None);
-        let mut verdict = Verdict::TooFew;
+        let mut dead = 0;
         loop {
             let now = Instant::now();
-            let last = now >= end;
-            match mark(cx, self.owner).await {
-                Ok(counts) => {
-                    uncounted = None;
-                    let new = counts.since(self.mark, self.new);
-                    let old = match &self.old {
-                        Old::Before(tally) => (*tally).clone(),
-                        Old::Beside(id) => counts.since(self.mark, id),
-                    };
-                    verdict = self.guard.judge(&old, &new);
-                    report(cx, |report| {
-                        report.old_figures = Some(old.figures());
-                        report.new_figures = Some(new.figures());
-                    });
-                    let note = format!("{} requests, {} errors", new.requests, new.errors);
-                    let passed = now.duration_since(begun).as_secs().min(total);
-                    cx.progress().report(passed, total, "seconds", &note);
-                    if let Verdict::Worse(why) = &verdict {
-                        return Err(self.worse(cx, why, &old, &new));
-                    }
-                }
-                Err(problem) => uncounted = Some(problem),
-            }
+            let passed = now.duration_since(begun);
+            let looked = self.look(cx, passed).await?;
             dead = if self.well(cx).await { 0 } else { dead + 1 };
-            let patient = self.taken_up && now.duration_since(begun) < AFTER_RESTART;
+            let patient = self.taken_up && passed < AFTER_RESTART;
             if dead >= DEAD_AFTER && !patient {
-                return Err(self
-                    .worse_because(cx, "none of its entry nodes runs and is healthy".to_owned()));
+                let why = "none of its entry nodes runs and is healthy";
+                return Err(self.worse(cx, why));
             }
-            if last {
-                break;
+            if now >= end {
+                if let Some(notice) = looked {
+                    cx.notice(notice);
+                }
+                return Ok(());
             }
             wait_until(cx, (now + EVERY).min(end)).await?;
         }
-        match (uncounted, verdict) {
-            (Some(problem), _) => {
-                cx.notice(format!("the edge's counts were not to be had: {problem}"))
+    }
+
+    /// Compares what both answered so far; says why that cannot be done.
+    async fn look(&self, cx: &Cx, passed: Duration) -> Result<Option<String>, Problem> {
+        let counts = match mark(cx, self.owner).await {
+            Ok(counts) => counts,
+            Err(problem) => {
+                return Ok(Some(format!(
+                    "the edge's counts were not to be had: {problem}"
+                )));
             }
-            (None, Verdict::TooFew) => cx.notice(format!(
-                "too few requests to judge by: {} are needed",
-                self.guard.min_requests
-            )),
-            (None, _) => {}
+        };
+        let new = counts.since(self.mark, self.new);
+        let old = match &self.old {
+            Old::Before(tally) => (*tally).clone(),
+            Old::Beside(id) => counts.since(self.mark, id),
+        };
+        report(cx, |report| {
+            report.old_figures = Some(old.figures());
+            report.new_figures = Some(new.figures());
+        });
+        let total = self.time.as_secs();
+        let note = format!("{} requests, {} errors", new.requests, new.errors);
+        let passed = passed.as_secs().min(total);
+        cx.progress().report(passed, total, "seconds", &note);
+        match self.guard.judge(&old, &new) {
+            Verdict::Worse(why) => Err(self
+                .worse(cx, &why)
+                .detail(told("new side", &new))
+                .detail(told("old side", &old))),
+            Verdict::TooFew => Ok(Some(format!(
+                "too few requests to judge by: there were {}, {} are needed",
+                new.requests, self.guard.min_requests
+            ))),
+            Verdict::Fine => Ok(None),
         }
-        Ok(())
     }
 
     /// Whether an entry node of the new side runs and is not unhealthy. A node that cannot be looked at is not judged.
@@ -150,23 +155,7 @@ impl Watch<'_> {
         })
     }
 
-    fn worse(&self, cx: &Cx, why: &str, old: &Tally, new: &Tally) -> Problem {
-        let told = |who: &str, tally: &Tally| {
-            let figures = tally.figures();
-            let p95 = figures
-                .p95_ms
-                .map_or_else(String::new, |ms| format!(", p95 {ms} ms"));
-            format!(
-                "{who}: {} requests, {} errors{p95}",
-                figures.requests, figures.errors
-            )
-        };
-        self.worse_because(cx, why.to_owned())
-            .detail(told("new side", new))
-            .detail(told("old side", old))
-    }
-
-    fn worse_because(&self, cx: &Cx, why: String) -> Problem {
+    fn worse(&self, cx: &Cx, why: &str) -> Problem {
         let name = cx
             .shared
             .by_id(self.new)
@@ -178,4 +167,15 @@ impl Watch<'_> {
             format!("look at `offshoot logs {name}`, then try again"),
         )
     }
+}
+
+/// What a side answered, in a line.
+fn told(who: &str, tally: &Tally) -> String {
+    let Figures {
+        requests,
+        errors,
+        p95_ms,
+    } = tally.figures();
+    let p95 = p95_ms.map_or_else(String::new, |ms| format!(", p95 {ms} ms"));
+    format!("{who}: {requests} requests, {errors} errors{p95}")
 }

@@ -315,6 +315,7 @@ pub(crate) fn clone_operation() -> Operation {
             ],
         }),
         swap: None,
+        traffic: None,
         notices: vec!["port 8081 is taken by shop; the clone has 8082".to_owned()],
     }
 }
@@ -352,6 +353,7 @@ pub(crate) fn failed_operation() -> Operation {
         ),
         report: None,
         swap: None,
+        traffic: None,
         notices: Vec::new(),
     }
 }

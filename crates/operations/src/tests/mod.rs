@@ -9,6 +9,7 @@ mod power;
 mod queue;
 mod recover;
 mod supervise;
+mod traffic;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -93,6 +93,7 @@ pub fn operation(kind: OperationKind) -> Operation {
         problem: None,
         report: None,
         swap: None,
+        traffic: None,
         notices: Vec::new(),
     }
 }
