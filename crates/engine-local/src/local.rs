@@ -11,6 +11,7 @@ use offshoot_engine::{
 };
 use offshoot_images::{Image, ImageError, Images};
 use offshoot_model::environment::PortBinding;
+use offshoot_model::traffic::stats::Stats;
 use offshoot_model::view::{DoctorReport, ExecRequest, ImageView, LogLine, PoolView};
 use offshoot_model::{
     Code, EnvId, Environment, Fault, ImageSource, Node, NodeState, Problem, ProgressSink,

@@ -195,17 +195,19 @@ impl Promote {
         for id in self.environments() {
             cx.release(&id);
         }
-        let passed = self.switched.map_or(Duration::ZERO, |at| {
-            Timestamp::now().duration_since(at).unsigned_abs()
-        });
+        // What of it an earlier daemon did.
+        let passed = self
+            .switched
+            .map(|at| Timestamp::now().duration_since(at).unsigned_abs())
+            .filter(|passed| *passed >= AT_ONCE);
         let watch = Watch {
             owner: &self.swap.other,
             new: &self.swap.other,
             old: Old::Before(&self.old),
             mark: &self.mark,
             guard: self.guard,
-            time: Duration::from_millis(self.watch_ms).saturating_sub(passed),
-            taken_up: passed >= AT_ONCE,
+            time: Duration::from_millis(self.watch_ms).saturating_sub(passed.unwrap_or_default()),
+            taken_up: passed.is_some(),
             code: Code::PromoteWorse,
         };
         watch.run(cx).await
