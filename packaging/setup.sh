@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Prepares a machine for Offshoot. Safe to run again: a second run only looks.
 #
-#   packaging/setup.sh [--criu-prefix DIR] [run] [build] [test]      (default: run)
+#   packaging/setup.sh [--criu-prefix DIR] [run] [build] [test] [bench]      (default: run)
 #
 #   run    what the daemon calls: runc, nft, mkfs.btrfs, mmdebstrap, ip, and a CRIU that works on the running kernel
 #   build  what `cargo build` needs besides Rust itself
 #   test   what the tests and the demo call besides that
+#   bench  what the benchmark of the edge is measured with and against
 #
 # It installs missing packages from the distribution's own archive, and, when no installed CRIU can dump and restore
 # a process with a TCP connection on this kernel, unpacks a newer CRIU with all its libraries into a private folder
@@ -17,8 +18,9 @@ export LC_ALL=C
 RUN_PACKAGES=(runc nftables btrfs-progs mmdebstrap iproute2)
 BUILD_PACKAGES=(gcc g++ make cmake pkg-config)
 TEST_PACKAGES=(docker-registry busybox-static redis-server redis-tools wrk curl python3 strace)
+BENCH_PACKAGES=(nginx haproxy nghttp2-client wrk openssl)
 # Packages above that come with a service nobody asked for.
-QUIET_SERVICES=(docker-registry redis-server)
+QUIET_SERVICES=(docker-registry redis-server nginx haproxy)
 
 criu_prefix=${OFFSHOOT_CRIU_PREFIX:-/opt/offshoot/criu}
 scratch=
@@ -263,7 +265,7 @@ ensure_criu() {
 sets=()
 while [ $# -gt 0 ]; do
     case "$1" in
-    run | build | test) sets+=("$1") ;;
+    run | build | test | bench) sets+=("$1") ;;
     --criu-prefix)
         [ $# -ge 2 ] || fail "--criu-prefix needs a folder"
         criu_prefix=$2
@@ -273,7 +275,7 @@ while [ $# -gt 0 ]; do
         usage
         exit 0
         ;;
-    *) fail "unknown word '$1'; it takes: run, build, test, --criu-prefix DIR" ;;
+    *) fail "unknown word '$1'; it takes: run, build, test, bench, --criu-prefix DIR" ;;
     esac
     shift
 done
@@ -305,6 +307,7 @@ for set in "${sets[@]}"; do
     run) packages+=("${RUN_PACKAGES[@]}") ;;
     build) packages+=("${BUILD_PACKAGES[@]}") ;;
     test) packages+=("${TEST_PACKAGES[@]}") ;;
+    bench) packages+=("${BENCH_PACKAGES[@]}") ;;
     esac
 done
 ensure_packages "${packages[@]}"
