@@ -148,9 +148,19 @@ impl Swap {
     /// A policy with sides is about the domains that it was made for: only a promotion knows what becomes of it.
     fn refuse_policies(&self, cx: &Cx) -> Result<(), Problem> {
         for id in [&self.one, &self.other] {
-            let policy = cx.shared.store.policy(id).map_err(store_problem)?;
-            if policy.is_some_and(|policy| policy.leads()) {
-                return Err(leads_elsewhere(&cx.shared.by_id(id)?));
+            let Some(policy) = cx.shared.store.policy(id).map_err(store_problem)? else {
+                continue;
+            };
+            let environment = cx.shared.by_id(id)?;
+            if policy.leads() {
+                return Err(leads_elsewhere(&environment));
+            }
+            if policy.fence {
+                let name = &environment.name;
+                return Err(wrong(
+                    format!("nobody is let in to {name}: its traffic policy fences it"),
+                    format!("let people in first: `offshoot traffic set {name} --fence off`"),
+                ));
             }
         }
         Ok(())

@@ -407,14 +407,10 @@ mod tests {
             environment: id.clone(),
             since: Timestamp::from_second(second).unwrap(),
             sides: vec![SideStats {
-                environment: id.clone(),
                 requests: tally.requests,
                 errors: tally.errors,
-                classes: [0; 5],
-                latency: tally.latency.clone(),
-                visitors: 0,
-                goals: Vec::new(),
-                health: None,
+                latency: tally.latency,
+                ..SideStats::none(id.clone())
             }],
             refused: 0,
             mirror: None,

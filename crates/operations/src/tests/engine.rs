@@ -401,14 +401,10 @@ impl Engine for Pretend {
                 .iter()
                 .filter(|((whose, _), _)| whose == owner)
                 .map(|((_, side), tally)| SideStats {
-                    environment: side.clone(),
                     requests: tally.requests,
                     errors: tally.errors,
-                    classes: [0; 5],
                     latency: tally.latency.clone(),
-                    visitors: 0,
-                    goals: Vec::new(),
-                    health: None,
+                    ..SideStats::none(side.clone())
                 })
                 .collect(),
             refused: 0,

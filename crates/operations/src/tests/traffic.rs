@@ -273,13 +273,10 @@ async fn a_promotion_moves_domains_and_what_holds_for_them_and_watches() {
     assert!(operation.swap.unwrap().switched.is_some());
 
     // Its way back is that of a swap.
+    let problem = world.failed(swap_back()).await;
+    assert!(problem.next.contains("--fence off"), "{problem:?}");
     world.done(Request::TrafficClear("shop".into())).await;
-    let back = offshoot_model::view::SwapRequest {
-        with: "next".to_owned(),
-        back: true,
-        warm: offshoot_model::domain::Warm::default(),
-    };
-    world.done(Request::Swap("shop".into(), back)).await;
+    world.done(swap_back()).await;
     world.as_before();
 }
 
