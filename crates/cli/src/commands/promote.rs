@@ -99,6 +99,20 @@ mod tests {
     #[test]
     fn a_promotion_for_people() {
         let operation = fixtures::promote_operation();
-        insta::assert_snapshot!(summary(&operation, Paint::Plain), @"");
+        insta::assert_snapshot!(summary(&operation, Paint::Plain), @r"
+        DOMAIN             FROM   TO
+        shop.example.com   shop   next
+        next.example.com   next   shop
+
+        Switched:            2026-03-01T11:56:59.000Z
+        Edge took:           840 µs
+        Routes version:      42
+        New side:            34000 requests, 12 errors, p95 19.1 ms
+        Old side:            1200 requests, 3 errors, p95 21.5 ms
+        Keep the old until:  2026-03-02T12:00:00Z
+
+        shop is kept; remove it when you need it no more: offshoot rm shop
+        Back again: offshoot swap --back shop next
+        ");
     }
 }

@@ -6,6 +6,7 @@ mod domains;
 mod engine;
 mod health;
 mod power;
+mod promote;
 mod queue;
 mod recover;
 mod supervise;

@@ -209,7 +209,7 @@ fn goals(view: &TrafficView, paint: Paint) -> String {
         "SHARE",
         "95 % WITHIN",
         "BESIDE FIRST",
-        "VERDICT",
+        "BETTER",
     ];
     let mut grid = Grid::new(&headings, paint).right(&[2, 3, 4]);
     let Some(first) = view.sides.first() else {
@@ -263,11 +263,11 @@ fn verdict(goal: &GoalView) -> String {
         return "not sure yet".to_owned();
     };
     let sure = match by.sure() {
-        Some(true) => "better",
-        Some(false) => "worse",
+        Some(true) => "yes",
+        Some(false) => "no",
         None => "not sure yet",
     };
-    format!("{sure}, better with {}", probability(by.higher))
+    format!("{sure}, {}", probability(by.higher))
 }
 
 /// Nothing that is counted is quite sure.
@@ -362,6 +362,11 @@ mod tests {
             }],
             ..TrafficView::default()
         };
-        insta::assert_snapshot!(details(&view, Paint::Plain, fixtures::now()), @"");
+        insta::assert_snapshot!(details(&view, Paint::Plain, fixtures::now()), @r"
+        Policy:  none: the environment answers all
+
+        SIDE   SHARE   REQUESTS   ERRORS   P50   P95   P99   HEALTH
+        shop   100 %          0        0     -     -     -   -
+        ");
     }
 }
