@@ -17,7 +17,6 @@ use offshoot_model::{ImageSource, Manifest, Operation, OperationId, Problem};
 use tokio::sync::mpsc;
 
 /// A change that a person asks for; each becomes an operation.
-#[expect(clippy::large_enum_variant, reason = "one at a time, and moved once")]
 #[derive(Debug, Clone)]
 pub enum Request {
     /// Create an environment and start it.
