@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    cert, clone, create, doctor, domain, image, ls, meta, op, pool, power, show, swap,
+    cert, clone, create, doctor, domain, image, ls, meta, op, pool, power, promote, show, swap,
+    traffic,
 };
 use crate::commands::{exec, logs};
 use crate::context::Format;
@@ -103,6 +104,8 @@ pub(crate) enum Command {
     Domain(domain::DomainArgs),
     Swap(swap::SwapArgs),
     Cert(cert::CertArgs),
+    Traffic(traffic::TrafficArgs),
+    Promote(promote::PromoteArgs),
     // Inside nodes.
     Exec(exec::ExecArgs),
     Logs(logs::LogsArgs),

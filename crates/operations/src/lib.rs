@@ -14,6 +14,8 @@ mod locks;
 pub mod platform;
 mod pool;
 mod power;
+mod promote;
+mod ramp;
 mod recover;
 mod remove;
 mod rename;
@@ -26,7 +28,9 @@ mod supervise;
 mod swap;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod view;
+mod watch;
 
 pub use https::Https;
 pub use offshoot_engine::{ByteStream, ExecInput, ExecOutput, ExecSession, LogQuery};

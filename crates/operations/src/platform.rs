@@ -8,6 +8,8 @@ use async_trait::async_trait;
 use offshoot_engine::{ByteStream, ExecSession, LogQuery};
 use offshoot_model::certificate::{CertificateRequest, CertificatesView};
 use offshoot_model::domain::{DomainHttps, DomainView};
+use offshoot_model::traffic::Policy;
+use offshoot_model::traffic::view::{PromoteRequest, RampRequest, TrafficView};
 use offshoot_model::view::{
     CloneRequest, CreateRequest, DoctorReport, DomainAddRequest, EnvironmentView, Event,
     ExecRequest, ImageView, LogLine, PlanView, PoolView, RenameRequest, SwapRequest,
@@ -16,7 +18,6 @@ use offshoot_model::{ImageSource, Manifest, Operation, OperationId, Problem};
 use tokio::sync::mpsc;
 
 /// A change that a person asks for; each becomes an operation.
-#[expect(clippy::large_enum_variant, reason = "one at a time, and moved once")]
 #[derive(Debug, Clone)]
 pub enum Request {
     /// Create an environment and start it.
@@ -49,6 +50,14 @@ pub enum Request {
     CertificateRenew(String),
     /// Exchange the custom domains of an environment with another's.
     Swap(String, SwapRequest),
+    /// Give an environment a traffic policy in place of the one it has; environments by name or id.
+    TrafficSet(String, Policy<String>),
+    /// Take an environment's traffic policy away.
+    TrafficClear(String),
+    /// Send more and more of an environment's requests to another.
+    TrafficRamp(String, RampRequest),
+    /// Give a clone its parent's domains, and go back when it is worse.
+    Promote(String, PromoteRequest),
 }
 
 /// All that can be asked for. Environments are named by name or id, nodes by name (`web-1`) or layer (`web`, its
@@ -94,6 +103,11 @@ pub trait Platform: Send + Sync + 'static {
 
     /// The root of the instance's own authority, PEM; made when there is none yet.
     async fn certificate_root(&self) -> Result<String, Problem>;
+    /// The traffic policy of an environment, and what was counted at its domains.
+    async fn traffic(&self, environment: &str) -> Result<TrafficView, Problem>;
+
+    /// Lets every side of an environment's policy that is up take requests again.
+    async fn traffic_back(&self, environment: &str) -> Result<TrafficView, Problem>;
 
     /// An environment's manifest, secrets left out.
     async fn manifest(&self, environment: &str) -> Result<Manifest, Problem>;

@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::live::{Live, StepProgress};
 use crate::locks::Held;
 use crate::shared::{Change, Shared};
-use crate::{clone, create, domains, https, image, pool, power, remove, rename, swap};
+use crate::{
+    clone, create, domains, https, image, pool, power, promote, ramp, remove, rename, swap, traffic,
+};
 
 /// What the final record changes beside the operation itself, in the same transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +104,9 @@ pub(crate) enum Plan {
     DomainHttps(https::SetHttps),
     CertificateAdd(https::Install),
     CertificateRemove(https::Forget),
+    TrafficSet(traffic::Set),
+    TrafficRamp(ramp::Ramp),
+    Promote(Box<promote::Promote>),
 }
 
 impl Plan {
@@ -121,6 +126,9 @@ impl Plan {
             Self::DomainHttps(saga) => saga,
             Self::CertificateAdd(saga) => saga,
             Self::CertificateRemove(saga) => saga,
+            Self::TrafficSet(saga) => saga,
+            Self::TrafficRamp(saga) => saga,
+            Self::Promote(saga) => saga.as_mut(),
         }
     }
 
@@ -141,6 +149,9 @@ impl Plan {
             Self::CertificateAdd(saga) if saga.is_renewal() => OperationKind::CertificateRenew,
             Self::CertificateAdd(_) => OperationKind::CertificateAdd,
             Self::CertificateRemove(_) => OperationKind::CertificateRemove,
+            Self::TrafficSet(_) => OperationKind::TrafficSet,
+            Self::TrafficRamp(_) => OperationKind::TrafficRamp,
+            Self::Promote(_) => OperationKind::Promote,
         }
     }
 }

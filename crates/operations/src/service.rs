@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use offshoot_engine::{ByteStream, Engine, ExecSession, LogQuery};
 use offshoot_model::certificate::CertificatesView;
 use offshoot_model::domain::DomainView;
+use offshoot_model::traffic::view::TrafficView;
 use offshoot_model::view::{
     CloneRequest, DoctorReport, EnvironmentView, Event, ExecRequest, ImageView, LogLine, PlanView,
     PlannedNode, PlannedVolume, PoolView,
@@ -338,6 +339,14 @@ impl Platform for Operations {
 
     async fn certificate_root(&self) -> Result<String, Problem> {
         self.shared.settings.https.own.root()
+    }
+
+    async fn traffic(&self, environment: &str) -> Result<TrafficView, Problem> {
+        self.shared.traffic_view(environment).await
+    }
+
+    async fn traffic_back(&self, environment: &str) -> Result<TrafficView, Problem> {
+        self.shared.traffic_back(environment).await
     }
 
     async fn manifest(&self, environment: &str) -> Result<Manifest, Problem> {

@@ -279,6 +279,7 @@ impl Shared {
                 to: to.trim_end_matches('/').to_owned(),
             })
             .collect();
+        let policy = self.store.policy(&environment.id).map_err(store_problem)?;
         Ok(Exposure {
             only_https,
             redirects,
@@ -286,6 +287,7 @@ impl Shared {
             domains,
             ports,
             reach,
+            policy,
         })
     }
 

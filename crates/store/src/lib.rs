@@ -13,6 +13,7 @@ mod environments;
 mod error;
 mod events;
 mod operations;
+mod policies;
 mod ports;
 mod redirects;
 mod schema;
@@ -28,6 +29,7 @@ use jiff::Timestamp;
 use offshoot_model::certificate::Certificate;
 use offshoot_model::domain::{DomainHttps, DomainView};
 use offshoot_model::environment::PortBinding;
+use offshoot_model::traffic::Policy;
 use offshoot_model::view::Event;
 use offshoot_model::{
     Domain, EnvId, EnvName, Environment, EnvironmentState, Operation, OperationId,
@@ -301,6 +303,9 @@ in_own_transaction! {
     update_in_one remove_redirect(host: &str) -> ();
     update_in_one take_redirects_back(by: OperationId) -> ();
     read last_swap(one: &EnvId, other: &EnvId) -> Option<LastSwap>;
+    read policy(id: &EnvId) -> Option<Policy<EnvId>>;
+    read policies() -> Vec<(EnvId, Policy<EnvId>)>;
+    update_in_one set_policy(id: &EnvId, policy: Option<&Policy<EnvId>>) -> ();
     update_in_one finish_with_domains_gone(operation: &Operation) -> Event;
     update_in_one finish_with_swap(operation: &Operation, swap: &LastSwap) -> Event;
     update_in_one record_operation(operation: &Operation, plan: &Value) -> Event;

@@ -57,8 +57,8 @@ impl Client {
         self.call(Method::POST, route, Some(body)).await
     }
 
-    /// Asks for something to be as said.
-    pub(crate) async fn set<T: DeserializeOwned>(
+    /// Asks for something to be put in place of what there is.
+    pub(crate) async fn put_json<T: DeserializeOwned>(
         &self,
         route: &Route,
         body: &impl Serialize,

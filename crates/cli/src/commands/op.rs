@@ -6,6 +6,7 @@ use offshoot_model::operation::StepState;
 use offshoot_model::{Operation, OperationKind, OperationState};
 
 use super::clone;
+use super::guard;
 use super::swap;
 use super::timing;
 use crate::api::Route;
@@ -142,6 +143,9 @@ pub(super) fn kind(kind: OperationKind) -> &'static str {
         OperationKind::CertificateAdd => "cert add",
         OperationKind::CertificateRemove => "cert rm",
         OperationKind::CertificateRenew => "cert renew",
+        OperationKind::TrafficSet => "traffic set",
+        OperationKind::TrafficRamp => "traffic ramp",
+        OperationKind::Promote => "promote",
     }
 }
 
@@ -240,6 +244,12 @@ fn details(operation: &Operation, paint: Paint, now: Timestamp) -> String {
     }
     if let Some(swap) = &operation.swap {
         rows.extend(swap::rows(swap));
+    }
+    if let Some(report) = &operation.traffic {
+        if operation.kind == OperationKind::TrafficRamp {
+            rows.push(("Share", format!("{} % to {}", report.percent, report.new)));
+        }
+        rows.extend(guard::rows(report));
     }
     let mut out = fields(&rows, paint);
     if let Some(swap) = operation

@@ -41,7 +41,7 @@ fn back(one: &str, other: &str) -> Request {
 
 impl World {
     /// Two environments, `shop` with `a.test` and `b.test`, `next` with `c.test`.
-    async fn with_domains() -> Self {
+    pub(super) async fn with_domains() -> Self {
         let world = Self::new();
         world.created("shop", web()).await;
         world.created("next", web()).await;
@@ -57,7 +57,7 @@ impl World {
         operation
     }
 
-    async fn refused(&self, request: Request) -> offshoot_model::Problem {
+    pub(super) async fn refused(&self, request: Request) -> offshoot_model::Problem {
         self.shared.submit(request).await.unwrap_err()
     }
 

@@ -7,9 +7,11 @@ mod engine;
 mod health;
 mod https;
 mod power;
+mod promote;
 mod queue;
 mod recover;
 mod supervise;
+mod traffic;
 
 use std::sync::Arc;
 use std::time::Duration;
