@@ -32,7 +32,9 @@ pub(crate) async fn connect(
     sockets::tune(&stream);
     if let Some(version) = proxy {
         // it is the edge's own, and nobody's behind it
-        stream.write_all(&clients::proxy_header(version, None)).await?;
+        stream
+            .write_all(&clients::proxy_header(version, None))
+            .await?;
     }
     Builder::new()
         .max_buf_size(HEADER_MAX)
