@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    clone, create, doctor, domain, image, ls, meta, op, pool, power, show, swap,
+    clone, create, doctor, domain, image, login, ls, meta, op, pool, power, show, swap,
 };
 use crate::commands::{exec, logs};
 use crate::context::Format;
@@ -112,6 +112,7 @@ pub(crate) enum Command {
     Pool(pool::PoolArgs),
     Doctor(doctor::DoctorArgs),
     Serve(serve::ServeArgs),
+    LoginLink(login::LoginLinkArgs),
     // This program.
     Completion(meta::CompletionArgs),
     Version(meta::VersionArgs),

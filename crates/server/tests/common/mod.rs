@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use offshoot_model::Problem;
-use offshoot_server::{Server, ServerConfig};
+use offshoot_server::{Server, ServerConfig, WebConfig};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::{TcpStream, UnixStream};
@@ -54,6 +54,11 @@ impl TestServer {
             socket: dir.path().join("run/offshoot.sock"),
             tcp: Some("127.0.0.1:0".parse().unwrap()),
             token_file: dir.path().join("api-token"),
+            web: Some(WebConfig {
+                listen: "127.0.0.1:0".parse().unwrap(),
+                host: None,
+                tls: None,
+            }),
         };
         let fake = Arc::new(Fake::default());
         let server = Server::bind(&config).await.unwrap();

@@ -1,0 +1,235 @@
+//! Chromium by WebDriver, and a dashboard that it can reach.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fantoccini::{Client, ClientBuilder, Locator};
+use offshoot_dashboard::{Dashboard, Settings, Transport};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::Fake;
+
+/// Bound on everything that a page is waited for.
+const SOON: Duration = Duration::from_secs(20);
+
+pub struct Browser {
+    pub client: Client,
+    pub origin: String,
+    pub dashboard: Dashboard,
+    pub fake: Arc<Fake>,
+    _driver: Driver,
+}
+
+struct Driver(Child);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a browser and a dashboard over `fake`. `None`, and a line that says why, where there is no browser.
+pub async fn start(fake: Fake) -> Option<Browser> {
+    let mut command = Command::new("chromedriver");
+    command
+        .arg("--port=0")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            println!("SKIPPED: chromedriver cannot be started: {error}");
+            return None;
+        }
+    };
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let driver = Driver(child);
+    let port = lines.map_while(Result::ok).find_map(|line| {
+        let (_, port) = line.split_once("successfully on port ")?;
+        Some(port.trim_end_matches('.').to_owned())
+    });
+    let port = port.expect("chromedriver says its port");
+    let options = json!({
+        "goog:chromeOptions": {"args": [
+            "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+            "--no-first-run", "--lang=en-GB", "--force-prefers-reduced-motion",
+        ]},
+        "goog:loggingPrefs": {"browser": "ALL"},
+    });
+    let Value::Object(options) = options else {
+        unreachable!("it is written as one above")
+    };
+    let mut builder = ClientBuilder::new(connector());
+    builder.capabilities(options);
+    let client = match builder.connect(&format!("http://127.0.0.1:{port}")).await {
+        Ok(client) => client,
+        Err(error) => {
+            println!("SKIPPED: chromium cannot be started: {error}");
+            return None;
+        }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    let dashboard = Dashboard::new(Settings {
+        instance: "os".to_owned(),
+        origin: origin.clone(),
+        host: "127.0.0.1".to_owned(),
+        transport: Transport::Plain,
+    });
+    let fake = Arc::new(fake);
+    let platform = Arc::clone(&fake);
+    let router = dashboard.router(platform, CancellationToken::new());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    Some(Browser {
+        client,
+        origin,
+        dashboard,
+        fake,
+        _driver: driver,
+    })
+}
+
+fn connector() -> hyper_util::client::legacy::connect::HttpConnector {
+    hyper_util::client::legacy::connect::HttpConnector::new()
+}
+
+impl Browser {
+    pub async fn sign_in(&self) {
+        let link = self.dashboard.login_link().unwrap();
+        self.client.goto(&link.url).await.unwrap();
+        self.press("Sign in").await;
+        self.see("h1", "Environments").await;
+    }
+
+    pub async fn go(&self, path: &str) {
+        self.client
+            .goto(&format!("{}{path}", self.origin))
+            .await
+            .unwrap();
+    }
+
+    /// Presses the button or link that says this.
+    pub async fn press(&self, text: &str) {
+        let path = format!(
+            "//*[self::button or self::a or self::summary][normalize-space()='{text}' or @aria-label='{text}']"
+        );
+        let found = self.client.wait().at_most(SOON);
+        let found = found.for_element(Locator::XPath(&path)).await;
+        let found = found.unwrap_or_else(|error| panic!("no {text:?}: {error}"));
+        found.click().await.unwrap();
+    }
+
+    /// Waits until an element has a text in it.
+    pub async fn see(&self, element: &str, text: &str) {
+        let script = "return [...document.querySelectorAll(arguments[0])].some(e => e.innerText.includes(arguments[1]))";
+        let what = format!("{element} with {text:?}");
+        self.wait(&what, script, vec![json!(element), json!(text)])
+            .await;
+    }
+
+    /// Waits until a script gives `true`.
+    pub async fn wait(&self, what: &str, script: &str, args: Vec<Value>) {
+        let until = tokio::time::Instant::now() + SOON;
+        while self.client.execute(script, args.clone()).await.unwrap() != Value::Bool(true) {
+            if tokio::time::Instant::now() >= until {
+                let page = self.client.source().await.unwrap();
+                panic!("waited in vain for {what}; the page is {page}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn script(&self, script: &str) -> Value {
+        self.client.execute(script, vec![]).await.unwrap()
+    }
+
+    /// A picture of the page into `target/tmp/screenshots`.
+    pub async fn picture(&self, name: &str) {
+        let picture = self.client.screenshot().await.unwrap();
+        let folder = folder();
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(format!("{name}.png")), picture).unwrap();
+    }
+
+    /// Nothing that the browser complains of: scripts that failed, what the policy stopped.
+    pub async fn no_complaints(&self) {
+        let log = self.log().await;
+        let serious: Vec<_> = log
+            .iter()
+            .filter(|entry| entry["level"] == "SEVERE")
+            .collect();
+        assert!(serious.is_empty(), "{serious:?}");
+    }
+
+    async fn log(&self) -> Vec<Value> {
+        let log = Extra("se/log", json!({"type": "browser"}));
+        let answer = self.client.issue_cmd(log).await.unwrap();
+        answer.as_array().cloned().unwrap_or_default()
+    }
+
+    /// A command of Chromium's own protocol.
+    async fn chromium(&self, command: &str, with: Value) {
+        let body = json!({"cmd": command, "params": with});
+        let command = Extra("goog/cdp/execute", body);
+        self.client.issue_cmd(command).await.unwrap();
+    }
+
+    /// Makes the page so large, in CSS pixels: windows have a smallest width, telephones do not.
+    pub async fn size(&self, width: u32, height: u32) {
+        let phone = width < 600;
+        let size =
+            json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone});
+        self.chromium("Emulation.setDeviceMetricsOverride", size)
+            .await;
+    }
+
+    /// What the person's system asks for: `light` or `dark`.
+    pub async fn system_colours(&self, scheme: &str) {
+        let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        let media = json!({"features": features});
+        self.chromium("Emulation.setEmulatedMedia", media).await;
+    }
+
+    /// From now on no page runs a script.
+    pub async fn without_scripts(&self) {
+        let off = json!({"value": true});
+        self.chromium("Emulation.setScriptExecutionDisabled", off)
+            .await;
+    }
+
+    pub async fn end(self) {
+        self.client.close().await.unwrap();
+    }
+}
+
+/// A command that chromedriver has beyond the standard.
+#[derive(Debug)]
+struct Extra(&'static str, Value);
+
+impl fantoccini::wd::WebDriverCompatibleCommand for Extra {
+    fn endpoint(
+        &self,
+        base: &url::Url,
+        session: Option<&str>,
+    ) -> Result<url::Url, url::ParseError> {
+        base.join(&format!(
+            "session/{}/{}",
+            session.unwrap_or_default(),
+            self.0
+        ))
+    }
+
+    fn method_and_body(&self, _: &url::Url) -> (http::Method, Option<String>) {
+        (http::Method::POST, Some(self.1.to_string()))
+    }
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("screenshots")
+}
