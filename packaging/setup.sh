@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Prepares a machine for Offshoot. Safe to run again: a second run only looks.
 #
-#   packaging/setup.sh [--criu-prefix DIR] [run] [build] [test]      (default: run)
+#   packaging/setup.sh [--criu-prefix DIR] [run] [build] [test] [browser]      (default: run)
 #
 #   run    what the daemon calls: runc, nft, mkfs.btrfs, mmdebstrap, ip, and a CRIU that works on the running kernel
 #   build  what `cargo build` needs besides Rust itself
 #   test   what the tests and the demo call besides that
+#   browser  what the tests of the dashboard in a browser call (some 400 MB)
 #
 # It installs missing packages from the distribution's own archive, and, when no installed CRIU can dump and restore
 # a process with a TCP connection on this kernel, unpacks a newer CRIU with all its libraries into a private folder
@@ -17,6 +18,7 @@ export LC_ALL=C
 RUN_PACKAGES=(runc nftables btrfs-progs mmdebstrap iproute2)
 BUILD_PACKAGES=(gcc g++ make cmake pkg-config)
 TEST_PACKAGES=(docker-registry busybox-static redis-server redis-tools wrk curl python3 strace)
+BROWSER_PACKAGES=(chromium chromium-driver)
 # Packages above that come with a service nobody asked for.
 QUIET_SERVICES=(docker-registry redis-server)
 
@@ -263,7 +265,7 @@ ensure_criu() {
 sets=()
 while [ $# -gt 0 ]; do
     case "$1" in
-    run | build | test) sets+=("$1") ;;
+    run | build | test | browser) sets+=("$1") ;;
     --criu-prefix)
         [ $# -ge 2 ] || fail "--criu-prefix needs a folder"
         criu_prefix=$2
@@ -305,6 +307,7 @@ for set in "${sets[@]}"; do
     run) packages+=("${RUN_PACKAGES[@]}") ;;
     build) packages+=("${BUILD_PACKAGES[@]}") ;;
     test) packages+=("${TEST_PACKAGES[@]}") ;;
+    browser) packages+=("${BROWSER_PACKAGES[@]}") ;;
     esac
 done
 ensure_packages "${packages[@]}"

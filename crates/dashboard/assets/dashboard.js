@@ -43,18 +43,58 @@
     });
   }
 
-  // Menus close when something else is pressed, or with Escape.
+  // Links to questions (clone, rename, remove) open them here; a row's menu is one for all rows. With a key held down,
+  // links are what they are.
+  const menu = $("#menu");
   document.addEventListener("click", (event) => {
-    for (const menu of $$("details.menu[open]")) {
-      if (!menu.contains(event.target) || event.target.closest("a, button")) menu.open = false;
+    const link = event.target.closest("a[data-dialog], a[data-menu]");
+    if (!link || event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+    if (link.dataset.menu !== undefined) {
+      if (!menu || !menu.showPopover) return;
+      event.preventDefault();
+      const row = link.href.split("#")[0];
+      for (const item of $$("a", menu)) item.href = row + item.dataset.to;
+      menu.showPopover();
+      const at = link.getBoundingClientRect();
+      const top = Math.min(at.bottom + 4, innerHeight - menu.offsetHeight - 8);
+      menu.style.top = `${Math.max(8, top)}px`;
+      menu.style.left = `${Math.max(8, at.right - menu.offsetWidth)}px`;
+      $("a", menu).focus();
+      opener = link.id || link.closest("tr").id;
+      return;
     }
+    event.preventDefault();
+    if (menu && menu.contains(link)) menu.hidePopover();
+    htmx.ajax("GET", link.getAttribute("href"), { target: "#dialog-body", swap: "innerHTML" });
   });
+  let opener = null;
+  if (menu) {
+    menu.addEventListener("toggle", (event) => {
+      const row = event.newState === "closed" && opener && document.getElementById(opener);
+      if (row && (menu.contains(document.activeElement) || document.activeElement === document.body)) {
+        $("a[data-menu]", row).focus();
+      }
+    });
+    menu.addEventListener("keydown", (event) => {
+      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const items = $$("a", menu);
+      items[(items.indexOf(document.activeElement) + step + items.length) % items.length].focus();
+    });
+    addEventListener("scroll", () => menu.matches(":popover-open") && menu.hidePopover(), { passive: true });
+  }
+
+  // Start and stop leave the page where it is.
+  document.addEventListener("submit", (event) => {
+    const button = event.submitter;
+    if (event.target.id !== "act" || !button || button.dataset.go !== undefined) return;
+    event.preventDefault();
+    const values = Object.fromEntries(new FormData(event.target));
+    htmx.ajax("POST", button.getAttribute("formaction"), { target: "#notices", swap: "innerHTML", values });
+  });
+
   document.addEventListener("keydown", (event) => {
-    const menu = event.key === "Escape" && $("details.menu[open]");
-    if (menu) {
-      menu.open = false;
-      $("summary", menu).focus();
-    }
     // As in many lists: a slash goes to the search.
     if (event.key === "/" && !event.target.closest("input, textarea, select") && $("#q")) {
       event.preventDefault();

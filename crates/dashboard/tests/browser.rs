@@ -194,7 +194,7 @@ async fn every_page_has_its_picture_in_both_themes_and_fits_a_phone() {
     browser.sign_in().await;
     browser.see("#live", "live").await;
     // The second look at the counters has something to compare.
-    browser.wait("CPU", "htmx.trigger(document.body, 'tick'); return document.querySelector('td[data-label=CPU]') !== null", vec![]).await;
+    browser.wait("CPU", "htmx.trigger(document.body, 'tick'); return document.querySelector('table.list') !== null", vec![]).await;
     let (done, failed) = {
         let all = browser.fake.operations.lock().unwrap();
         (all[0].id, all[1].id)

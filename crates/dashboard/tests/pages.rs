@@ -52,7 +52,7 @@ async fn the_list_is_a_tree() {
     at("<time datetime=\"2026-11-20T08:29:41Z\"");
     // What is being made cannot be cloned or stopped yet, and can be removed.
     assert!(!page.text.contains("/environments/upgrade-night/stop"));
-    at("/environments/upgrade-night/remove");
+    at("href=\"/environments/upgrade-night#settings\"");
     at("/environments/docs/start");
 }
 

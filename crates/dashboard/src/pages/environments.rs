@@ -61,7 +61,8 @@ struct LayerCell {
     name: String,
     nodes: usize,
     mood: &'static str,
-    title: String,
+    /// What is with its nodes, where not all is good.
+    title: Option<String>,
 }
 
 struct Row {
@@ -213,7 +214,10 @@ fn row(context: &Context, placed: &Placed<'_>, now: Timestamp) -> Row {
             name: layer.name.clone(),
             nodes: layer.nodes.len(),
             mood: worst.unwrap_or("off"),
-            title: words.join(", "),
+            title: marks
+                .iter()
+                .any(|mark| mark.mood != "good")
+                .then(|| words.join(", ")),
         }
     });
     Row {

@@ -20,8 +20,8 @@ use crate::live;
 
 /// Last lines of each node that are shown.
 const TAIL: usize = 200;
-/// Most lines on a page: it shall stay small.
-const LINES_MAX: usize = 400;
+/// Most bytes of lines on a page: it shall stay small.
+const LINES_SIZE: usize = 70_000;
 /// Longest piece of a line on a page, characters; the file has all of it.
 const LINE_MAX: usize = 160;
 
@@ -65,6 +65,14 @@ impl Shown {
             line: text,
         }
     }
+
+    /// Bytes that it takes on a page, with what stands around it and what is escaped.
+    fn size(&self) -> usize {
+        const AROUND: usize = 120;
+        let bytes = self.node.bytes().chain(self.line.bytes());
+        let of = |byte| if b"<>&\"'".contains(&byte) { 6 } else { 1 };
+        AROUND + bytes.map(of).sum::<usize>()
+    }
 }
 
 #[derive(Template)]
@@ -98,7 +106,16 @@ pub(super) async fn show(
         .await?;
     let mut lines: Vec<LogLine> = ReceiverStream::new(stream).collect().await;
     lines.sort_by_key(|line| line.time);
-    let lines = lines.split_off(lines.len().saturating_sub(LINES_MAX));
+    let mut lines: Vec<_> = lines
+        .into_iter()
+        .rev()
+        .map(|line| Shown::new(line, LINE_MAX))
+        .scan(0, |size, line| {
+            *size += line.size();
+            (*size <= LINES_SIZE).then_some(line)
+        })
+        .collect();
+    lines.reverse();
     html(&Page {
         shell: context.shell(format!("Logs of {}", found.name)),
         href: format!("/environments/{}", encode(&found.name)),
@@ -110,10 +127,7 @@ pub(super) async fn show(
             .collect(),
         name: found.name,
         query,
-        lines: lines
-            .into_iter()
-            .map(|line| Shown::new(line, LINE_MAX))
-            .collect(),
+        lines,
     })
 }
 
