@@ -77,7 +77,7 @@ async fn clone_by_the_dialog() {
     name.clear().await.unwrap();
     name.send_keys("trial").await.unwrap();
     browser.see("#name-check", "free").await;
-    browser.press("Clone").await;
+    browser.press_in("//dialog[@open]", "Clone").await;
     browser
         .see("dialog #operation h2", "Clone shop as trial")
         .await;
@@ -172,7 +172,7 @@ async fn without_scripts_everything_is_a_page() {
     browser.sign_in().await;
     browser.press("Clone shop").await;
     browser.see("main h2", "Clone shop").await;
-    browser.press("Clone").await;
+    browser.press_in("//main", "Clone").await;
     browser
         .see("main #operation h2", "Clone shop as shop-clone")
         .await;

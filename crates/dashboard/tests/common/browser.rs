@@ -116,8 +116,13 @@ impl Browser {
 
     /// Presses the button or link that says this.
     pub async fn press(&self, text: &str) {
+        self.press_in("", text).await;
+    }
+
+    /// The same below the element that a path leads to.
+    pub async fn press_in(&self, above: &str, text: &str) {
         let path = format!(
-            "//*[self::button or self::a or self::summary][normalize-space()='{text}' or @aria-label='{text}']"
+            "{above}//*[self::button or self::a or self::summary][normalize-space()='{text}' or @aria-label='{text}']"
         );
         let found = self.client.wait().at_most(SOON);
         let found = found.for_element(Locator::XPath(&path)).await;
