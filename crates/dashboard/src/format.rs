@@ -31,6 +31,15 @@ pub(crate) fn bare_address(url: &str) -> &str {
     bare.strip_suffix('/').unwrap_or(bare)
 }
 
+/// A text in pieces: commands stand between backticks, and are `true`.
+pub(crate) fn ticks(text: &str) -> Vec<(bool, &str)> {
+    let pieces = text.split('`').enumerate();
+    pieces
+        .map(|(index, piece)| (index % 2 == 1, piece))
+        .filter(|(_, piece)| !piece.is_empty())
+        .collect()
+}
+
 /// A size: `1.5 GiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     offshoot_model::quantity::format_bytes(bytes)
@@ -106,6 +115,20 @@ mod tests {
         assert_eq!(age(SignedDuration::from_hours(50)), "2 d");
         assert_eq!(percent(0.26), "0.3 %");
         assert_eq!(percent(140.2), "140 %");
+    }
+
+    #[test]
+    fn commands_in_a_text() {
+        let pieces = ticks("see `offshoot ls`, or `x");
+        assert_eq!(
+            pieces,
+            [
+                (false, "see "),
+                (true, "offshoot ls"),
+                (false, ", or "),
+                (true, "x")
+            ]
+        );
     }
 
     #[test]

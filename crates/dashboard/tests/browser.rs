@@ -13,7 +13,7 @@ use common::{Fake, sample};
 use fantoccini::Locator;
 use fantoccini::key::Key;
 use offshoot_model::view::LogStream;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// Width of a phone in CSS pixels.
 const PHONE: u32 = 390;
@@ -235,10 +235,8 @@ async fn pictures(browser: &Browser, name: &str) {
         for (size, width, height) in [("", 1280, 860), ("-phone", PHONE, 844)] {
             browser.size(width, height).await;
             browser.picture(&format!("{name}-{theme}{size}")).await;
-            let wide = browser
-                .script("return document.documentElement.scrollWidth <= innerWidth + 1")
-                .await;
-            assert_eq!(wide, Value::Bool(true), "{name} is wider than {width}");
+            let out = browser.sticks_out(width).await;
+            assert_eq!(out, json!([]), "{name} is wider than {width}");
         }
     }
     browser.size(1280, 860).await;

@@ -302,7 +302,7 @@ async fn operations_show_steps_times_and_problems() {
     for wanted in [
         "pool-full",
         "No space left on device",
-        "grow the pool",
+        "<code>offshoot pool grow +20GiB</code>",
         "taken back",
     ] {
         assert!(failed.contains(wanted), "{wanted}: {failed}");

@@ -154,6 +154,19 @@ impl Browser {
         self.client.execute(script, vec![]).await.unwrap()
     }
 
+    /// What stands out at the right side of a page so wide, but for what can be moved there.
+    pub async fn sticks_out(&self, width: u32) -> Value {
+        let script = "const most = arguments[0] + 1; \
+            if (document.documentElement.scrollWidth <= most) return []; \
+            return [...document.querySelectorAll('body *')] \
+                .filter(e => e.getBoundingClientRect().right > most && !e.closest('.scroll')) \
+                .map(e => `${e.tagName}.${e.className} ${e.getBoundingClientRect().right}`)";
+        self.client
+            .execute(script, vec![json!(width)])
+            .await
+            .unwrap()
+    }
+
     /// A picture of the page into `target/tmp/screenshots`.
     pub async fn picture(&self, name: &str) {
         let picture = self.client.screenshot().await.unwrap();
