@@ -158,9 +158,9 @@ impl Browser {
     pub async fn sticks_out(&self, width: u32) -> Value {
         let script = "const most = arguments[0] + 1; \
             if (document.documentElement.scrollWidth <= most) return []; \
-            return [...document.querySelectorAll('body *')] \
-                .filter(e => e.getBoundingClientRect().right > most && !e.closest('.scroll')) \
-                .map(e => `${e.tagName}.${e.className} ${e.getBoundingClientRect().right}`)";
+            return [document.documentElement.scrollWidth, ...document.querySelectorAll('body *')] \
+                .filter(e => !e.tagName || e.getBoundingClientRect().right > most && !e.closest('.scroll')) \
+                .map(e => e.tagName ? `${e.tagName}.${e.className} ${e.getBoundingClientRect().right}` : e)";
         self.client
             .execute(script, vec![json!(width)])
             .await
