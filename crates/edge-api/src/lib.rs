@@ -14,16 +14,17 @@ mod path;
 mod process;
 mod routes;
 
-pub use config::{AccessLog, EdgeConfig, Limits};
+pub use config::{AccessLog, EdgeConfig, Limits, LogFormat};
 pub use control::{
     CONTROL_LINE_MAX, Cause, ControlRequest, EdgeControl, EdgeStatus, PortReport, PortState,
     Refusal, Reloaded,
 };
 pub use error::EdgeError;
+pub use file::{read as read_file, replace as replace_file};
 pub use names::{normal_host, normal_origin, normal_pattern};
 pub use path::{PATH_MAX, covers, normal_path, normal_prefix};
 pub use process::{PidFile, ensure_edge, stop};
 pub use routes::{
     Certificate, Https, PortRoute, Protocol, ROUTES_FILE_MAX, Redirect, Route, RoutesError,
-    RoutesFile, Traffic,
+    RoutesFile, TEXT_MAX, Traffic,
 };

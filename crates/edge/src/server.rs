@@ -9,15 +9,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use offshoot_edge_api::{EdgeConfig, EdgeStatus, Https, Refusal, Reloaded, RoutesFile};
+use offshoot_model::id::EnvId;
+use offshoot_model::traffic::stats::Stats;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::access_log::AccessLog;
 use crate::certificates::Certificates;
+use crate::checks::Checks;
+use crate::clients::Connections;
+use crate::metrics::{self, Counters};
 use crate::ports::Ports;
 use crate::proxy::{Http, Scheme};
 use crate::table::Table;
+use crate::traffic::{Owner, saved};
 use crate::{control, sockets};
 
 /// What all parts share.
@@ -25,8 +31,12 @@ pub(crate) struct Edge {
     pub(crate) config: EdgeConfig,
     pub(crate) table: ArcSwap<Table>,
     pub(crate) access_log: AccessLog,
+    checks: Arc<Checks>,
     /// Requests answered.
     pub(crate) requests: AtomicU64,
+    /// Everything else that is counted of all together.
+    pub(crate) counters: Counters,
+    pub(crate) client_connections: Arc<Connections>,
     /// Becomes true once, when the edge stops.
     pub(crate) stopping: watch::Receiver<bool>,
     connections: Arc<Semaphore>,
@@ -51,8 +61,11 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         .unwrap_or(u32::MAX >> 4);
     let edge = Arc::new(Edge {
         access_log: AccessLog::open(config.access_log.as_ref())?,
-        table: ArcSwap::default(),
+        checks: Arc::new(Checks::new(config.health_file())),
+        table: ArcSwap::from_pointee(Table::before(saved::read(&config.stats_file()))),
         requests: AtomicU64::new(0),
+        counters: Counters::default(),
+        client_connections: Arc::default(),
         stopping,
         connections: Arc::new(Semaphore::new(usize::try_from(connections_max)?)),
         connections_max,
@@ -64,11 +77,20 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         config,
     });
     edge.load_at_start().await;
+    let health_keeper = tokio::spawn(Arc::clone(&edge.checks).keep());
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
+    let mut reopen = signal(SignalKind::user_defined1())?;
     let http = Arc::new(Http::new(Arc::clone(&edge)));
+    if let Some(address) = edge.config.metrics {
+        let address = metrics::listen(&edge, address)
+            .with_context(|| format!("cannot listen on {address}, for metrics"))?;
+        tracing::info!(%address, "metrics");
+    }
     let control = control::listen(&edge)?;
+    let (end, ended) = oneshot::channel::<()>();
+    let keeper = tokio::spawn(saved::keep(Arc::clone(&edge), ended));
     for listener in listeners {
         tokio::spawn(Arc::clone(&http).accept(listener, Scheme::Http));
     }
@@ -80,11 +102,16 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            _ = reopen.recv() => edge.access_log.reopen(),
             _ = hang_up.recv() => { let _ = edge.reload().await; }
         }
     }
     let bound = Duration::from_secs(edge.config.limits.drain_seconds);
     tracing::info!(connections = edge.open_connections(), ?bound, "stopping");
+    // environments may be stopping too, which is no failure of theirs
+    edge.checks.stop();
+    health_keeper.abort();
+    edge.checks.write_now().await;
     control.abort();
     stop.send_replace(true);
     http.stop().await;
@@ -98,6 +125,8 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
             "cut off after the bound"
         );
     }
+    drop(end);
+    keeper.await?;
     Ok(())
 }
 
@@ -145,6 +174,7 @@ impl Edge {
         let path = self.config.routes.clone();
         let old = self.table.load_full();
         let edge = Arc::clone(self);
+        let began = Instant::now();
         let read = tokio::task::spawn_blocking(move || {
             let file = RoutesFile::read(&path).map_err(|e| Refusal::of_request(e.to_string()))?;
             let table = edge.strict_table(&old, &file)?;
@@ -154,6 +184,7 @@ impl Edge {
         let (file, table) = match read.flatten() {
             Ok(read) => read,
             Err(refusal) => {
+                self.counters.reloads_failed.fetch_add(1, Ordering::Relaxed);
                 let error = &refusal.error;
                 tracing::warn!(%error, version = self.table.load().version, "routes kept");
                 *self
@@ -163,7 +194,11 @@ impl Edge {
                 return Err(refusal);
             }
         };
-        let reloaded = self.switch(&mut ports, table).await;
+        let load_us = micros(began);
+        let reloaded = Reloaded {
+            load_us,
+            ..self.switch(&mut ports, table).await
+        };
         *self
             .last_error
             .lock()
@@ -178,14 +213,19 @@ impl Edge {
 
     async fn switch(self: &Arc<Self>, ports: &mut Ports, table: Table) -> Reloaded {
         let table = Arc::new(table);
+        let began = Instant::now();
+        self.checks.apply(&table.watched);
         let old = self.table.swap(Arc::clone(&table));
         ports.apply(self, &table).await;
         old.retire(&table);
+        self.counters.reloads.fetch_add(1, Ordering::Relaxed);
         tracing::info!(version = table.version, routes = table.routes(), "routes");
         Reloaded {
             version: table.version,
             routes: table.routes(),
             ports: ports.reports(),
+            load_us: 0,
+            switch_us: micros(began),
         }
     }
 
@@ -243,6 +283,25 @@ impl Edge {
         self.config.control.with_extension("last-good.json")
     }
 
+    /// What was counted at the domains of these environments; of all when there is none.
+    pub(crate) fn stats(&self, of: &[EnvId]) -> Stats {
+        let table = self.table.load();
+        let owners = table.owners(of);
+        let mut owners: Vec<_> = owners.into_iter().filter_map(Owner::stats).collect();
+        owners.sort_by(|a, b| a.environment.cmp(&b.environment));
+        owners.dedup_by(|a, b| a.environment == b.environment);
+        Stats { owners }
+    }
+
+    /// Lets the sides of an environment's policy that are up take requests again, and says how they are. `None`: it has
+    /// no policy with checks.
+    pub(crate) fn back(&self, owner: &EnvId) -> Option<Stats> {
+        let of = std::slice::from_ref(owner);
+        let table = self.table.load();
+        table.owners(of).first()?.health.as_ref()?.back();
+        Some(self.stats(of))
+    }
+
     /// What is served.
     pub(crate) async fn status(&self) -> EdgeStatus {
         let table = self.table.load_full();
@@ -266,4 +325,8 @@ impl Edge {
                 .clone(),
         }
     }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }

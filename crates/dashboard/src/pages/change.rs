@@ -4,7 +4,7 @@ use askama::Template;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use offshoot_model::Operation;
-use offshoot_model::view::CreateRequest;
+use offshoot_model::view::{CreateRequest, RenameRequest};
 use offshoot_operations::Request as Change;
 use serde::Deserialize;
 
@@ -173,7 +173,11 @@ pub(super) async fn rename(
     Path(environment): Path<String>,
     Form(NameForm { name }): Form<NameForm>,
 ) -> Result<Response, Failure> {
-    let change = Change::Rename(environment.clone(), name.trim().to_owned());
+    let request = RenameRequest {
+        name: name.trim().to_owned(),
+        redirect: false,
+    };
+    let change = Change::Rename(environment.clone(), request);
     match submit(&context.web, change).await {
         Ok(operation) => Ok(to(&operation)),
         Err(failure) => {

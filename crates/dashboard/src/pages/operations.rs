@@ -41,6 +41,10 @@ pub(super) fn kind(kind: OperationKind) -> &'static str {
         OperationKind::DomainAdd => "Add domains to",
         OperationKind::DomainRemove => "Remove domain of",
         OperationKind::Swap => "Swap domains of",
+        OperationKind::DomainHttps => "HTTPS of a domain of",
+        OperationKind::CertificateAdd => "Get certificate for",
+        OperationKind::CertificateRemove => "Remove certificate of",
+        OperationKind::CertificateRenew => "Renew certificate of",
     }
 }
 

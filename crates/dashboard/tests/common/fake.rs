@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use offshoot_model::certificate::CertificatesView;
 use offshoot_model::domain::DomainView;
 use offshoot_model::manifest::VolumeClone;
 use offshoot_model::operation::{OperationKind, OperationState, Progress, StepState};
@@ -148,6 +149,7 @@ impl Platform for Fake {
                 return Ok(operation);
             }
             Request::Rename(from, to) => {
+                let to = to.name;
                 self.note(format!("rename {from} {to}"));
                 if to.is_empty() || to.contains('!') {
                     return Err(Problem::new(
@@ -323,6 +325,14 @@ impl Platform for Fake {
 
     async fn copy_in(&self, _: &str, _: &str, _: &str, _: ByteStream) -> Result<(), Problem> {
         unreachable!("no page copies files")
+    }
+
+    async fn certificates(&self) -> Result<CertificatesView, Problem> {
+        unreachable!("no page shows certificates")
+    }
+
+    async fn certificate_root(&self) -> Result<String, Problem> {
+        unreachable!("no page shows certificates")
     }
 
     async fn images(&self) -> Result<Vec<ImageView>, Problem> {

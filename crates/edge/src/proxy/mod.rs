@@ -1,33 +1,46 @@
 //! HTTP by host name and path.
 
+mod attempt;
+mod body;
+mod connect;
 mod connection;
+mod forwarded;
+mod gather;
+mod guard;
 mod pages;
 mod redirect;
 mod request;
 mod tls;
-mod upgrade;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use http::header::{ACCEPT, FORWARDED, HOST, HeaderValue};
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, REFERER, SET_COOKIE, USER_AGENT};
 use jiff::Timestamp;
 use offshoot_edge_api::Https;
 use pingora_core::protocols::TcpKeepalive;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
-use pingora_http::RequestHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session};
 
 pub(crate) use self::connection::Scheme;
+use self::guard::{Guard, end_unless_continued};
 use self::pages::Page;
 use crate::access_log::Record;
+use crate::clients;
 use crate::hosts::Found;
+use crate::metrics::Refused;
+use crate::mirror::{self, Copying};
 use crate::server::Edge;
 use crate::table::{Answer, Target, Upstream, fresh_key};
+use crate::traffic::{COOKIE, Choice, End, Ended, Facts, Owner, Refusal, Visitor, take_cookie};
 
 /// How long a connection to an upstream is kept without use. Shorter than what common servers keep (nginx 75 s), so
 /// that it is rarely the other side that closes.
@@ -67,19 +80,93 @@ pub(crate) struct Router {
     edge: Arc<Edge>,
 }
 
+impl Router {
+    /// Answers a request that an owner's bounds do not let in.
+    async fn refuse(&self, session: &mut Session, owner: &Owner, refusal: Refusal) -> Result<()> {
+        self.edge.counters.refused(refusal.why);
+        owner.refused();
+        let status = match refusal.why {
+            Refused::ClientRate | Refused::ClientRequests => 429,
+            Refused::Body => {
+                pages::send_last(session, Page::Refused(413)).await;
+                return Ok(());
+            }
+            _ => 503,
+        };
+        let after = refusal.after.map_or(1, |after| after.as_secs() + 1);
+        pages::send(session, Page::Limited { status, after }).await
+    }
+}
+
 /// A request on its way.
 pub(crate) struct Context {
     started: Instant,
     scheme: Scheme,
     host: String,
+    /// The client's address.
+    client: Option<IpAddr>,
+    guard: Guard,
+    /// Whose domain was asked for, when an environment answers.
+    owner: Option<Arc<Owner>>,
+    /// Which of the owner's sides answers, and where.
+    side: usize,
     target: Option<Arc<Target>>,
+    /// Who asks, when visitors are told apart.
+    visitor: Option<Visitor>,
+    /// Whether the upstream answered.
+    own: bool,
+    /// Whether its answer is a WebSocket or an event stream.
+    stream: bool,
     /// Where in the target's upstreams this request begins.
     turn: usize,
-    /// Upstreams that did not accept a connection.
-    tried: usize,
+    /// Keys of upstreams that this request cannot go to any more.
+    tried: Vec<u64>,
+    /// Whether it went to another side than the chosen one, and whether it was sent a second time: once each.
+    other_side: bool,
+    resent: bool,
+    /// When it is also copied.
+    copy: Option<Box<Copying>>,
     upstream: Option<Upstream>,
     /// Whether a kept connection turned out to be dead: the next attempt takes a new one.
     anew: bool,
+}
+
+impl Context {
+    /// What begins a connection to a node whose owner's policy asks for a PROXY header.
+    fn proxy_header(&self, session: &Session) -> Option<Vec<u8>> {
+        let version = self.owner.as_ref()?.policy.as_ref()?.send_proxy?;
+        let here = session.server_addr().and_then(|address| address.as_inet());
+        let ends = self.guard.client_socket().zip(here.copied());
+        Some(clients::proxy_header(version, ends))
+    }
+
+    /// Who asks, and who answers.
+    fn choose(
+        &mut self,
+        request: &RequestHeader,
+        owner: &Owner,
+        route: &Arc<Target>,
+    ) -> Option<Choice> {
+        let facts = Facts::new(request, self.client);
+        self.visitor = owner.visitor(&facts);
+        owner.choose(&facts, self.visitor.as_ref(), route)
+    }
+
+    /// How it ended.
+    fn ended(&self, session: &Session, error: Option<&Error>) -> Ended {
+        let status = session.response_written().map(|r| r.status.as_u16());
+        Ended {
+            status,
+            own: self.own,
+            end: match error.map(|error| error.esource()) {
+                None => End::Complete,
+                Some(ErrorSource::Downstream) => End::ClientLeft,
+                Some(_) => End::Failed,
+            },
+            stream: self.stream,
+            took: self.started.elapsed(),
+        }
+    }
 }
 
 #[async_trait]
@@ -91,34 +178,40 @@ impl ProxyHttp for Router {
             started: Instant::now(),
             scheme: Scheme::Http,
             host: String::new(),
+            client: None,
+            guard: Guard::new(),
+            owner: None,
+            side: 0,
             target: None,
+            visitor: None,
+            own: false,
+            stream: false,
             turn: 0,
-            tried: 0,
+            tried: Vec::new(),
+            other_side: false,
+            resent: false,
+            copy: None,
             upstream: None,
             anew: false,
         }
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<()> {
-        ctx.scheme = connection::header_received();
-        let limits = &self.edge.config.limits;
-        let client = Duration::from_secs(limits.client_seconds);
-        // on a WebSocket the client's frames are its body, and it may be silent for long
-        let read = if session.is_upgrade_req() {
-            Duration::from_secs(limits.tunnel_seconds)
-        } else {
-            client
-        };
-        session.set_read_timeout(Some(read));
-        session.set_write_timeout(Some(client));
-        session.set_total_drain_timeout(Some(Duration::from_secs(5)));
-        request::check(session, limits.header_bytes)?;
+        let config = &self.edge.config;
+        ctx.guard
+            .begin(session, connection::header_received(), config);
+        ctx.scheme = ctx.guard.scheme();
+        ctx.client = ctx.guard.client();
+        request::check(session, config.limits.header_bytes)?;
         ctx.host = request::host(session.req_header())?;
         Ok(())
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
         let table = self.edge.table.load();
+        if ctx.guard.is_misdirected(&ctx.host, &table.certificates) {
+            return Error::e_explain(ErrorType::HTTPStatus(421), "another host's certificate");
+        }
         let route = match table.find(&ctx.host, session.req_header().uri.path()) {
             Found::Route(route) => route,
             Found::NoPath => {
@@ -130,26 +223,68 @@ impl ProxyHttp for Router {
                 return Ok(true);
             }
         };
-        connection::routed(route.environment());
+        if route.is_fenced() {
+            pages::send(session, Page::Fenced(&ctx.host)).await?;
+            return Ok(true);
+        }
         if ctx.scheme == Scheme::Http && route.https == Https::Redirect {
+            connection::routed(route.environment());
             let origin = redirect::https_origin(&ctx.host, &self.edge.listen_tls);
             redirect::send(session, &origin, 308).await?;
             return Ok(true);
         }
-        let target = match &route.answer {
-            Answer::Environment(target) => target,
-            Answer::Redirect { to, status, .. } => {
+        let (owner, target) = match &route.answer {
+            Answer::Environment { owner, target } => (owner, target),
+            Answer::Redirect {
+                environment,
+                to,
+                status,
+            } => {
+                connection::routed(environment);
                 redirect::send(session, to, *status).await?;
                 return Ok(true);
             }
+            Answer::Text { text, .. } => {
+                pages::send(session, Page::Text(text)).await?;
+                return Ok(true);
+            }
         };
-        if target.upstreams.is_empty() {
-            pages::send(session, Page::NotReady(&ctx.host)).await?;
+        if let Err(refusal) = ctx.guard.admit(owner, session.req_header()) {
+            connection::routed(&owner.environment);
+            self.refuse(session, owner, refusal).await?;
             return Ok(true);
         }
-        ctx.turn = target.turn();
-        ctx.target = Some(Arc::clone(target));
+        let Some(choice) = ctx.choose(session.req_header(), owner, target) else {
+            pages::send(session, Page::NotReady(&ctx.host)).await?;
+            return Ok(true);
+        };
+        connection::routed(&choice.target.environment);
+        let header = session.req_header();
+        if let Some(mirror) = &owner.mirror
+            && !session.is_upgrade_req()
+            && !wants_events(header)
+        {
+            ctx.copy = mirror.begin(header, &ctx.host);
+        }
+        ctx.owner = Some(Arc::clone(owner));
+        ctx.side = choice.side;
+        ctx.turn = choice.target.turn();
+        ctx.target = Some(choice.target);
         Ok(false)
+    }
+
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        is_last: bool,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        ctx.guard.part(session, body.as_ref())?;
+        if let Some(copy) = &mut ctx.copy {
+            copy.body(body.as_ref(), is_last);
+        }
+        Ok(())
     }
 
     async fn upstream_peer(
@@ -157,11 +292,7 @@ impl ProxyHttp for Router {
         session: &mut Session,
         ctx: &mut Context,
     ) -> Result<Box<HttpPeer>> {
-        let upstream = ctx
-            .target
-            .as_ref()
-            .and_then(|target| target.upstream(ctx.turn, ctx.tried));
-        let Some(upstream) = upstream else {
+        let Some(upstream) = ctx.next_upstream().or_else(|| ctx.on_other_side()) else {
             return Error::e_explain(ErrorType::HTTPStatus(503), "no upstream left");
         };
         ctx.upstream = Some(upstream);
@@ -184,11 +315,16 @@ impl ProxyHttp for Router {
             count: 4,
             user_timeout: Duration::ZERO,
         });
-        if upgrade {
-            let bound = Duration::from_secs(limits.connect_seconds);
-            peer.options.custom_l4 = Some(Arc::new(upgrade::Connect { bound }));
+        let header = ctx.proxy_header(session);
+        let alone = upgrade || header.is_some();
+        if alone {
+            peer.options.custom_l4 = Some(Arc::new(connect::Connect {
+                bound: Duration::from_secs(limits.connect_seconds),
+                header,
+                patient: upgrade,
+            }));
         }
-        if upgrade || ctx.anew || !session.req_header().method.is_idempotent() {
+        if alone || ctx.anew || !session.req_header().method.is_idempotent() {
             // a request that must not be sent twice never meets a kept connection that its server is just closing
             peer.group_key = fresh_key();
             peer.options.idle_timeout = Some(Duration::ZERO);
@@ -201,22 +337,66 @@ impl ProxyHttp for Router {
 
     async fn upstream_request_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         request: &mut RequestHeader,
         ctx: &mut Context,
     ) -> Result<()> {
-        // the edge is the first to see the client: what the client says of itself here is not believed
-        for name in ["x-forwarded-for", "x-forwarded-port", "x-real-ip", "proxy"] {
-            request.remove_header(name);
+        request.remove_header(&mirror::MARK);
+        take_cookie(request, COOKIE);
+        ctx.guard.write(request)?;
+        if let Some(copy) = &mut ctx.copy {
+            copy.header(request);
         }
-        request.remove_header(&FORWARDED);
-        if let Some(client) = session.client_addr().and_then(|address| address.as_inet()) {
-            request.insert_header("x-forwarded-for", client.ip().to_string())?;
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        if let Some(copy) = &mut ctx.copy {
+            copy.answer(response, is_events(response));
         }
-        let scheme = HeaderValue::from_static(ctx.scheme.name());
-        request.insert_header("x-forwarded-proto", scheme)?;
-        if let Some(host) = request.headers.get(HOST).cloned() {
-            request.insert_header("x-forwarded-host", host)?;
+        Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _is_last: bool,
+        ctx: &mut Context,
+    ) -> Result<Option<Duration>> {
+        if let (Some(copy), Some(part)) = (&mut ctx.copy, body) {
+            copy.answer_body(part);
+        }
+        Ok(None)
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS
+        {
+            return Ok(());
+        }
+        end_unless_continued(session);
+        ctx.own = true;
+        ctx.stream = response.status == StatusCode::SWITCHING_PROTOCOLS || is_events(response);
+        ctx.answered(response.status.as_u16());
+        if let Some(owner) = &ctx.owner {
+            let facts = Facts::new(session.req_header(), ctx.client);
+            let (visitor, status) = (ctx.visitor.as_mut(), response.status.as_u16());
+            let secure = ctx.scheme == Scheme::Https;
+            let cookie = owner.answered(ctx.side, visitor, &facts, status, secure);
+            if let Some(cookie) = cookie {
+                response.append_header(SET_COOKIE, cookie)?;
+            }
         }
         Ok(())
     }
@@ -248,13 +428,14 @@ impl ProxyHttp for Router {
         ctx: &mut Context,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        ctx.tried += 1;
+        ctx.failed("no connection");
+        self.edge
+            .counters
+            .unreachable
+            .fetch_add(1, Ordering::Relaxed);
         // nothing was sent, so another upstream may be asked
-        error.set_retry(
-            ctx.target
-                .as_ref()
-                .is_some_and(|target| target.upstream(ctx.turn, ctx.tried).is_some()),
-        );
+        let next = ctx.next_upstream().or_else(|| ctx.on_other_side());
+        error.set_retry(next.is_some());
         error
     }
 
@@ -267,13 +448,18 @@ impl ProxyHttp for Router {
         reused: bool,
     ) -> Box<Error> {
         let mut error = error.more_context(format!("upstream {peer}"));
-        if session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated()
-        {
+        let again = session.req_header().method.is_idempotent()
+            && !session.as_ref().retry_buffer_truncated();
+        if again {
             // a kept connection that its server closed before it saw the request
             error.retry.decide_reuse(reused);
             ctx.anew = true;
         } else {
             error.set_retry(false);
+        }
+        if !error.retry() {
+            let again = again && session.response_written().is_none();
+            error.set_retry(ctx.broke(&error, again));
         }
         error
     }
@@ -286,6 +472,12 @@ impl ProxyHttp for Router {
     ) -> FailToProxy {
         let page = Page::for_error(error, &ctx.host);
         let error_code = page.as_ref().map_or(0, Page::status);
+        if let Some(why) = Refused::of_status(error_code) {
+            self.edge.counters.refused(why);
+        }
+        if let Some(owner) = ctx.owner.as_ref().filter(|_| error_code == 413) {
+            owner.refused();
+        }
         if let Some(page) = page {
             // after the answer has begun there is no other, and the connection is closed
             pages::send_last(session, page).await;
@@ -302,21 +494,44 @@ impl ProxyHttp for Router {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
-        self.edge.requests.fetch_add(1, Ordering::Relaxed);
-        if !self.edge.access_log.is_on() {
-            return;
+        if let Some(copy) = ctx.copy.take() {
+            copy.ended(error.is_none() && ctx.own);
         }
+        if let Some(owner) = &ctx.owner {
+            owner.ended(ctx.side, &ctx.ended(session, error));
+        }
+        let counters = &self.edge.counters;
+        counters.bodies(session.body_bytes_read(), session.body_bytes_sent());
+        // after what it counts: who sees the number finds the counts
+        self.edge.requests.fetch_add(1, Ordering::Release);
+        let Some(wanted) = self.edge.access_log.wants() else {
+            return;
+        };
         let request = session.req_header();
+        let field = |name: HeaderName| {
+            let value = request.headers.get(name).filter(|_| wanted.fields)?;
+            Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
         // a client that went away is no error of anyone's
         let error = error.filter(|error| *error.esource() != ErrorSource::Downstream);
         self.edge.access_log.log(Record {
             time: Timestamp::now(),
-            client: session.client_addr().map(ToString::to_string),
+            client: ctx.guard.client_socket().map(|client| client.to_string()),
             protocol: if session.is_http2() { "h2" } else { "http/1.1" },
             scheme: ctx.scheme.name(),
             method: request.method.to_string(),
             host: ctx.host.clone(),
             path: request.uri.path().to_owned(),
+            query: request
+                .uri
+                .query()
+                .filter(|_| wanted.query)
+                .map(str::to_owned),
+            referer: field(REFERER).map(|text| match text.split_once(['?', '#']) {
+                Some((page, _)) if !wanted.query => page.to_owned(),
+                _ => text,
+            }),
+            agent: field(USER_AGENT),
             status: session
                 .response_written()
                 .map_or(0, |response| response.status.as_u16()),
@@ -330,6 +545,14 @@ impl ProxyHttp for Router {
             error: error.map(ToString::to_string),
         });
     }
+}
+
+/// Whether an answer is server-sent events.
+fn is_events(response: &ResponseHeader) -> bool {
+    response
+        .headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 
 /// Whether the client asks for server-sent events, which may be far apart.

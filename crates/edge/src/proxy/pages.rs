@@ -10,6 +10,8 @@ use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
+use super::guard::end_unless_continued;
+
 /// Seconds after which a client may try again: nodes start within a few.
 const RETRY_SECONDS: u64 = 2;
 
@@ -27,14 +29,24 @@ pub(super) enum Page<'a> {
         /// Where.
         location: &'a HeaderValue,
     },
+    /// What the route says.
+    Text(&'a str),
     /// Its environment is stopped, not yet ready, or does not accept connections.
     NotReady(&'a str),
+    /// Its environment lets nobody in.
+    Fenced(&'a str),
     /// Its environment's answer broke off or is not HTTP.
     Broken(&'a str),
     /// Its environment did not answer in time.
     Late(&'a str),
     /// The request cannot be served.
     Refused(u16),
+    /// It passes a bound of 429 or 503.
+    Limited {
+        status: u16,
+        /// Seconds until it may be asked again.
+        after: u64,
+    },
 }
 
 impl<'a> Page<'a> {
@@ -67,10 +79,11 @@ impl<'a> Page<'a> {
         match self {
             Self::UnknownHost(_) | Self::UnknownPath(_) => 404,
             Self::Moved { status, .. } => *status,
-            Self::NotReady(_) => 503,
+            Self::Text(_) => 200,
+            Self::NotReady(_) | Self::Fenced(_) => 503,
             Self::Broken(_) => 502,
             Self::Late(_) => 504,
-            Self::Refused(status) => *status,
+            Self::Refused(status) | Self::Limited { status, .. } => *status,
         }
     }
 
@@ -87,9 +100,14 @@ impl<'a> Page<'a> {
             Self::Moved { status, .. } => {
                 format!("{status}: this is elsewhere, the field Location says where.\n")
             }
+            Self::Text(text) => (*text).to_owned(),
             Self::NotReady(host) => format!(
                 "503: the environment behind {host} is stopped or not ready yet.\n\n\
                  `offshoot ps` says what its nodes do.\n"
+            ),
+            Self::Fenced(host) => format!(
+                "503: the environment behind {host} lets nobody in for now.\n\n\
+                 `offshoot traffic show` says what its policy is.\n"
             ),
             Self::Broken(host) => format!(
                 "502: the environment behind {host} broke off its answer.\n\n`offshoot logs` says why.\n"
@@ -98,6 +116,12 @@ impl<'a> Page<'a> {
                 format!(
                     "504: the environment behind {host} did not answer in time.\n\n`offshoot logs` says why.\n"
                 )
+            }
+            Self::Limited { status: 429, .. } => {
+                "429: this client asks more than it may just now.\n".to_owned()
+            }
+            Self::Limited { status, .. } => {
+                format!("{status}: more is asked here than may be just now.\n")
             }
             Self::Refused(status) => {
                 let reason = http::StatusCode::from_u16(*status)
@@ -120,8 +144,11 @@ impl<'a> Page<'a> {
         if let Self::Moved { location, .. } = self {
             header.insert_header(LOCATION, *location)?;
         }
-        if matches!(self, Self::NotReady(_) | Self::Broken(_)) {
+        if matches!(self, Self::NotReady(_) | Self::Fenced(_) | Self::Broken(_)) {
             header.insert_header(RETRY_AFTER, RETRY_SECONDS)?;
+        }
+        if let Self::Limited { after, .. } = self {
+            header.insert_header(RETRY_AFTER, *after)?;
         }
         Ok(header)
     }
@@ -129,6 +156,7 @@ impl<'a> Page<'a> {
 
 /// Answers with a page; the connection can be used again.
 pub(super) async fn send(session: &mut Session, page: Page<'_>) -> Result<()> {
+    end_unless_continued(session);
     let text = page.text();
     let header = Box::new(page.header(text.len())?);
     if session.req_header().method == Method::HEAD {
@@ -149,8 +177,12 @@ pub(super) async fn send_last(session: &mut Session, page: Page<'_>) {
     {
         return;
     }
+    let drains = page.status() == 413 && !session.is_http2();
     if let Err(error) = send(session, page).await {
         tracing::debug!(%error, "page not sent");
+    } else if drains {
+        // closed at once, the client would be told of its unread bytes (RST) and not of the page; it has a moment
+        let _ = session.as_downstream_mut().drain_request_body().await;
     }
 }
 

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -16,8 +17,8 @@ use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use offshoot_edge_api::{
-    AccessLog, EdgeConfig, EdgeControl, EdgeStatus, Limits, PortReport, PortState, Reloaded, Route,
-    RoutesFile, ensure_edge, stop,
+    AccessLog, EdgeConfig, EdgeControl, EdgeStatus, PortReport, PortState, Reloaded, Route,
+    RoutesFile, Traffic, ensure_edge, stop,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -42,17 +43,10 @@ impl TestEdge {
     pub(crate) fn with(change: impl FnOnce(&mut EdgeConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        let mut config = EdgeConfig {
-            listen: vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()],
-            listen_tls: vec![],
-            routes: at("routes.json"),
-            control: at("edge.sock"),
-            access_log: Some(AccessLog::new(at("access.log"))),
-            limits: Limits {
-                drain_seconds: 1,
-                ..Limits::default()
-            },
-        };
+        let mut config = EdgeConfig::new(at("routes.json"), at("edge.sock"));
+        config.listen = vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()];
+        config.access_log = Some(AccessLog::new(at("access.log")));
+        config.limits.drain_seconds = 1;
         change(&mut config);
         let status = ensure_edge(&config, binary()).unwrap();
         Self {
@@ -79,6 +73,14 @@ impl TestEdge {
         let reloaded = self.control().reload().unwrap();
         assert_eq!(reloaded.version, file.version);
         reloaded
+    }
+
+    /// Kills it, and starts it anew when it is gone.
+    pub(crate) async fn kill(&mut self) {
+        signal("KILL", self.status.pid);
+        let control = self.config.control.clone();
+        until("the edge ends", || EdgeControl::connect(&control).is_err()).await;
+        self.ensure();
     }
 
     /// Starts it anew, as the daemon does when it finds it gone.
@@ -108,8 +110,16 @@ pub(crate) fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_offshoot-edge"))
 }
 
+pub(crate) fn signal(name: &str, pid: u32) {
+    let kill = Command::new("kill")
+        .args([format!("-{name}"), pid.to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+}
+
 pub(crate) const A: &str = "aaaaaaaa";
 pub(crate) const B: &str = "bbbbbbbb";
+pub(crate) const C: &str = "cccccccc";
 
 pub(crate) fn route(host: &str, environment: &str, upstreams: &[SocketAddr]) -> Route {
     Route::new(
@@ -123,6 +133,37 @@ pub(crate) fn routes(version: u64, routes: Vec<Route>) -> RoutesFile {
     RoutesFile {
         version,
         routes,
+        ..RoutesFile::default()
+    }
+}
+
+/// A policy of environment [`A`], as people write it; it has no sides.
+pub(crate) fn policy(text: &str) -> Vec<Traffic> {
+    vec![Traffic {
+        environment: A.parse().unwrap(),
+        policy: serde_json::from_str(text).unwrap(),
+        upstreams: Default::default(),
+    }]
+}
+
+/// Routes with the policy of one of the environments, and where those that it names answer.
+pub(crate) fn with_policy(
+    version: u64,
+    routes: Vec<Route>,
+    owner: &str,
+    policy: &str,
+    upstreams: &[(&str, &[SocketAddr])],
+) -> RoutesFile {
+    let upstreams = upstreams.iter();
+    let upstreams = upstreams.map(|(id, addresses)| (id.parse().unwrap(), addresses.to_vec()));
+    RoutesFile {
+        version,
+        routes,
+        traffic: vec![Traffic {
+            environment: owner.parse().unwrap(),
+            policy: serde_json::from_str(policy).unwrap(),
+            upstreams: upstreams.collect(),
+        }],
         ..RoutesFile::default()
     }
 }
@@ -211,6 +252,11 @@ async fn answer(
                 .map(|part| Ok(Frame::data(part.unwrap_or_default())));
             Response::new(BodyExt::boxed(StreamBody::new(SyncStream(parts))))
         }
+        // all of it, then the answer
+        "/sink" => {
+            let body = request.into_body().collect().await?.to_bytes();
+            Response::new(full(body.len().to_string()))
+        }
         "/slow" => {
             tokio::time::sleep(Duration::from_secs(5)).await;
             Response::new(full(name))
@@ -232,7 +278,20 @@ async fn answer(
                 )))))
                 .unwrap()
         }
-        _ => Response::new(full(name)),
+        // a stream of events that comes to its end
+        "/event" => Response::builder()
+            .header("content-type", "text/event-stream")
+            .body(full("data: 0\n\n"))
+            .unwrap(),
+        // more than all buffers on the way hold
+        "/large" => Response::new(full(vec![7; 32 << 20])),
+        path => {
+            let status = path.strip_prefix("/status/");
+            let status = status.and_then(|status| status.parse().ok());
+            let mut response = Response::new(full(name));
+            *response.status_mut() = status.unwrap_or(StatusCode::OK);
+            response
+        }
     })
 }
 

@@ -43,10 +43,11 @@ fn the_packaged_file_shows_the_defaults() {
     );
     let mut missing = Vec::new();
     for key in &reference {
-        let in_file = match key.split_once('.') {
-            Some((table, key)) => shown.get(table).and_then(|table| table.get(key)).is_some(),
-            None => shown.contains_key(key),
-        };
+        let mut parts = key.split('.');
+        let first = parts.next().and_then(|part| shown.get(part));
+        let in_file = parts
+            .fold(first, |found, part| found.and_then(|table| table.get(part)))
+            .is_some();
         if !in_file {
             missing.push(format!("{key} in packaging/offshoot.toml"));
         }
@@ -79,6 +80,7 @@ fn all_keys() -> Vec<String> {
         "api",
         "dashboard",
         "edge",
+        "edge.acme",
         "network",
         "ids",
         "pool",
@@ -108,6 +110,10 @@ fn values_are_understood() {
         listen = "[::1]:7777"
         [edge]
         listen = ["0.0.0.0:80"]
+        proxy_from = ["192.0.2.0/24", "2001:db8::/32"]
+        metrics = "127.0.0.1:9463"
+        access_log = "combined"
+        body_bytes = 1048576
         [network]
         dns = ["9.9.9.9", "[2620:fe::fe]:5353"]
         [pool]
@@ -124,6 +130,13 @@ fn values_are_understood() {
     assert_eq!(config.database(), Path::new("/srv/offshoot/offshoot.db"));
     assert_eq!(config.server().tcp, Some("[::1]:7777".parse().unwrap()));
     assert_eq!(config.edge_port(), 80);
+    assert_eq!(config.edge.proxy_from.len(), 2);
+    assert_eq!(config.edge.metrics, Some("127.0.0.1:9463".parse().unwrap()));
+    assert_eq!(config.edge.access_log, super::LogFormat::Combined);
+    assert_eq!(
+        (config.edge.body_bytes, config.edge.body_rate),
+        (1 << 20, 64)
+    );
     assert_eq!(
         config.network.dns,
         [
