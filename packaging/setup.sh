@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Prepares a machine for Offshoot. Safe to run again: a second run only looks.
 #
-#   packaging/setup.sh [--criu-prefix DIR] [run] [build] [test] [bench]      (default: run)
+#   packaging/setup.sh [--criu-prefix DIR] [run] [build] [test] [bench] [browser]      (default: run)
 #
 #   run    what the daemon calls: runc, nft, mkfs.btrfs, mmdebstrap, ip, and a CRIU that works on the running kernel
 #   build  what `cargo build` needs besides Rust itself
 #   test   what the tests and the demo call besides that
 #   bench  what the benchmark of the edge is measured with and against
+#   browser  what the tests of the dashboard in a browser call (some 400 MB)
 #
 # It installs missing packages from the distribution's own archive, and, when no installed CRIU can dump and restore
 # a process with a TCP connection on this kernel, unpacks a newer CRIU with all its libraries into a private folder
@@ -19,6 +20,7 @@ RUN_PACKAGES=(runc nftables btrfs-progs mmdebstrap iproute2)
 BUILD_PACKAGES=(gcc g++ make cmake pkg-config)
 TEST_PACKAGES=(pebble docker-registry busybox-static redis-server redis-tools wrk curl python3 strace)
 BENCH_PACKAGES=(nginx haproxy nghttp2-client wrk openssl)
+BROWSER_PACKAGES=(chromium chromium-driver)
 # Packages above that come with a service nobody asked for.
 QUIET_SERVICES=(docker-registry redis-server nginx haproxy)
 
@@ -265,7 +267,7 @@ ensure_criu() {
 sets=()
 while [ $# -gt 0 ]; do
     case "$1" in
-    run | build | test | bench) sets+=("$1") ;;
+    run | build | test | bench | browser) sets+=("$1") ;;
     --criu-prefix)
         [ $# -ge 2 ] || fail "--criu-prefix needs a folder"
         criu_prefix=$2
@@ -308,6 +310,7 @@ for set in "${sets[@]}"; do
     build) packages+=("${BUILD_PACKAGES[@]}") ;;
     test) packages+=("${TEST_PACKAGES[@]}") ;;
     bench) packages+=("${BENCH_PACKAGES[@]}") ;;
+    browser) packages+=("${BROWSER_PACKAGES[@]}") ;;
     esac
 done
 ensure_packages "${packages[@]}"

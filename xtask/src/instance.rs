@@ -62,7 +62,7 @@ impl Instance {
         // a /16 of the private 10.0.0.0/8 and as many /64 holds 256 environments
         format!(
             "{WRITTEN}\ninstance = \"{label}\"\nstate_dir = {state:?}\nrun_dir = {run:?}\n\
-             [edge]\nlisten = [\"127.0.0.1:{port}\", \"[::1]:{port}\"]\n\
+             [dashboard]\nlisten = \"\"\n[edge]\nlisten = [\"127.0.0.1:{port}\", \"[::1]:{port}\"]\n\
              [network]\nouter_pool = \"10.{number}.0.0/16\"\nouter_pool6 = \"fd6f:6673:6{number:02x}::/56\"\n\
              [ids]\nbase = {}\nranges = 256\n",
             1_000_000_000 + u32::from(*number) * 256 * 65_536

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    cert, clone, create, doctor, domain, image, ls, meta, op, pool, power, promote, show, swap,
-    traffic,
+    cert, clone, create, doctor, domain, image, login, ls, meta, op, pool, power, promote, show,
+    swap, traffic,
 };
 use crate::commands::{exec, logs};
 use crate::context::Format;
@@ -116,6 +116,7 @@ pub(crate) enum Command {
     Pool(pool::PoolArgs),
     Doctor(doctor::DoctorArgs),
     Serve(serve::ServeArgs),
+    LoginLink(login::LoginLinkArgs),
     // This program.
     Completion(meta::CompletionArgs),
     Version(meta::VersionArgs),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use offshoot_model::view::DoctorReport;
 use offshoot_model::{Code, Fault, Problem};
-use offshoot_server::Config;
+use offshoot_server::{Config, Dashboard};
 use tracing_subscriber::EnvFilter;
 
 use crate::args::Global;
@@ -78,9 +78,25 @@ pub(crate) async fn run(context: &Context, args: ServeArgs) -> Result<(), Failur
         instance = config.instance.as_str(),
         "starting"
     );
-    offshoot_daemon::run(config, shutdown).await?;
+    offshoot_daemon::run(config, greet, shutdown).await?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Says where the dashboard is. A link that signs in is printed on a terminal only: whoever reads a log shall not come
+/// in by it.
+fn greet(dashboard: &Dashboard) {
+    tracing::info!(
+        at = dashboard.origin(),
+        "the dashboard is there; `offshoot login-link` prints a link to sign in"
+    );
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
+    match dashboard.login_link() {
+        Ok(link) => eprintln!("Sign in to the dashboard: {}", link.url),
+        Err(error) => tracing::warn!(%error, "no link to sign in could be made"),
+    }
 }
 
 fn start_log(config: &Config, args: &ServeArgs) -> Result<(), Problem> {

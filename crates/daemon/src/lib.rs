@@ -15,13 +15,19 @@ use offshoot_operations::{Https, Operations, Settings};
 use offshoot_plan::Host;
 use offshoot_pool::{Backing, PoolConfig};
 use offshoot_server::config::{self, Config};
+use offshoot_server::{Dashboard, Server};
 use offshoot_store::Store;
 
-/// Runs a daemon until `shutdown` resolves. Nodes, routers and the edge go on after it.
+/// Runs a daemon until `shutdown` resolves. Nodes, routers and the edge go on after it. `greet` is told of the
+/// dashboard, where there is one, once it listens.
 ///
 /// # Errors
 /// When the host lacks something that no environment can do without, or another daemon has the state directory.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Problem> {
+pub async fn run(
+    config: Config,
+    greet: impl FnOnce(&Dashboard),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Problem> {
     let local = local_config(&config)?;
     make_private(&config.state_dir)?;
     let store = Arc::new(Store::open(&config.database()).map_err(|e| e.problem())?);
@@ -31,7 +37,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let engine = Arc::new(engine);
     let operations =
         Operations::start(store, Arc::<Local>::clone(&engine), settings(&config)).await?;
-    let served = offshoot_server::serve(Arc::new(operations), &config.server(), shutdown).await;
+    let served = async {
+        let server = Server::bind(&config.server()).await?;
+        if let Some(dashboard) = server.dashboard() {
+            greet(dashboard);
+        }
+        server.run(Arc::new(operations), shutdown).await
+    };
+    let served = served.await;
     engine.close();
     served.map_err(|e| e.problem())
 }

@@ -193,7 +193,7 @@ impl<'a> Second<'a> {
         let root = dir.path().display();
         let config = format!(
             "instance = \"{instance}\"\nstate_dir = \"{root}/state\"\nrun_dir = \"{root}/run\"\n\
-             [api]\nlisten = \"127.0.0.1:7463\"\n[edge]\nlisten = [\"127.0.0.1:8090\"]\n[pool]\nsize = \"4g\"\n\
+             [api]\nlisten = \"127.0.0.1:7463\"\n[dashboard]\nlisten = \"127.0.0.1:9441\"\n[edge]\nlisten = [\"127.0.0.1:8090\"]\n[pool]\nsize = \"4g\"\n\
              [network]\nouter_pool = \"10.224.0.0/16\"\nouter_pool6 = \"fd6f:6673:7777::/56\"\n[ids]\nbase = 1610612736\nranges = 100\n"
         );
         fs::write(dir.path().join("offshoot.toml"), config).expect("a file");

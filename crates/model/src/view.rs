@@ -370,6 +370,16 @@ pub struct TerminalSize {
     pub cols: u16,
 }
 
+/// `POST /api/v1/login-links`: a link that signs one person in to the dashboard, once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LoginLink {
+    /// Where to sign in. A secret until it was used or has expired.
+    pub url: String,
+    /// When it can no longer be used.
+    #[schema(value_type = String)]
+    pub expires: Timestamp,
+}
+
 /// An entry of the event stream: an operation as it is after a change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Event {

@@ -32,9 +32,9 @@ const HEAD_TIME: Duration = Duration::from_secs(30);
 /// Largest head of a request in bytes.
 const HEAD_MAX: usize = 64 << 10;
 /// How long requests may take to finish once the daemon ends.
-const DRAIN: Duration = Duration::from_secs(10);
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: the host is out of file descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers on both sockets until `shutdown` resolves, then until requests have finished or [`DRAIN`] has passed.
 pub(crate) async fn accept(
@@ -84,7 +84,7 @@ pub(crate) async fn accept(
 }
 
 /// Waits for room, then for somebody who takes it. May be dropped at any point.
-async fn admit<T, F: Future<Output = io::Result<T>>>(
+pub(crate) async fn admit<T, F: Future<Output = io::Result<T>>>(
     room: &Arc<Semaphore>,
     accept: impl FnOnce() -> F,
 ) -> io::Result<(OwnedSemaphorePermit, T)> {
@@ -105,15 +105,16 @@ async fn accept_tcp(listener: Option<&TcpListener>) -> io::Result<tokio::net::Tc
     Ok(stream)
 }
 
-/// Serves one connection.
-async fn talk<S>(
+/// Serves one connection. Handlers find `origin` in the extensions of their requests.
+pub(crate) async fn talk<S, O>(
     stream: S,
-    origin: Origin,
+    origin: O,
     router: Router,
     stop: CancellationToken,
     _room: OwnedSemaphorePermit,
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    O: std::fmt::Debug + Copy + Send + Sync + 'static,
 {
     let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(origin);

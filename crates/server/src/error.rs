@@ -40,6 +40,22 @@ pub enum ServeError {
         /// Why.
         source: std::io::Error,
     },
+    /// The dashboard's address cannot be used.
+    #[error("the dashboard cannot listen on {address}")]
+    WebListen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The dashboard's certificate or key is of no use.
+    #[error("the dashboard cannot use {}: {why}", .path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The token's file is of no use.
     #[error("the token in {} {why}", .path.display())]
     Token {
@@ -85,6 +101,15 @@ impl ServeError {
                 problem(Code::PortInUse, "free the port, or set another api.listen")
                     .caused_by(source)
             }
+            Self::WebListen { source, .. } => problem(
+                Code::PortInUse,
+                "free the port, or set another dashboard.listen (\"\": no dashboard)",
+            )
+            .caused_by(source),
+            Self::Certificate { .. } => problem(
+                Code::ConfigInvalid,
+                "set dashboard.certificate and dashboard.key to PEM files that belong together",
+            ),
             Self::Token { .. } => problem(
                 Code::HostUnfit,
                 "remove the file: a new token is made when the daemon starts",

@@ -1,4 +1,4 @@
-//! The daemon's face: its configuration, and the API over HTTP.
+//! The daemon's face: its configuration, the API over HTTP, and where the dashboard listens.
 //!
 //! The API is HTTP and JSON below `/api/v1`, on a unix socket that only root can use and, when configured, on
 //! loopback TCP with a token. Handlers call the application layer ([`offshoot_operations::Platform`]) and
@@ -13,6 +13,7 @@ mod listen;
 mod routes;
 mod systemd;
 mod token;
+mod web;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -24,11 +25,14 @@ use tokio::net::TcpListener;
 
 pub use config::Config;
 pub use error::ServeError;
+pub use offshoot_dashboard::Dashboard;
 pub use routes::openapi;
+pub use web::{TlsFiles, WebConfig};
 
 use gate::Gate;
 use listen::PrivateSocket;
 use routes::Api;
+use web::Web;
 
 /// Where the API listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +45,8 @@ pub struct ServerConfig {
     pub tcp: Option<SocketAddr>,
     /// File that keeps the token for TCP; made when it is not there.
     pub token_file: PathBuf,
+    /// Where the dashboard listens, unless there shall be none.
+    pub web: Option<WebConfig>,
 }
 
 /// A server that listens but does not answer yet: clients that connect wait.
@@ -50,6 +56,7 @@ pub struct Server {
     tcp: Option<TcpListener>,
     gate: Gate,
     instance: String,
+    web: Option<Web>,
 }
 
 impl Server {
@@ -66,6 +73,10 @@ impl Server {
             Some(address) => Some(listen::loopback(address).await?),
             None => None,
         };
+        let web = match &config.web {
+            Some(web) => Some(Web::bind(web, &config.instance).await?),
+            None => None,
+        };
         let socket = PrivateSocket::bind(&config.socket).await?;
         let gate = Gate::new(socket.owner(), token);
         Ok(Self {
@@ -73,7 +84,14 @@ impl Server {
             tcp,
             gate,
             instance: config.instance.clone(),
+            web,
         })
+    }
+
+    /// The dashboard, unless there is none: for a link to sign in.
+    #[must_use]
+    pub fn dashboard(&self) -> Option<&Dashboard> {
+        self.web.as_ref().map(|web| &web.dashboard)
     }
 
     /// The TCP address, with the port that the kernel chose.
@@ -93,33 +111,27 @@ impl Server {
         platform: SharedPlatform,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), ServeError> {
-        let api = Api::new(platform, self.instance);
+        let dashboard = self.dashboard().cloned();
+        let api = Api::new(Arc::clone(&platform), self.instance, dashboard);
         let stop = api.stop();
         let streams = api.streams();
         let router = routes::router(api, Arc::new(self.gate));
         systemd::notify(systemd::State::Ready);
-        connection::accept(
+        let web = async {
+            if let Some(web) = self.web {
+                web.run(platform, stop.clone()).await;
+            }
+        };
+        let api = connection::accept(
             &self.socket,
             self.tcp.as_ref(),
             router,
-            stop,
+            stop.clone(),
             streams,
             shutdown,
-        )
-        .await;
+        );
+        tokio::join!(api, web);
         self.socket.remove();
         Ok(())
     }
-}
-
-/// Serves the API until `shutdown` resolves.
-///
-/// # Errors
-/// As [`Server::bind`].
-pub async fn serve(
-    platform: SharedPlatform,
-    config: &ServerConfig,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), ServeError> {
-    Server::bind(config).await?.run(platform, shutdown).await
 }

@@ -305,6 +305,7 @@ async fn a_second_daemon_does_not_take_the_socket() {
         socket: server.socket.clone(),
         tcp: None,
         token_file: server.dir.path().join("other"),
+        web: None,
     };
     let error = Server::bind(&config).await.unwrap_err();
     assert!(matches!(error, ServeError::SocketInUse { .. }), "{error}");

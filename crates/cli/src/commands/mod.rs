@@ -11,6 +11,7 @@ mod exec_session;
 mod fixtures;
 mod guard;
 pub(crate) mod image;
+pub(crate) mod login;
 pub(crate) mod logs;
 pub(crate) mod ls;
 mod manifest;
@@ -56,6 +57,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<(), Failu
         Command::Pool(args) => pool::run(context, args).await,
         Command::Doctor(args) => doctor::run(context, args).await,
         Command::Serve(args) => serve::run(context, args).await,
+        Command::LoginLink(args) => login::run(context, args).await,
         Command::Completion(args) => meta::completion(context, &args),
         Command::Version(args) => meta::version(context, args).await,
     }

@@ -14,13 +14,14 @@ use offshoot_model::{Code, Fault, Problem};
 use serde::Deserialize;
 
 pub use sections::{
-    Acme, Api, Backing, CloneBounds, Edge, Forwarding, Ids, Images, Ipv6, LogFormat, Network, Pool,
+    Acme, Api, Backing, CloneBounds, Dashboard, Edge, Forwarding, Ids, Images, Ipv6, LogFormat,
+    Network, Pool,
 };
 pub use tools::{ToolMissing, Tools};
 pub(crate) use value::is_loopback;
 pub use value::{BaseDomain, Instance};
 
-use crate::ServerConfig;
+use crate::{ServerConfig, TlsFiles, WebConfig};
 
 /// Where the configuration is looked for when nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/offshoot/offshoot.toml";
@@ -47,6 +48,8 @@ pub struct Config {
     pub log: String,
     /// The API beside the unix socket.
     pub api: Api,
+    /// The pages for people.
+    pub dashboard: Dashboard,
     /// The entry for people.
     pub edge: Edge,
     /// Networks of environments.
@@ -72,6 +75,7 @@ impl Default for Config {
             base_domain: BaseDomain::default(),
             log: "info".to_owned(),
             api: Api::default(),
+            dashboard: Dashboard::default(),
             edge: Edge::default(),
             network: Network::default(),
             ids: Ids::default(),
@@ -155,6 +159,7 @@ impl Config {
     /// What is wrong, with line and column where one value is to blame.
     pub fn parse(text: &str) -> Result<Self, String> {
         let config: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        config.dashboard.check()?;
         config.network.check()?;
         config.ids.check()?;
         config.pool.check()?;
@@ -197,6 +202,21 @@ impl Config {
         self.edge.listen.first().map_or(80, SocketAddr::port)
     }
 
+    fn web(&self) -> Option<WebConfig> {
+        let Dashboard {
+            listen,
+            host,
+            certificate,
+            key,
+        } = &self.dashboard;
+        let tls = certificate.clone().zip(key.clone());
+        Some(WebConfig {
+            listen: (*listen)?,
+            host: host.as_ref().map(ToString::to_string),
+            tls: tls.map(|(certificate, key)| TlsFiles { certificate, key }),
+        })
+    }
+
     /// What [`crate::serve`] needs of this.
     #[must_use]
     pub fn server(&self) -> ServerConfig {
@@ -205,6 +225,7 @@ impl Config {
             socket: self.socket(),
             tcp: self.api.listen.map(SocketAddr::from),
             token_file: self.token_file(),
+            web: self.web(),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Deserializer};
 
-use super::value::{self, LoopbackAddr};
+use super::value::{self, BaseDomain, LoopbackAddr, is_loopback};
 
 /// `[api]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -15,6 +15,60 @@ use super::value::{self, LoopbackAddr};
 pub struct Api {
     /// Loopback TCP address to listen on beside the unix socket, with a token.
     pub listen: Option<LoopbackAddr>,
+}
+
+/// `[dashboard]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dashboard {
+    /// Address to listen on; `None`, written `""`, is no dashboard.
+    #[serde(deserialize_with = "value::address_or_empty")]
+    pub listen: Option<SocketAddr>,
+    /// Host name at which people reach it.
+    pub host: Option<BaseDomain>,
+    /// Certificate chain for TLS, a PEM file.
+    #[serde(deserialize_with = "value::absolute_or_none")]
+    pub certificate: Option<PathBuf>,
+    /// Its private key, a PEM file.
+    #[serde(deserialize_with = "value::absolute_or_none")]
+    pub key: Option<PathBuf>,
+}
+
+impl Default for Dashboard {
+    fn default() -> Self {
+        Self {
+            listen: Some((Ipv4Addr::LOCALHOST, 9440).into()),
+            host: None,
+            certificate: None,
+            key: None,
+        }
+    }
+}
+
+impl Dashboard {
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.certificate.is_some() != self.key.is_some() {
+            return Err("dashboard.certificate and dashboard.key go together: set both".to_owned());
+        }
+        let Some(listen) = self.listen else {
+            return Ok(());
+        };
+        if is_loopback(listen.ip()) {
+            return Ok(());
+        }
+        if self.certificate.is_none() {
+            return Err(format!(
+                "dashboard.listen: {listen} is not on loopback and needs TLS; set dashboard.certificate and \
+                 dashboard.key, or listen on 127.0.0.1"
+            ));
+        }
+        if self.host.is_none() {
+            return Err(format!(
+                "dashboard.listen: {listen} is not on loopback; set dashboard.host to the name in the certificate"
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// `[edge]`.

@@ -78,6 +78,7 @@ fn all_keys() -> Vec<String> {
     };
     let tables = [
         "api",
+        "dashboard",
         "edge",
         "edge.acme",
         "network",
@@ -147,6 +148,12 @@ fn values_are_understood() {
     assert_eq!(config.pool.size, 3 << 39);
     assert_eq!(config.clone.max_freeze, Duration::from_millis(250));
     assert!(!config.clone.share_memory);
+    assert_eq!(
+        config.server().web.map(|web| web.listen),
+        Some("127.0.0.1:9440".parse().unwrap())
+    );
+    let without = Config::parse("[dashboard]\nlisten = \"\"").unwrap();
+    assert_eq!(without.server().web, None);
 }
 
 #[test]
@@ -163,6 +170,7 @@ fn errors_name_the_line() {
         ("base_domain = \"a..b\"", 1, "is no domain"),
         ("[api]\nlisten = \"0.0.0.0:80\"", 2, "not on loopback"),
         ("[api]\nlisten = \"[::]:80\"", 2, "not on loopback"),
+        ("[dashboard]\nlisten = \"9440\"", 2, "is no address"),
         ("[api]\nlisten = \"127.0.0.1\"", 2, "invalid socket address"),
         ("[network]\nouter_pool = \"10.0.0.0/33\"", 2, ""),
         ("[network]\nipv6 = \"maybe\"", 2, "unknown variant `maybe`"),
@@ -207,6 +215,12 @@ fn contradictions_are_refused() {
         ("[ids]\ncount = 1000", "below 65536"),
         ("[ids]\nranges = 0", "no environment"),
         ("[ids]\nranges = 4000000000", "past the last id"),
+        ("[dashboard]\nlisten = \"0.0.0.0:9440\"", "needs TLS"),
+        ("[dashboard]\ncertificate = \"/c.pem\"", "set both"),
+        (
+            "[dashboard]\nlisten = \"0.0.0.0:9440\"\ncertificate = \"/c.pem\"\nkey = \"/k.pem\"",
+            "set dashboard.host",
+        ),
         ("[pool]\nsize = \"1m\"", "of no use"),
         ("[pool]\nbacking = \"device\"", "name the device"),
         ("[pool]\nbacking = \"mounted\"", "name the directory"),

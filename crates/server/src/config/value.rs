@@ -142,6 +142,21 @@ pub(super) fn absolute_or_none<'de, D: Deserializer<'de>>(
     absolute(from).map(Some)
 }
 
+/// An address with a port; an empty text is none.
+pub(super) fn address_or_empty<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(from)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| {
+        D::Error::custom(format!(
+            "{text:?} is no address with a port; write for instance 127.0.0.1:9440, or nothing between the quotes"
+        ))
+    })
+}
+
 pub(super) fn size<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
     parse_bytes(&String::deserialize(from)?).map_err(D::Error::custom)
 }

@@ -3,10 +3,11 @@
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use offshoot_model::Operation;
-use offshoot_model::view::{DoctorReport, PoolGrowRequest, PoolView};
+use http::StatusCode;
+use offshoot_model::view::{DoctorReport, LoginLink, PoolGrowRequest, PoolView};
+use offshoot_model::{Code, Fault, Operation, Problem};
 use offshoot_operations::Request as Change;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -67,6 +68,27 @@ pub(super) async fn version(State(api): State<Api>) -> axum::Json<Version> {
         api: "v1".to_owned(),
         instance: api.instance.to_string(),
     })
+}
+
+/// A link that signs one person in to the dashboard, once, within 15 minutes.
+#[utoipa::path(
+    post, path = "/login-links", tag = "host", operation_id = "create_login_link",
+    responses((status = 201, body = LoginLink), ApiError),
+)]
+pub(super) async fn login_link(State(api): State<Api>) -> Result<impl IntoResponse, ApiError> {
+    let Some(dashboard) = &api.dashboard else {
+        return Err(Problem::new(
+            Code::ConfigInvalid,
+            Fault::Host,
+            "this daemon has no dashboard",
+            "set dashboard.listen in its configuration and start it again",
+        )
+        .into());
+    };
+    let link = dashboard
+        .login_link()
+        .map_err(|error| Problem::internal(format!("a link could not be made: {error}")))?;
+    Ok((StatusCode::CREATED, axum::Json(link)))
 }
 
 /// The OpenAPI document as text.

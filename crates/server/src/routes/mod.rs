@@ -21,6 +21,7 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Router};
 use http::{Method, StatusCode, Uri};
+use offshoot_dashboard::Dashboard;
 use offshoot_model::{Code, Fault, Problem};
 use offshoot_operations::{Request as Change, SharedPlatform};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -46,15 +47,21 @@ const ANSWER_TIME: Duration = Duration::from_secs(110);
 pub(crate) struct Api {
     platform: SharedPlatform,
     instance: Arc<str>,
+    dashboard: Option<Dashboard>,
     stop: CancellationToken,
     streams: Arc<Semaphore>,
 }
 
 impl Api {
-    pub(crate) fn new(platform: SharedPlatform, instance: String) -> Self {
+    pub(crate) fn new(
+        platform: SharedPlatform,
+        instance: String,
+        dashboard: Option<Dashboard>,
+    ) -> Self {
         Self {
             platform,
             instance: instance.into(),
+            dashboard,
             stop: CancellationToken::new(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         }
@@ -170,6 +177,7 @@ fn api_router() -> OpenApiRouter<Api> {
         .routes(routes!(host::grow))
         .routes(routes!(host::doctor))
         .routes(routes!(host::version))
+        .routes(routes!(host::login_link))
         .routes(routes!(host::openapi))
         .layer(from_fn(in_time));
     let files = OpenApiRouter::new().routes(routes!(files::copy_out, files::copy_in));

@@ -1,0 +1,229 @@
+//! The dashboard in a real browser: `cargo nextest run --profile browser`.
+//!
+//! Pictures of every page in both themes are left in `target/tmp/screenshots`.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::browser::{Browser, start};
+use common::fake::line;
+use common::webdriver::{ENTER, ESCAPE, TAB};
+use common::{Fake, sample};
+use offshoot_model::view::LogStream;
+use serde_json::json;
+
+/// Width of a phone in CSS pixels.
+const PHONE: u32 = 390;
+
+fn fake() -> Fake {
+    let operations = vec![sample::cloned("shop", "upgrade"), sample::failed()];
+    let mut fake = Fake::new(sample::environments(), operations);
+    fake.pace = Some(Duration::from_millis(120));
+    fake.lines.lock().unwrap().extend((0..60).map(|n| {
+        let stream = if n % 9 == 0 {
+            LogStream::Stderr
+        } else {
+            LogStream::Stdout
+        };
+        let node = if n % 2 == 0 { "app-1" } else { "nginx-1" };
+        line(
+            node,
+            &format!("GET /products/{n} 200 {} ms", n * 7 % 90),
+            stream,
+        )
+    }));
+    *fake.manifest.lock().unwrap() = manifest();
+    fake
+}
+
+fn manifest() -> offshoot_model::Manifest {
+    let mut manifest: offshoot_model::Manifest =
+        serde_json::from_str(include_str!("../examples/visitors.json")).unwrap();
+    let variables = &mut manifest.layers[0].environment;
+    for (name, value) in [
+        ("DATABASE_HOST", "mariadb"),
+        ("DATABASE_PASSWORD", "not for screens"),
+        ("LANG", "C.UTF-8"),
+        ("WORKERS", "4"),
+    ] {
+        variables.insert(name.to_owned(), value.to_owned());
+    }
+    manifest
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clone_by_the_dialog() {
+    let Some(browser) = start(fake()).await else {
+        return;
+    };
+    browser.size(1280, 860).await;
+    browser.sign_in().await;
+    browser.see("#live", "live").await;
+    browser.press("Clone shop").await;
+    browser.see("dialog[open] h2", "Clone shop").await;
+    let focus = browser.script("return document.activeElement.id").await;
+    assert_eq!(focus, "clone-name", "typing goes into the name");
+    browser.clear("clone-name").await;
+    browser.enter("clone-name", "upgrade").await;
+    browser.see("#name-check", "already").await;
+    browser.clear("clone-name").await;
+    browser.enter("clone-name", "trial").await;
+    browser.see("#name-check", "free").await;
+    browser.press_in("//dialog[@open]", "Clone").await;
+    browser
+        .see("dialog #operation h2", "Clone shop as trial")
+        .await;
+    let path = "return location.pathname.startsWith('/operations/')";
+    browser
+        .wait("the address of the operation", path, vec![])
+        .await;
+    // A reload, and another window, are the operation's page.
+    browser.client.refresh().await.unwrap();
+    browser
+        .see("main #operation h2", "Clone shop as trial")
+        .await;
+    browser.see("#operation", "148 ms").await;
+    browser.see("#operation", "Open trial.localhost:8080").await;
+    browser.go("/").await;
+    browser.see("tr.d1 th", "trial").await;
+    browser.no_complaints().await;
+    browser.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_list_changes_by_itself() {
+    let Some(browser) = start(fake()).await else {
+        return;
+    };
+    browser.sign_in().await;
+    browser.see("#live", "live").await;
+    let shop = sample::environment("appeared", Some("shop"));
+    browser.fake.environments.lock().unwrap().push(shop);
+    let news = sample::cloned("shop", "appeared");
+    browser.fake.news.send(news).unwrap();
+    browser.see("tr.d1 th", "appeared").await;
+    // A filter is not lost by it, and neither is what is being typed.
+    browser.enter("q", "app").await;
+    let one = "return document.querySelectorAll('table.list tbody tr').length === 5";
+    browser.wait("all that have an app", one, vec![]).await;
+    browser.enter("q", "eared").await;
+    let one = "return document.querySelectorAll('table.list tbody tr').length === 1";
+    browser.wait("one row", one, vec![]).await;
+    browser.fake.news.send(sample::failed()).unwrap();
+    let state = "return location.search === '?q=appeared' && document.activeElement.id === 'q'";
+    browser
+        .wait("the filter in the address", state, vec![])
+        .await;
+    browser.press("Stop appeared").await;
+    browser.see("#notices", "Stopping appeared.").await;
+    browser.see("tr td", "stopped").await;
+    browser.no_complaints().await;
+    browser.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_keyboard_alone() {
+    let Some(browser) = start(fake()).await else {
+        return;
+    };
+    browser.sign_in().await;
+    let mut found = false;
+    for _ in 0..60 {
+        browser.key(TAB).await;
+        let label = "return document.activeElement.getAttribute('aria-label')";
+        if browser.script(label).await == json!("Clone shop") {
+            found = true;
+            break;
+        }
+    }
+    assert!(found, "the tab key comes to the button");
+    browser.key(ENTER).await;
+    browser.see("dialog[open] h2", "Clone shop").await;
+    browser.key(ESCAPE).await;
+    let closed = "return !document.querySelector('dialog').open && document.activeElement.getAttribute('aria-label') === 'Clone shop'";
+    browser
+        .wait("the focus back where it was", closed, vec![])
+        .await;
+    browser.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_scripts_everything_is_a_page() {
+    let Some(browser) = start(fake()).await else {
+        return;
+    };
+    browser.without_scripts().await;
+    browser.sign_in().await;
+    browser.press("Clone shop").await;
+    browser.see("main h2", "Clone shop").await;
+    browser.press_in("//main", "Clone").await;
+    browser
+        .see("main #operation h2", "Clone shop as shop-clone")
+        .await;
+    browser.go("/").await;
+    browser.press("Stop shop").await;
+    browser.see("main #operation h2", "Stop shop").await;
+    browser.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_page_has_its_picture_in_both_themes_and_fits_a_phone() {
+    let Some(browser) = start(fake()).await else {
+        return;
+    };
+    let link = browser.dashboard.login_link().unwrap();
+    browser.size(1280, 860).await;
+    browser.client.goto(&link.url).await.unwrap();
+    pictures(&browser, "sign-in").await;
+    browser.sign_in().await;
+    browser.see("#live", "live").await;
+    // The second look at the counters has something to compare.
+    browser.wait("CPU", "htmx.trigger(document.body, 'tick'); return document.querySelector('table.list') !== null", vec![]).await;
+    let (done, failed) = {
+        let all = browser.fake.operations.lock().unwrap();
+        (all[0].id, all[1].id)
+    };
+    for (name, path) in [
+        ("environments", "/".to_owned()),
+        ("environment", "/environments/upgrade".to_owned()),
+        ("environment-parent", "/environments/shop".to_owned()),
+        ("clone", "/environments/shop/clone".to_owned()),
+        ("rename", "/environments/shop/rename".to_owned()),
+        ("remove", "/environments/shop/remove".to_owned()),
+        ("logs", "/environments/shop/logs".to_owned()),
+        ("operations", "/operations".to_owned()),
+        ("operation", format!("/operations/{done}")),
+        ("operation-failed", format!("/operations/{failed}")),
+        ("problem", "/environments/none".to_owned()),
+    ] {
+        browser.go(&path).await;
+        pictures(&browser, name).await;
+    }
+    browser.go("/").await;
+    browser.press("Clone shop").await;
+    browser.see("dialog[open] h2", "Clone shop").await;
+    pictures(&browser, "clone-dialog").await;
+    browser.go("/").await;
+    browser.press("More for shop").await;
+    pictures(&browser, "menu").await;
+    browser.fake.environments.lock().unwrap().clear();
+    browser.go("/").await;
+    pictures(&browser, "empty").await;
+    browser.end().await;
+}
+
+/// A page in both themes, as wide as a desk and as a phone, on which nothing stands out at the side.
+async fn pictures(browser: &Browser, name: &str) {
+    for theme in ["light", "dark"] {
+        browser.system_colours(theme).await;
+        for (size, width, height) in [("", 1280, 860), ("-phone", PHONE, 844)] {
+            browser.size(width, height).await;
+            browser.picture(&format!("{name}-{theme}{size}")).await;
+            let out = browser.sticks_out(width).await;
+            assert_eq!(out, json!([]), "{name} is wider than {width}");
+        }
+    }
+    browser.size(1280, 860).await;
+}
