@@ -53,7 +53,10 @@ enum Task {
 #[derive(Subcommand)]
 enum Bench {
     /// What clones of WordPress cost while it is used: freeze, time to the first answer, throughput, latency, memory.
-    Clone(bench::Arguments),
+    Clone(bench::clone::Arguments),
+    /// The edge beside nginx and HAProxy: requests per second, latency, memory of connections, many routes, swaps under
+    /// load.
+    Edge(bench::edge::Arguments),
 }
 
 #[derive(Subcommand)]
@@ -72,7 +75,10 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Bench {
             what: Bench::Clone(arguments),
-        } => bench::run(&arguments),
+        } => bench::clone::run(&arguments),
+        Task::Bench {
+            what: Bench::Edge(arguments),
+        } => bench::edge::run(&arguments),
         Task::Check {
             what: Check::Clones(arguments),
         } => check::clones(&arguments),

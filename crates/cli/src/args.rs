@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    clone, create, doctor, domain, image, login, ls, meta, op, pool, power, show, swap,
+    clone, create, doctor, domain, image, login, ls, meta, op, pool, power, promote, show, swap,
+    traffic,
 };
 use crate::commands::{exec, logs};
 use crate::context::Format;
@@ -102,6 +103,8 @@ pub(crate) enum Command {
     // What leads to them.
     Domain(domain::DomainArgs),
     Swap(swap::SwapArgs),
+    Traffic(traffic::TrafficArgs),
+    Promote(promote::PromoteArgs),
     // Inside nodes.
     Exec(exec::ExecArgs),
     Logs(logs::LogsArgs),

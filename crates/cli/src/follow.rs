@@ -256,6 +256,7 @@ mod tests {
             problem: None,
             report: None,
             swap: None,
+            traffic: None,
             notices: Vec::new(),
         }
     }

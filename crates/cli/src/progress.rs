@@ -206,6 +206,15 @@ pub(crate) fn headline(operation: &Operation) -> String {
             Some(swap) => format!("Swapping {subject} and {}", safe(&swap.with)),
             None => format!("Swapping {subject}"),
         },
+        (OperationKind::TrafficSet, _) => format!("Setting the traffic policy of {subject}"),
+        (OperationKind::TrafficRamp, _) => match &operation.traffic {
+            Some(report) => format!("Ramping {subject} to {}", safe(&report.new)),
+            None => format!("Ramping {subject}"),
+        },
+        (OperationKind::Promote, _) => match &operation.traffic {
+            Some(report) => format!("Promoting {subject} in place of {}", safe(&report.old)),
+            None => format!("Promoting {subject}"),
+        },
     }
 }
 

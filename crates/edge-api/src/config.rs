@@ -23,7 +23,8 @@ pub struct EdgeConfig {
     pub listen_tls: Vec<SocketAddr>,
     /// The routes file ([`crate::RoutesFile`]); when it does not exist there are no routes.
     pub routes: PathBuf,
-    /// The control socket. Beside it, with other endings: `.pid`, `.log` and this configuration as `.json`.
+    /// The control socket. Beside it, with other endings: `.pid`, `.log`, `.stats.json` and this
+    /// configuration as `.json`.
     pub control: PathBuf,
     /// Where requests are logged; nowhere when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -145,6 +146,12 @@ impl EdgeConfig {
     #[must_use]
     pub fn pid_file(&self) -> PathBuf {
         self.control.with_extension("pid")
+    }
+
+    /// What the edge counted, for the next one: beside the control socket, `.stats.json`.
+    #[must_use]
+    pub fn stats_file(&self) -> PathBuf {
+        self.control.with_extension("stats.json")
     }
 
     /// The edge's own messages: beside the control socket, `.log`.

@@ -98,6 +98,12 @@ pub struct Reloaded {
     /// Every published port; one that could not be opened does not keep the others from being served, and is tried
     /// again at the next reload.
     pub ports: Vec<PortReport>,
+    /// Microseconds that reading, checking and building took, while the old routes were served.
+    #[serde(default)]
+    pub load_us: u64,
+    /// Microseconds of the switch itself, until the last connection of what was removed was told to end.
+    #[serde(default)]
+    pub switch_us: u64,
 }
 
 /// A published port as it stands.

@@ -6,8 +6,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Replaces `path` by a file with `content` and mode 0600: written beside it, synced, renamed over it (rename(2)),
-/// the directory synced.
-pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+/// the directory synced. One at a time.
+///
+/// # Errors
+/// When any of this fails; the file is as before then, or complete.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let directory = path
         .parent()
         .filter(|p| !p.as_os_str().is_empty())
@@ -30,8 +33,11 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Reads at most `max` bytes; a longer file is an error.
-pub(crate) fn read(path: &Path, max: u64) -> io::Result<Vec<u8>> {
+/// Reads at most `max` bytes.
+///
+/// # Errors
+/// When the file cannot be read or is longer.
+pub fn read(path: &Path, max: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     File::open(path)?.take(max + 1).read_to_end(&mut content)?;
     if u64::try_from(content.len()).unwrap_or(u64::MAX) > max {

@@ -20,6 +20,7 @@ pub use control::{
     Refusal, Reloaded,
 };
 pub use error::EdgeError;
+pub use file::{read as read_file, replace as replace_file};
 pub use names::{normal_host, normal_origin, normal_pattern};
 pub use path::{PATH_MAX, covers, normal_path, normal_prefix};
 pub use process::{PidFile, ensure_edge, stop};

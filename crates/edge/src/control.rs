@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use offshoot_edge_api::{ControlRequest, Refusal};
+use offshoot_edge_api::{CONTROL_LINE_MAX, ControlRequest, Refusal};
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -14,8 +14,8 @@ use tokio::task::JoinHandle;
 
 use crate::server::Edge;
 
-/// Requests are short; answers may be long.
-const REQUEST_MAX: u64 = 4 << 10;
+/// Requests are short, at most some thousand environments' ids; answers may be long.
+const REQUEST_MAX: u64 = 64 << 10;
 const CLIENTS: usize = 32;
 const IDLE: Duration = Duration::from_secs(600);
 const WRITE: Duration = Duration::from_secs(10);
@@ -71,6 +71,22 @@ async fn answer_all(stream: UnixStream, edge: &Arc<Edge>) -> io::Result<()> {
                 Err(refusal) => to_line(&refusal),
             },
             Ok(ControlRequest::Status(true)) => to_line(&edge.status().await),
+            Ok(ControlRequest::Stats(of)) => {
+                let line = to_line(&edge.stats(&of));
+                if line.len() as u64 <= CONTROL_LINE_MAX {
+                    line
+                } else {
+                    to_line(&Refusal::of_request(
+                        "these counts are longer than an answer: ask for fewer environments'",
+                    ))
+                }
+            }
+            Ok(ControlRequest::Back(owner)) => match edge.back(&owner) {
+                Some(stats) => to_line(&stats),
+                None => to_line(&Refusal::of_request(format!(
+                    "{owner} has no policy with checks"
+                ))),
+            },
             Ok(_) => to_line(&Refusal::of_request("nothing was asked")),
             Err(error) => to_line(&Refusal::of_request(format!("not understood: {error}"))),
         };

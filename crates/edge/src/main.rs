@@ -9,14 +9,18 @@
 mod access_log;
 mod background;
 mod certificates;
+mod checks;
 mod control;
 mod hosts;
+mod mirror;
+mod plain;
 mod ports;
 mod proxy;
 mod rotating;
 mod server;
 mod sockets;
 mod table;
+mod traffic;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -9,15 +9,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use offshoot_edge_api::{EdgeConfig, EdgeStatus, Https, Refusal, Reloaded, RoutesFile};
+use offshoot_model::id::EnvId;
+use offshoot_model::traffic::stats::Stats;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::access_log::AccessLog;
 use crate::certificates::Certificates;
+use crate::checks::Checks;
 use crate::ports::Ports;
 use crate::proxy::{Http, Scheme};
 use crate::table::Table;
+use crate::traffic::{Owner, saved};
 use crate::{control, sockets};
 
 /// What all parts share.
@@ -25,6 +29,7 @@ pub(crate) struct Edge {
     pub(crate) config: EdgeConfig,
     pub(crate) table: ArcSwap<Table>,
     pub(crate) access_log: AccessLog,
+    checks: Arc<Checks>,
     /// Requests answered.
     pub(crate) requests: AtomicU64,
     /// Becomes true once, when the edge stops.
@@ -51,7 +56,8 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         .unwrap_or(u32::MAX >> 4);
     let edge = Arc::new(Edge {
         access_log: AccessLog::open(config.access_log.as_ref())?,
-        table: ArcSwap::default(),
+        checks: Arc::new(Checks::new(config.control.with_extension("health.json"))),
+        table: ArcSwap::from_pointee(Table::before(saved::read(&config.stats_file()))),
         requests: AtomicU64::new(0),
         stopping,
         connections: Arc::new(Semaphore::new(usize::try_from(connections_max)?)),
@@ -64,11 +70,14 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         config,
     });
     edge.load_at_start().await;
+    tokio::spawn(Arc::clone(&edge.checks).keep());
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let http = Arc::new(Http::new(Arc::clone(&edge)));
     let control = control::listen(&edge)?;
+    let (end, ended) = oneshot::channel::<()>();
+    let keeper = tokio::spawn(saved::keep(Arc::clone(&edge), ended));
     for listener in listeners {
         tokio::spawn(Arc::clone(&http).accept(listener, Scheme::Http));
     }
@@ -98,6 +107,8 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
             "cut off after the bound"
         );
     }
+    drop(end);
+    keeper.await?;
     Ok(())
 }
 
@@ -145,6 +156,7 @@ impl Edge {
         let path = self.config.routes.clone();
         let old = self.table.load_full();
         let edge = Arc::clone(self);
+        let began = Instant::now();
         let read = tokio::task::spawn_blocking(move || {
             let file = RoutesFile::read(&path).map_err(|e| Refusal::of_request(e.to_string()))?;
             let table = edge.strict_table(&old, &file)?;
@@ -163,7 +175,11 @@ impl Edge {
                 return Err(refusal);
             }
         };
-        let reloaded = self.switch(&mut ports, table).await;
+        let load_us = micros(began);
+        let reloaded = Reloaded {
+            load_us,
+            ..self.switch(&mut ports, table).await
+        };
         *self
             .last_error
             .lock()
@@ -178,6 +194,8 @@ impl Edge {
 
     async fn switch(self: &Arc<Self>, ports: &mut Ports, table: Table) -> Reloaded {
         let table = Arc::new(table);
+        let began = Instant::now();
+        self.checks.apply(&table.watched);
         let old = self.table.swap(Arc::clone(&table));
         ports.apply(self, &table).await;
         old.retire(&table);
@@ -186,6 +204,8 @@ impl Edge {
             version: table.version,
             routes: table.routes(),
             ports: ports.reports(),
+            load_us: 0,
+            switch_us: micros(began),
         }
     }
 
@@ -243,6 +263,25 @@ impl Edge {
         self.config.control.with_extension("last-good.json")
     }
 
+    /// What was counted at the domains of these environments; of all when there is none.
+    pub(crate) fn stats(&self, of: &[EnvId]) -> Stats {
+        let table = self.table.load();
+        let owners = table.owners(of);
+        let mut owners: Vec<_> = owners.into_iter().filter_map(Owner::stats).collect();
+        owners.sort_by(|a, b| a.environment.cmp(&b.environment));
+        owners.dedup_by(|a, b| a.environment == b.environment);
+        Stats { owners }
+    }
+
+    /// Lets the sides of an environment's policy that are up take requests again, and says how they are. `None`: it has
+    /// no policy with checks.
+    pub(crate) fn back(&self, owner: &EnvId) -> Option<Stats> {
+        let of = std::slice::from_ref(owner);
+        let table = self.table.load();
+        table.owners(of).first()?.health.as_ref()?.back();
+        Some(self.stats(of))
+    }
+
     /// What is served.
     pub(crate) async fn status(&self) -> EdgeStatus {
         let table = self.table.load_full();
@@ -266,4 +305,8 @@ impl Edge {
                 .clone(),
         }
     }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }

@@ -10,13 +10,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use offshoot_edge_api::{
-    Https, Protocol, Redirect, RoutesFile, normal_origin, normal_pattern, normal_prefix,
+    Https, Protocol, Redirect, RoutesFile, Traffic, normal_origin, normal_pattern, normal_prefix,
 };
 use offshoot_model::id::EnvId;
 use tokio::sync::watch;
 
 use crate::certificates::Certificates;
+use crate::checks::Watched;
 use crate::hosts::{Found, Hosts};
+use crate::traffic::saved::Saved;
+use crate::traffic::{Owner, Side};
 
 static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
 
@@ -82,6 +85,17 @@ impl Target {
             .get(turn.wrapping_add(tried) % count)
             .copied()
     }
+
+    /// The first upstream that fits, from where `turn` begins.
+    pub(crate) fn first_upstream(
+        &self,
+        turn: usize,
+        fits: impl Fn(&Upstream) -> bool,
+    ) -> Option<Upstream> {
+        let begin = turn.checked_rem(self.upstreams.len())?;
+        let (later, first) = self.upstreams.split_at_checked(begin)?;
+        first.iter().chain(later).copied().find(fits)
+    }
 }
 
 /// What answers a host name and path.
@@ -94,7 +108,11 @@ pub(crate) struct Route {
 /// Who answers.
 pub(crate) enum Answer {
     /// An environment.
-    Environment(Arc<Target>),
+    Environment {
+        owner: Arc<Owner>,
+        /// Where the owner answers itself; with sides of its policy, these do.
+        target: Arc<Target>,
+    },
     /// The edge, for an environment: the client is sent elsewhere.
     Redirect {
         environment: Arc<Environment>,
@@ -107,8 +125,16 @@ pub(crate) enum Answer {
 impl Route {
     pub(crate) fn environment(&self) -> &Arc<Environment> {
         match &self.answer {
-            Answer::Environment(target) => &target.environment,
+            Answer::Environment { owner, .. } => &owner.environment,
             Answer::Redirect { environment, .. } => environment,
+        }
+    }
+
+    /// Whether nobody is let in.
+    pub(crate) fn is_fenced(&self) -> bool {
+        match &self.answer {
+            Answer::Environment { owner, .. } => owner.is_fenced(),
+            Answer::Redirect { .. } => false,
         }
     }
 }
@@ -122,10 +148,23 @@ pub(crate) struct Table {
     /// Certificates for HTTPS.
     pub(crate) certificates: Certificates,
     environments: HashMap<EnvId, Arc<Environment>>,
+    owners: HashMap<EnvId, Arc<Owner>>,
+    /// Policies whose sides are to be checked.
+    pub(crate) watched: HashMap<EnvId, Watched>,
     keys: HashMap<(EnvId, SocketAddr), u64>,
+    /// What a former edge counted: in the table before the first.
+    saved: HashMap<EnvId, Saved>,
 }
 
 impl Table {
+    /// The table before the first: empty, with what a former edge counted.
+    pub(crate) fn before(saved: HashMap<EnvId, Saved>) -> Self {
+        Self {
+            saved,
+            ..Self::default()
+        }
+    }
+
     /// The table for a checked file; environments and upstreams that were in `old` stay what they are.
     pub(crate) fn next(old: &Self, file: RoutesFile) -> Self {
         let mut table = Self {
@@ -133,6 +172,11 @@ impl Table {
             hosts: Hosts::with_capacity(file.routes.len()),
             ..Self::default()
         };
+        let mut policies = file
+            .traffic
+            .into_iter()
+            .map(|traffic| (traffic.environment.clone(), traffic))
+            .collect();
         for route in file.routes {
             let place = normal_pattern(&route.host).zip(normal_prefix(&route.path));
             let Some((host, path)) = place else { continue };
@@ -142,7 +186,16 @@ impl Table {
                     to,
                     status,
                 },
-                None => Answer::Environment(table.target(old, route.environment, route.upstreams)),
+                None => {
+                    let owner = table.owner(old, &route.environment, &mut policies);
+                    let target = table.target(old, route.environment, route.upstreams);
+                    if let Some(watched) = Watched::of(&owner) {
+                        let id = owner.environment.id.clone();
+                        let watched = table.watched.entry(id).or_insert(watched);
+                        watched.add_route(&host, &target);
+                    }
+                    Answer::Environment { owner, target }
+                }
             };
             let https = route.https;
             let route = Arc::new(Route { https, answer });
@@ -154,6 +207,48 @@ impl Table {
             table.ports.push((port.protocol, port.listen, target));
         }
         table
+    }
+
+    /// The owner of a route. An environment that is only a side of its policy is in the table too, and not gone.
+    fn owner(
+        &mut self,
+        old: &Self,
+        id: &EnvId,
+        policies: &mut HashMap<EnvId, Traffic>,
+    ) -> Arc<Owner> {
+        if let Some(owner) = self.owners.get(id) {
+            return Arc::clone(owner);
+        }
+        let former = old.owners.get(id);
+        let policy = policies.remove(id);
+        let owner = match former {
+            Some(former) if policy.is_none() && former.policy.is_none() => Arc::clone(former),
+            former => {
+                let environment = self.environment(old, id);
+                let (policy, mut upstreams) = policy.map(|p| (p.policy, p.upstreams)).unzip();
+                let sides = policy.iter().flat_map(|policy| &policy.sides).map(|side| {
+                    let id = side.environment.clone();
+                    let addresses = upstreams.as_mut().and_then(|all| all.remove(&id));
+                    Side::new(
+                        self.target(old, id, addresses.unwrap_or_default()),
+                        side.weight,
+                    )
+                });
+                let sides = sides.collect();
+                let mirror = policy.as_ref().and_then(|policy| policy.mirror.as_ref());
+                let mirror = mirror.map(|mirror| {
+                    let id = mirror.environment.clone();
+                    let addresses = upstreams.as_mut().and_then(|all| all.remove(&id));
+                    self.target(old, id, addresses.unwrap_or_default())
+                });
+                let former = former.map(Arc::as_ref);
+                let saved = old.saved.get(id);
+                let owner = Owner::new(environment, policy, sides, former, saved);
+                Arc::new(owner.with_care(mirror, former, saved))
+            }
+        };
+        self.owners.insert(id.clone(), Arc::clone(&owner));
+        owner
     }
 
     fn target(&mut self, old: &Self, id: EnvId, addresses: Vec<SocketAddr>) -> Arc<Target> {
@@ -203,6 +298,21 @@ impl Table {
         self.hosts.count()
     }
 
+    /// Environments whose domains lead here: those, or all.
+    pub(crate) fn owners(&self, of: &[EnvId]) -> Vec<&Owner> {
+        if of.is_empty() {
+            return self.owners.values().map(Arc::as_ref).collect();
+        }
+        let owners = of.iter().filter_map(|id| self.owners.get(id));
+        owners.map(Arc::as_ref).collect()
+    }
+
+    /// All that was counted, for the next edge.
+    pub(crate) fn saved(&self) -> Vec<Saved> {
+        let counted = self.owners.values().filter_map(|owner| owner.saved());
+        self.saved.values().cloned().chain(counted).collect()
+    }
+
     /// Number of environments.
     pub(crate) fn environments(&self) -> usize {
         self.environments.len()
@@ -223,7 +333,7 @@ mod tests {
         fn host(&self, host: &str) -> Option<&Arc<Target>> {
             match self.find(host, "/") {
                 Found::Route(route) => match &route.answer {
-                    Answer::Environment(target) => Some(target),
+                    Answer::Environment { target, .. } => Some(target),
                     Answer::Redirect { .. } => None,
                 },
                 Found::NoPath | Found::NoHost => None,
@@ -302,6 +412,15 @@ mod tests {
             target.upstream(second, 0).unwrap().address.to_string(),
             "10.0.0.2:80"
         );
+        let [one, two] = target.upstreams[..] else {
+            panic!("not two")
+        };
+        assert_eq!(target.first_upstream(second, |_| true), Some(two));
+        assert_eq!(
+            target.first_upstream(second, |node| *node != two),
+            Some(one)
+        );
+        assert_eq!(target.first_upstream(second, |_| false), None);
     }
 
     #[test]

@@ -1,17 +1,20 @@
 //! The way in: routes and published ports, which the edge process serves.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Instant;
 
 use jiff::Timestamp;
 
 use offshoot_edge_api::{
-    AccessLog, EdgeConfig, EdgeControl, PortRoute, PortState, Route, RoutesFile, ensure_edge,
+    AccessLog, EdgeConfig, EdgeControl, PortRoute, PortState, Route, RoutesFile, Traffic,
+    ensure_edge,
 };
 use offshoot_engine::{Exposed, Exposure, Reach};
 use offshoot_model::environment::PortBinding;
 use offshoot_model::manifest::Protocol;
-use offshoot_model::{Code, Environment, Fault, LayerName, Problem};
+use offshoot_model::traffic::stats::Stats;
+use offshoot_model::{Code, EnvId, Environment, Fault, LayerName, Problem};
 
 use crate::config::LocalConfig;
 
@@ -43,6 +46,7 @@ pub(crate) fn expose(config: &LocalConfig, all: &[Exposure]) -> Result<Exposed, 
         version: before + 1,
         routes: all.iter().flat_map(routes).collect(),
         ports: all.iter().flat_map(ports).collect(),
+        traffic: traffic(all),
         ..RoutesFile::default()
     };
     file.write_atomically(&edge.routes)
@@ -81,6 +85,42 @@ pub(crate) fn expose(config: &LocalConfig, all: &[Exposure]) -> Result<Exposed, 
     Err(problem)
 }
 
+/// What was counted at the domains of these environments, or of all.
+pub(crate) fn stats(config: &LocalConfig, of: Vec<EnvId>) -> Result<Stats, Problem> {
+    EdgeControl::connect(&edge_config(config).control)
+        .and_then(|mut control| control.stats(of))
+        .map_err(|e| e.problem())
+}
+
+/// Lets sides that are up take requests again.
+pub(crate) fn back(config: &LocalConfig, owner: EnvId) -> Result<Stats, Problem> {
+    EdgeControl::connect(&edge_config(config).control)
+        .and_then(|mut control| control.back(owner))
+        .map_err(|e| e.problem())
+}
+
+/// The policies, each with where everyone answers whom it names; whoever is stopped, or not there, answers nowhere.
+fn traffic(all: &[Exposure]) -> Vec<Traffic> {
+    let entries: BTreeMap<&EnvId, Vec<SocketAddr>> = all
+        .iter()
+        .map(|exposure| (&exposure.environment.id, entry(exposure)))
+        .collect();
+    let of_one = |exposure: &Exposure| {
+        let policy = exposure.policy.clone()?;
+        exposure.environment.manifest.entry()?;
+        let answers = |id: &EnvId| entries.get(id).cloned().unwrap_or_default();
+        Some(Traffic {
+            environment: exposure.environment.id.clone(),
+            upstreams: policy
+                .environments()
+                .map(|id| (id.clone(), answers(id)))
+                .collect(),
+            policy,
+        })
+    };
+    all.iter().filter_map(of_one).collect()
+}
+
 fn port_in_use(what: String) -> Problem {
     Problem::new(
         Code::PortInUse,
@@ -92,13 +132,10 @@ fn port_in_use(what: String) -> Problem {
 
 fn routes(exposure: &Exposure) -> Vec<Route> {
     let environment = &exposure.environment;
-    let Some((layer, port)) = environment.manifest.entry() else {
+    if environment.manifest.entry().is_none() {
         return Vec::new();
-    };
-    let upstreams = match exposure.reach {
-        Reach::Open => upstreams(environment, &layer.name, port),
-        Reach::Closed => Vec::new(),
-    };
+    }
+    let upstreams = entry(exposure);
     exposure
         .domains
         .iter()
@@ -111,6 +148,15 @@ fn routes(exposure: &Exposure) -> Vec<Route> {
             )
         })
         .collect()
+}
+
+/// Where its entry layer answers.
+fn entry(exposure: &Exposure) -> Vec<SocketAddr> {
+    let environment = &exposure.environment;
+    match (exposure.reach, environment.manifest.entry()) {
+        (Reach::Open, Some((layer, port))) => upstreams(environment, &layer.name, port),
+        _ => Vec::new(),
+    }
 }
 
 fn ports(exposure: &Exposure) -> Vec<PortRoute> {

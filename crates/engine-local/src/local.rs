@@ -11,6 +11,7 @@ use offshoot_engine::{
 };
 use offshoot_images::{Image, ImageError, Images};
 use offshoot_model::environment::PortBinding;
+use offshoot_model::traffic::stats::Stats;
 use offshoot_model::view::{DoctorReport, ExecRequest, ImageView, LogLine, PoolView};
 use offshoot_model::{
     Code, EnvId, Environment, Fault, ImageSource, Node, NodeState, Problem, ProgressSink,
@@ -490,6 +491,16 @@ impl Engine for Local {
 
     async fn expose(&self, all: Vec<Exposure>) -> Result<Exposed, Problem> {
         self.run(move |inner| edge::expose(&inner.config, &all))
+            .await
+    }
+
+    async fn traffic_stats(&self, of: Vec<EnvId>) -> Result<Stats, Problem> {
+        self.run(move |inner| edge::stats(&inner.config, of)).await
+    }
+
+    async fn traffic_back(&self, owner: &EnvId) -> Result<Stats, Problem> {
+        let owner = owner.clone();
+        self.run(move |inner| edge::back(&inner.config, owner))
             .await
     }
 

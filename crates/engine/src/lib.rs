@@ -10,6 +10,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use offshoot_model::environment::PortBinding;
 use offshoot_model::manifest::ImageConfig;
+use offshoot_model::traffic::Policy;
+use offshoot_model::traffic::stats::Stats;
 use offshoot_model::view::{DoctorReport, ExecRequest, ImageView, LogLine, PoolView};
 use offshoot_model::{
     CloneReport, Domain, EnvId, Environment, ImageSource, Node, NodeState, Problem, ProgressSink,
@@ -114,6 +116,8 @@ pub struct Exposure {
     pub ports: Vec<PortBinding>,
     /// Whether anything answers there.
     pub reach: Reach,
+    /// What happens with requests for these domains; `None`: the environment answers them.
+    pub policy: Option<Policy<EnvId>>,
 }
 
 /// How the edge took to what it was told.
@@ -205,6 +209,12 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Makes exactly these environments known at the edge. Answers only when the edge uses them.
     async fn expose(&self, all: Vec<Exposure>) -> Result<Exposed, Problem>;
+
+    /// What was counted at the domains of these environments; of all when there is none.
+    async fn traffic_stats(&self, of: Vec<EnvId>) -> Result<Stats, Problem>;
+
+    /// Lets every side of this environment's policy that is up take requests again; answers its counts.
+    async fn traffic_back(&self, owner: &EnvId) -> Result<Stats, Problem>;
 
     /// `GET path` of a node of the entry layer, past the edge but as it would ask for `host`: the status of the answer,
     /// or in a sentence why there was none. Bounded in time.

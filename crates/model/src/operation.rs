@@ -8,6 +8,7 @@ use crate::clone::CloneReport;
 use crate::domain::SwapReport;
 use crate::id::{EnvId, OperationId};
 use crate::problem::Problem;
+use crate::traffic::view::TrafficReport;
 
 /// What an operation does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -35,6 +36,12 @@ pub enum OperationKind {
     DomainRemove,
     /// Exchange the custom domains of two environments.
     Swap,
+    /// Set or clear what happens with requests for an environment's domains.
+    TrafficSet,
+    /// Send more and more of an environment's requests to another.
+    TrafficRamp,
+    /// Make a clone what people reach at its parent's domains.
+    Promote,
 }
 
 /// How far an operation is.
@@ -92,9 +99,12 @@ pub struct Operation {
     pub problem: Option<Problem>,
     /// What a clone measured.
     pub report: Option<CloneReport>,
-    /// What a swap did.
+    /// What a swap or a promotion did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub swap: Option<SwapReport>,
+    /// How a promotion or a ramp goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<TrafficReport>,
     /// Things worth knowing that are no failure, for instance a published port that the clone could not have.
     #[serde(default)]
     pub notices: Vec<String>,

@@ -87,6 +87,14 @@ codes! {
     DomainUnknown = "domain-unknown", 404;
     /// What should get a domain did not answer well, so nothing was switched.
     WarmFailed = "warm-failed", 504;
+    /// A traffic policy that cannot be carried out.
+    PolicyInvalid = "policy-invalid", 422;
+    /// Another environment's traffic policy names the environment.
+    EnvironmentInUse = "environment-in-use", 409;
+    /// A promoted clone did worse than what it replaced, so the domains went back.
+    PromoteWorse = "promote-worse", 409;
+    /// A side did worse than the other while its share grew, so the policy is as it was.
+    RampWorse = "ramp-worse", 409;
     /// The pool has too little room.
     PoolFull = "pool-full", 507;
     /// The pool cannot be used.

@@ -13,6 +13,8 @@ mod locks;
 pub mod platform;
 mod pool;
 mod power;
+mod promote;
+mod ramp;
 mod recover;
 mod remove;
 mod rename;
@@ -25,7 +27,9 @@ mod supervise;
 mod swap;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod view;
+mod watch;
 
 pub use offshoot_engine::{ByteStream, ExecInput, ExecOutput, ExecSession, LogQuery};
 pub use platform::{Platform, Request, SharedPlatform};

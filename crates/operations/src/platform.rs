@@ -7,6 +7,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use offshoot_engine::{ByteStream, ExecSession, LogQuery};
 use offshoot_model::domain::DomainView;
+use offshoot_model::traffic::Policy;
+use offshoot_model::traffic::view::{PromoteRequest, RampRequest, TrafficView};
 use offshoot_model::view::{
     CloneRequest, CreateRequest, DoctorReport, DomainAddRequest, EnvironmentView, Event,
     ExecRequest, ImageView, LogLine, PlanView, PoolView, SwapRequest,
@@ -40,6 +42,14 @@ pub enum Request {
     DomainRemove(String, String),
     /// Exchange the custom domains of an environment with another's.
     Swap(String, SwapRequest),
+    /// Give an environment a traffic policy in place of the one it has; environments by name or id.
+    TrafficSet(String, Policy<String>),
+    /// Take an environment's traffic policy away.
+    TrafficClear(String),
+    /// Send more and more of an environment's requests to another.
+    TrafficRamp(String, RampRequest),
+    /// Give a clone its parent's domains, and go back when it is worse.
+    Promote(String, PromoteRequest),
 }
 
 /// All that can be asked for. Environments are named by name or id, nodes by name (`web-1`) or layer (`web`, its
@@ -79,6 +89,12 @@ pub trait Platform: Send + Sync + 'static {
 
     /// Custom domains of an environment, by name.
     async fn domains(&self, environment: &str) -> Result<Vec<DomainView>, Problem>;
+
+    /// The traffic policy of an environment, and what was counted at its domains.
+    async fn traffic(&self, environment: &str) -> Result<TrafficView, Problem>;
+
+    /// Lets every side of an environment's policy that is up take requests again.
+    async fn traffic_back(&self, environment: &str) -> Result<TrafficView, Problem>;
 
     /// An environment's manifest, secrets left out.
     async fn manifest(&self, environment: &str) -> Result<Manifest, Problem>;

@@ -39,17 +39,12 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Problem> {
             Err(error) => give_up(shared, operation, &error)?,
         }
     }
-    let held = |environment: &Environment| shared.holder(&environment.id).is_some();
-    let settled: Vec<_> = environments
-        .into_iter()
-        .filter(|environment| !held(environment))
-        .collect();
-    for environment in settled {
+    for environment in environments {
         let shared = Arc::clone(shared);
+        // After the operations taken up above: what they leave is brought back as well.
+        let turn = shared.locks.queue(vec![environment.id.clone()]);
         tokio::spawn(async move {
-            let Some(_held) = shared.locks.try_hold(&environment.id) else {
-                return;
-            };
+            let _held = turn.await;
             // A change may have come first.
             let Ok(environment) = shared.by_id(&environment.id) else {
                 return;

@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::live::{Live, StepProgress};
 use crate::locks::Held;
 use crate::shared::{Change, Shared};
-use crate::{clone, create, domains, image, pool, power, remove, rename, swap};
+use crate::{
+    clone, create, domains, image, pool, power, promote, ramp, remove, rename, swap, traffic,
+};
 
 /// What the final record changes beside the operation itself, in the same transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +101,9 @@ pub(crate) enum Plan {
     DomainAdd(domains::Add),
     DomainRemove(domains::Remove),
     Swap(swap::Swap),
+    TrafficSet(traffic::Set),
+    TrafficRamp(ramp::Ramp),
+    Promote(Box<promote::Promote>),
 }
 
 impl Plan {
@@ -115,6 +120,9 @@ impl Plan {
             Self::DomainAdd(saga) => saga,
             Self::DomainRemove(saga) => saga,
             Self::Swap(saga) => saga,
+            Self::TrafficSet(saga) => saga,
+            Self::TrafficRamp(saga) => saga,
+            Self::Promote(saga) => saga.as_mut(),
         }
     }
 
@@ -131,6 +139,9 @@ impl Plan {
             Self::DomainAdd(_) => OperationKind::DomainAdd,
             Self::DomainRemove(_) => OperationKind::DomainRemove,
             Self::Swap(_) => OperationKind::Swap,
+            Self::TrafficSet(_) => OperationKind::TrafficSet,
+            Self::TrafficRamp(_) => OperationKind::TrafficRamp,
+            Self::Promote(_) => OperationKind::Promote,
         }
     }
 }

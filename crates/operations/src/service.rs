@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use offshoot_engine::{ByteStream, Engine, ExecSession, LogQuery};
 use offshoot_model::domain::DomainView;
+use offshoot_model::traffic::view::TrafficView;
 use offshoot_model::view::{
     CloneRequest, DoctorReport, EnvironmentView, Event, ExecRequest, ImageView, LogLine, PlanView,
     PlannedNode, PlannedVolume, PoolView,
@@ -325,6 +326,14 @@ impl Platform for Operations {
             .store
             .domains(&environment.id)
             .map_err(store_problem)
+    }
+
+    async fn traffic(&self, environment: &str) -> Result<TrafficView, Problem> {
+        self.shared.traffic_view(environment).await
+    }
+
+    async fn traffic_back(&self, environment: &str) -> Result<TrafficView, Problem> {
+        self.shared.traffic_back(environment).await
     }
 
     async fn manifest(&self, environment: &str) -> Result<Manifest, Problem> {

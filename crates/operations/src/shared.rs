@@ -216,11 +216,13 @@ impl Shared {
         let mut domains = vec![Domain::of_host(default)];
         let custom = self.store.domains(&environment.id).map_err(store_problem)?;
         domains.extend(custom.iter().map(DomainView::domain));
+        let policy = self.store.policy(&environment.id).map_err(store_problem)?;
         Ok(Exposure {
             environment,
             domains,
             ports,
             reach,
+            policy,
         })
     }
 

@@ -6,6 +6,8 @@ use jiff::Timestamp;
 use offshoot_model::domain::SwapReport;
 use offshoot_model::environment::PortBinding;
 use offshoot_model::operation::{StepRecord, StepState};
+use offshoot_model::traffic::Policy;
+use offshoot_model::traffic::view::TrafficReport;
 use offshoot_model::view::{CloneRequest, CreateRequest};
 use offshoot_model::{
     Code, EnvId, EnvName, Environment, EnvironmentState, Fault, Manifest, Operation, OperationId,
@@ -35,6 +37,8 @@ pub(crate) struct Draft {
     parent: Option<String>,
     /// For a swap, with whom.
     pub(crate) swap: Option<SwapReport>,
+    /// For a promotion or a ramp, of whom.
+    pub(crate) traffic: Option<TrafficReport>,
     notices: Vec<String>,
     /// A new environment to reserve together with the operation.
     reserve: Option<(Environment, Vec<PortBinding>)>,
@@ -56,6 +60,7 @@ impl Draft {
             subject,
             parent: None,
             swap: None,
+            traffic: None,
             notices: Vec::new(),
             reserve: None,
         }
@@ -105,8 +110,21 @@ impl Shared {
                 self.draft_domain_remove(&environment, &domain)?
             }
             Request::Swap(environment, request) => self.draft_swap(&environment, request)?,
+            Request::TrafficSet(environment, policy) => {
+                self.draft_traffic_set(&environment, policy)?
+            }
+            Request::TrafficClear(environment) => {
+                self.draft_traffic_set(&environment, Policy::default())?
+            }
+            Request::TrafficRamp(environment, request) => self.draft_ramp(&environment, request)?,
+            Request::Promote(environment, request) => self.draft_promote(&environment, request)?,
         };
         let environments = draft.plan.saga().environments();
+        if changes_the_way(draft.plan.kind()) {
+            for id in &environments {
+                self.must_not_be_watched(id)?;
+            }
+        }
         self.must_have_room(&environments)?;
         let waits = environments.iter().any(|id| self.holder(id).is_some());
         let operation = Operation {
@@ -132,6 +150,7 @@ impl Shared {
             problem: None,
             report: None,
             swap: draft.swap,
+            traffic: draft.traffic,
             notices: draft.notices,
         };
         let json = serde_json::to_value(&draft.plan)
@@ -297,6 +316,7 @@ impl Shared {
                 ));
             }
         }
+        self.must_not_be_named(&found)?;
         if found.state == EnvironmentState::Creating
             && let Some(live) = self.holder(&found.id).and_then(|id| self.live_of(id))
             && matches!(
@@ -366,6 +386,20 @@ impl Shared {
         let what = format!("environment {} {why} and cannot be {done}", found.name);
         Err(Problem::new(Code::WrongState, Fault::Request, what, next))
     }
+}
+
+/// Whether an operation changes where domains lead, or removes where they do.
+fn changes_the_way(kind: OperationKind) -> bool {
+    matches!(
+        kind,
+        OperationKind::Remove
+            | OperationKind::DomainAdd
+            | OperationKind::DomainRemove
+            | OperationKind::Swap
+            | OperationKind::TrafficSet
+            | OperationKind::TrafficRamp
+            | OperationKind::Promote
+    )
 }
 
 /// A step that has not begun.

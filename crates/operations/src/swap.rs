@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use offshoot_edge_api::{covers, normal_path};
+use offshoot_engine::Exposed;
 use offshoot_model::domain::{MovedDomain, SwapReport, Warm};
 use offshoot_model::view::SwapRequest;
 use offshoot_model::{
@@ -53,7 +54,10 @@ impl Saga for Swap {
 
     async fn run(&mut self, step: &'static str, cx: &Cx) -> Result<(), Problem> {
         match step {
-            "preflight" => self.preflight(cx),
+            "preflight" => {
+                self.preflight(cx)?;
+                self.refuse_policies(cx)
+            }
             "warm" => {
                 self.warm_up(cx).await?;
                 // Journalled with the end of this step, before the switch can begin.
@@ -68,7 +72,7 @@ impl Saga for Swap {
         if !self.switching {
             return Ok(());
         }
-        let places = places(&self.of_one, &self.one, &self.of_other, &self.other);
+        let places = self.places_before();
         let record = || {
             cx.shared
                 .store
@@ -78,11 +82,7 @@ impl Saga for Swap {
         cx.shared
             .expose_after(Some(cx.live.id()), Change::None, record)
             .await?;
-        cx.live.change(|operation| {
-            if let Some(report) = &mut operation.swap {
-                (report.switched, report.us, report.version) = (None, None, None);
-            }
-        });
+        self.tell_unswitched(cx);
         Ok(())
     }
 
@@ -95,7 +95,78 @@ impl Saga for Swap {
 }
 
 impl Swap {
-    fn preflight(&mut self, cx: &Cx) -> Result<(), Problem> {
+    /// An exchange of what `one` and `other` have, after it was asked for as `warm` says.
+    pub(crate) fn new(one: &Environment, other: &Environment, warm: Warm) -> Self {
+        Self {
+            one: one.id.clone(),
+            other: other.id.clone(),
+            back: false,
+            warm,
+            of_one: Vec::new(),
+            of_other: Vec::new(),
+            switching: false,
+        }
+    }
+
+    /// What is told of a swap with `other` before anything is known.
+    pub(crate) fn report(other: &Environment) -> SwapReport {
+        SwapReport {
+            with: other.name.to_string(),
+            moved: Vec::new(),
+            switched: None,
+            us: None,
+            version: None,
+        }
+    }
+
+    /// Who has which domain before.
+    pub(crate) fn places_before(&self) -> Vec<(Domain, EnvId)> {
+        places(&self.of_one, &self.one, &self.of_other, &self.other)
+    }
+
+    /// Who has which domain after it.
+    pub(crate) fn places_after(&self) -> Vec<(Domain, EnvId)> {
+        places(&self.of_one, &self.other, &self.of_other, &self.one)
+    }
+
+    /// Tells when the other side began to answer.
+    pub(crate) fn tell_switched(&self, cx: &Cx, exposed: &Exposed) {
+        report(cx, |report| {
+            report.switched = Some(exposed.at);
+            report.us = Some(exposed.us);
+            report.version = Some(exposed.version);
+        });
+    }
+
+    /// Tells that everything is as it was.
+    pub(crate) fn tell_unswitched(&self, cx: &Cx) {
+        report(cx, |report| {
+            (report.switched, report.us, report.version) = (None, None, None);
+        });
+    }
+
+    /// A policy with sides is about the domains that it was made for: only a promotion knows what becomes of it.
+    fn refuse_policies(&self, cx: &Cx) -> Result<(), Problem> {
+        for id in [&self.one, &self.other] {
+            let Some(policy) = cx.shared.store.policy(id).map_err(store_problem)? else {
+                continue;
+            };
+            let environment = cx.shared.by_id(id)?;
+            if policy.leads() {
+                return Err(leads_elsewhere(&environment));
+            }
+            if policy.fence {
+                let name = &environment.name;
+                return Err(wrong(
+                    format!("nobody is let in to {name}: its traffic policy fences it"),
+                    format!("let people in first: `offshoot traffic set {name} --fence off`"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn preflight(&mut self, cx: &Cx) -> Result<(), Problem> {
         let one = cx.shared.by_id(&self.one)?;
         let other = cx.shared.by_id(&self.other)?;
         for environment in [&one, &other] {
@@ -185,7 +256,7 @@ impl Swap {
     }
 
     /// Asks for every domain at every entry node that will get it.
-    async fn warm_up(&self, cx: &Cx) -> Result<(), Problem> {
+    pub(crate) async fn warm_up(&self, cx: &Cx) -> Result<(), Problem> {
         let deadline = Instant::now() + Duration::from_millis(self.warm.timeout_ms);
         let one = cx.shared.by_id(&self.one)?;
         let other = cx.shared.by_id(&self.other)?;
@@ -276,7 +347,7 @@ impl Swap {
     }
 
     async fn switch(&mut self, cx: &Cx) -> Result<(), Problem> {
-        let places = places(&self.of_one, &self.other, &self.of_other, &self.one);
+        let places = self.places_after();
         let record = || {
             cx.shared
                 .store
@@ -287,11 +358,7 @@ impl Swap {
             .shared
             .expose_after(Some(cx.live.id()), Change::None, record)
             .await?;
-        report(cx, |report| {
-            report.switched = Some(exposed.at);
-            report.us = Some(exposed.us);
-            report.version = Some(exposed.version);
-        });
+        self.tell_switched(cx, &exposed);
         Ok(())
     }
 }
@@ -304,7 +371,8 @@ struct Target<'a> {
     path: &'a str,
 }
 
-fn entry_nodes(environment: &Environment) -> impl Iterator<Item = &Node> {
+/// Nodes of the layer that domains lead to.
+pub(crate) fn entry_nodes(environment: &Environment) -> impl Iterator<Item = &Node> {
     let layer = environment.manifest.entry().map(|(layer, _)| &layer.name);
     environment
         .nodes
@@ -351,7 +419,19 @@ fn wrong(what: String, next: String) -> Problem {
     Problem::new(Code::WrongState, Fault::Request, what, next)
 }
 
-fn must_answer(environment: &Environment) -> Result<(), Problem> {
+/// An environment whose policy has others answer, or checks who does.
+pub(crate) fn leads_elsewhere(environment: &Environment) -> Problem {
+    let name = &environment.name;
+    wrong(
+        format!("the traffic policy of {name} has sides, checks or a mirror of its own"),
+        format!(
+            "clear it first: `offshoot traffic clear {name}`; `offshoot traffic show {name}` tells what it is"
+        ),
+    )
+}
+
+/// Whether an environment runs and has an entry.
+pub(crate) fn must_answer(environment: &Environment) -> Result<(), Problem> {
     if environment.manifest.entry().is_none() {
         return Err(no_entry(environment));
     }
@@ -381,28 +461,17 @@ impl Shared {
         }
         judge(&request.warm)?;
         let plan = Plan::Swap(Swap {
-            one: one.id.clone(),
-            other: other.id.clone(),
             back: request.back,
-            warm: request.warm,
-            of_one: Vec::new(),
-            of_other: Vec::new(),
-            switching: false,
+            ..Swap::new(&one, &other, request.warm)
         });
         let mut draft = Draft::on(&one, plan);
-        draft.swap = Some(SwapReport {
-            with: other.name.to_string(),
-            moved: Vec::new(),
-            switched: None,
-            us: None,
-            version: None,
-        });
+        draft.swap = Some(Swap::report(&other));
         Ok(draft)
     }
 }
 
 /// Whether what is to be asked before a switch is within bounds and can be asked.
-fn judge(warm: &Warm) -> Result<(), Problem> {
+pub(crate) fn judge(warm: &Warm) -> Result<(), Problem> {
     if !PATHS.contains(&warm.paths.len()) {
         return Err(bad(
             format!("{} paths to ask for are out of bounds", warm.paths.len()),
@@ -435,7 +504,8 @@ fn judge(warm: &Warm) -> Result<(), Problem> {
     Ok(())
 }
 
-fn bad(what: String, next: impl Into<String>) -> Problem {
+/// A request that asks for too much or for nothing.
+pub(crate) fn bad(what: String, next: impl Into<String>) -> Problem {
     Problem::new(Code::BadRequest, Fault::Request, what, next)
 }
 

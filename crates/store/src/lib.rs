@@ -12,6 +12,7 @@ mod environments;
 mod error;
 mod events;
 mod operations;
+mod policies;
 mod ports;
 mod schema;
 
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use offshoot_model::domain::DomainView;
 use offshoot_model::environment::PortBinding;
+use offshoot_model::traffic::Policy;
 use offshoot_model::view::Event;
 use offshoot_model::{
     Domain, EnvId, EnvName, Environment, EnvironmentState, Operation, OperationId,
@@ -286,6 +288,9 @@ in_own_transaction! {
     read domains(id: &EnvId) -> Vec<DomainView>;
     read domain_holder(domain: &Domain) -> Option<DomainHolder>;
     read last_swap(one: &EnvId, other: &EnvId) -> Option<LastSwap>;
+    read policy(id: &EnvId) -> Option<Policy<EnvId>>;
+    read policies() -> Vec<(EnvId, Policy<EnvId>)>;
+    update_in_one set_policy(id: &EnvId, policy: Option<&Policy<EnvId>>) -> ();
     update_in_one finish_with_domains_gone(operation: &Operation) -> Event;
     update_in_one finish_with_swap(operation: &Operation, swap: &LastSwap) -> Event;
     update_in_one record_operation(operation: &Operation, plan: &Value) -> Event;

@@ -5,6 +5,9 @@ use offshoot_model::domain::{DomainView, MovedDomain, SwapReport};
 use offshoot_model::environment::{EnvironmentState, Health, NodeState, PortBinding};
 use offshoot_model::manifest::{ImageConfig, Protocol, PublishedPort, Role, Scaling, VolumeClone};
 use offshoot_model::operation::{Progress, StepState};
+use offshoot_model::traffic::compare::{Figures, difference, share};
+use offshoot_model::traffic::stats::{Difference, Histogram, MirrorStats, NodeHealth, SideHealth};
+use offshoot_model::traffic::view::{ChangeView, GoalView, SideView, TrafficReport, TrafficView};
 use offshoot_model::view::{
     DoctorCheck, DoctorReport, EnvironmentView, ImageView, LayerView, LineageView, NodeView,
     Verdict, VolumeView,
@@ -164,6 +167,121 @@ pub(crate) fn swap_operation() -> Operation {
     }
 }
 
+/// The same as a promotion.
+pub(crate) fn promote_operation() -> Operation {
+    let figures = |requests, errors, p95_ms| {
+        Some(Figures {
+            requests,
+            errors,
+            p95_ms: Some(p95_ms),
+        })
+    };
+    Operation {
+        kind: OperationKind::Promote,
+        subject: "next".to_owned(),
+        traffic: Some(TrafficReport {
+            old: "shop".to_owned(),
+            new: "next".to_owned(),
+            percent: 100,
+            old_figures: figures(1_200, 3, 21.5),
+            new_figures: figures(34_000, 12, 19.1),
+            keep_until: Some(ago(-86_400)),
+        }),
+        ..swap_operation()
+    }
+}
+
+/// A shop of which a tenth goes to `next`, with all that a policy can have.
+pub(crate) fn traffic() -> TrafficView {
+    let goal = |reached, of, first| GoalView {
+        name: "paid".to_owned(),
+        reached,
+        of,
+        share: share(reached, of),
+        beside_first: Option::and_then(first, |first| difference((reached, of), first)),
+    };
+    let health = |up, last: &str| {
+        Some(SideHealth {
+            up,
+            takes: up,
+            nodes: vec![NodeHealth {
+                address: "10.208.0.10:80".parse().unwrap(),
+                up,
+                since: ago(60),
+                last: last.to_owned(),
+            }],
+        })
+    };
+    let side = |name: &str, share, requests| SideView {
+        environment: name.to_owned(),
+        share,
+        requests,
+        errors: 9,
+        p50_ms: Some(4.2),
+        p95_ms: Some(21.0),
+        p99_ms: Some(12_345.0),
+        visitors: requests / 10,
+        ..SideView::default()
+    };
+    let mut latency = Histogram::default();
+    latency.add(std::time::Duration::from_millis(5));
+    TrafficView {
+        policy: serde_json::from_value(serde_json::json!({
+            "sides": [{"environment": "shop", "weight": 90}, {"environment": "next", "weight": 10}],
+            "sticky": {"cookie": "sid"},
+            "rules": [{"when": [{"header": {"name": "x-country", "values": ["AT", "CH"]}}, {"path": "/new"}], "to": "next"}],
+            "failover": {"check": {"path": "/health"}, "passive": {}, "back": "by-hand"},
+            "mirror": {"environment": "copy", "permille": 125},
+            "goals": [{"name": "paid", "path": "/thanks"}],
+            "bounds": {"client_requests_per_second": 20, "body_bytes": 1_048_576},
+            "send_proxy": "v2",
+        }))
+        .unwrap(),
+        since: Some(ago(3_600)),
+        sides: vec![
+            SideView {
+                goals: vec![goal(480, 8_000, None)],
+                health: health(true, "200 in 3 ms"),
+                ..side("shop", 0.9, 80_000)
+            },
+            SideView {
+                goals: vec![goal(70, 900, Some((480, 8_000)))],
+                health: health(false, "connection refused"),
+                ..side("next", 0.1, 9_000)
+            },
+        ],
+        refused: 17,
+        mirror: Some(MirrorStats {
+            compared: 1_000,
+            same: 990,
+            status: 4,
+            headers: 0,
+            body: 6,
+            failed: 1,
+            skipped: 2,
+            live: latency.clone(),
+            copy: latency,
+            differences: vec![Difference {
+                at: ago(5),
+                method: "GET".to_owned(),
+                host: "shop.example.com".to_owned(),
+                path: "/cart".to_owned(),
+                statuses: (200, 200),
+                headers: vec!["etag".to_owned()],
+                bodies: Some((120, 121)),
+                ms: (3.0, 4.0),
+            }],
+        }),
+        changes: vec![ChangeView {
+            at: ago(60),
+            environment: "next".to_owned(),
+            takes: false,
+            why: "3 checks failed: connection refused".to_owned(),
+        }],
+        uncounted: None,
+    }
+}
+
 pub(crate) fn shop() -> EnvironmentView {
     environment("aaaaaaaa", "shop", 0)
 }
@@ -315,6 +433,7 @@ pub(crate) fn clone_operation() -> Operation {
             ],
         }),
         swap: None,
+        traffic: None,
         notices: vec!["port 8081 is taken by shop; the clone has 8082".to_owned()],
     }
 }
@@ -352,6 +471,7 @@ pub(crate) fn failed_operation() -> Operation {
         ),
         report: None,
         swap: None,
+        traffic: None,
         notices: Vec::new(),
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod exec;
 mod exec_session;
 #[cfg(test)]
 mod fixtures;
+mod guard;
 pub(crate) mod image;
 pub(crate) mod login;
 pub(crate) mod logs;
@@ -18,9 +19,11 @@ pub(crate) mod op;
 mod plan_view;
 pub(crate) mod pool;
 pub(crate) mod power;
+pub(crate) mod promote;
 pub(crate) mod show;
 pub(crate) mod swap;
 mod timing;
+pub(crate) mod traffic;
 
 use crate::args::Command;
 use crate::context::Context;
@@ -42,6 +45,8 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<(), Failu
         Command::Rm(args) => power::rm(context, args).await,
         Command::Domain(args) => domain::run(context, args).await,
         Command::Swap(args) => swap::run(context, args).await,
+        Command::Traffic(args) => traffic::run(context, args).await,
+        Command::Promote(args) => promote::run(context, args).await,
         Command::Exec(args) => exec::run(context, args).await,
         Command::Logs(args) => logs::run(context, args).await,
         Command::Cp(args) => cp::run(context, args).await,

@@ -6,6 +6,7 @@ use offshoot_model::operation::StepState;
 use offshoot_model::{Operation, OperationKind, OperationState};
 
 use super::clone;
+use super::guard;
 use super::swap;
 use super::timing;
 use crate::api::Route;
@@ -138,6 +139,9 @@ pub(super) fn kind(kind: OperationKind) -> &'static str {
         OperationKind::DomainAdd => "domain add",
         OperationKind::DomainRemove => "domain rm",
         OperationKind::Swap => "swap",
+        OperationKind::TrafficSet => "traffic set",
+        OperationKind::TrafficRamp => "traffic ramp",
+        OperationKind::Promote => "promote",
     }
 }
 
@@ -236,6 +240,12 @@ fn details(operation: &Operation, paint: Paint, now: Timestamp) -> String {
     }
     if let Some(swap) = &operation.swap {
         rows.extend(swap::rows(swap));
+    }
+    if let Some(report) = &operation.traffic {
+        if operation.kind == OperationKind::TrafficRamp {
+            rows.push(("Share", format!("{} % to {}", report.percent, report.new)));
+        }
+        rows.extend(guard::rows(report));
     }
     let mut out = fields(&rows, paint);
     if let Some(swap) = operation

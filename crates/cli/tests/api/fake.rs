@@ -295,6 +295,7 @@ pub(crate) fn operation(kind: OperationKind, subject: &str, state: OperationStat
         problem: None,
         report: None,
         swap: None,
+        traffic: None,
         notices: Vec::new(),
     }
 }

@@ -6,3 +6,4 @@ mod fake;
 mod operations;
 mod reading;
 mod terminal;
+mod traffic;

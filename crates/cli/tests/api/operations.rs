@@ -17,7 +17,7 @@ use crate::reading::environment;
 /// The operation as the daemon knows it.
 type Known = Arc<Mutex<Operation>>;
 
-fn accepted(operation: &Operation) -> Response {
+pub(crate) fn accepted(operation: &Operation) -> Response {
     (StatusCode::ACCEPTED, Json(operation.clone())).into_response()
 }
 

@@ -1,13 +1,14 @@
 //! A small server for tests: keeps a value in memory and on disk, and talks without pause to a peer.
 //!
 //! - `HTTP_PORT` (8080): `GET /` answers what it knows as JSON; `GET /set?v=TEXT` changes the value in memory and
-//!   in `/data/value`; `GET /ballast` says whether all of `BALLAST_MIB` MiB of memory are as they were filled. A request for a WebSocket gets one that echoes text behind the host name.
+//!   in `/data/value`; `GET /ballast` says whether all of `BALLAST_MIB` MiB of memory are as they were filled;
+//!   from `GET /break` to `GET /mend` every answer has status 500. A request for a WebSocket gets one that echoes text behind the host name.
 //! - `PEER` (`host:port`): keeps one TCP connection and exchanges growing numbers over it.
 //! - `PEER_PORT`: answers such a peer.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ struct Known {
     gaps: AtomicU64,
     connects: AtomicU64,
     ballast: Vec<u8>,
+    broken: AtomicBool,
 }
 
 /// A page of the ballast: its number, again and again, so that no two pages are the same.
@@ -106,6 +108,15 @@ fn serve(stream: TcpStream, known: &Known, boot: &str) -> std::io::Result<()> {
                 eprintln!("/data/value: {error}");
             }
         }
+        match path {
+            "/break" => known.broken.store(true, Ordering::SeqCst),
+            "/mend" => known.broken.store(false, Ordering::SeqCst),
+            _ => {}
+        }
+        let status = match known.broken.load(Ordering::SeqCst) {
+            true => "500 Broken",
+            false => "200 OK",
+        };
         let whole = (path == "/ballast").then(|| {
             let mut pages = known.ballast.chunks(4096).enumerate();
             pages.all(|(number, page)| page == ballast_page(number))
@@ -125,7 +136,7 @@ fn serve(stream: TcpStream, known: &Known, boot: &str) -> std::io::Result<()> {
         .to_string();
         write!(
             writer,
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         )?;
         if close {

@@ -171,14 +171,20 @@ impl Http {
             if timeout(header, received).await.is_err() {
                 return;
             }
-            let routed = watch
-                .wait_for(|stage| matches!(stage, Stage::Routed(_)))
-                .await
-                .map(|s| s.clone());
-            match routed {
-                Ok(Stage::Routed(environment)) => environment.gone().await,
-                // the sender lives as long as the request
-                _ => std::future::pending().await,
+            loop {
+                // a request that one side could not be asked goes to another
+                let stage = watch.borrow_and_update().clone();
+                let gone = async {
+                    match stage {
+                        Stage::Routed(environment) => environment.gone().await,
+                        Stage::Header | Stage::Received => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = gone => return,
+                    // the sender lives as long as the request
+                    Ok(()) = watch.changed() => {}
+                }
             }
         };
         tokio::select! {

@@ -1,5 +1,6 @@
 //! HTTP by host name and path.
 
+mod attempt;
 mod connection;
 mod pages;
 mod redirect;
@@ -7,27 +8,32 @@ mod request;
 mod tls;
 mod upgrade;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use http::header::{ACCEPT, FORWARDED, HOST, HeaderValue};
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{ACCEPT, CONTENT_TYPE, FORWARDED, HOST, HeaderValue, SET_COOKIE};
 use jiff::Timestamp;
 use offshoot_edge_api::Https;
 use pingora_core::protocols::TcpKeepalive;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
-use pingora_http::RequestHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session};
 
 pub(crate) use self::connection::Scheme;
 use self::pages::Page;
 use crate::access_log::Record;
 use crate::hosts::Found;
+use crate::mirror::{self, Copying};
 use crate::server::Edge;
 use crate::table::{Answer, Target, Upstream, fresh_key};
+use crate::traffic::{COOKIE, Choice, End, Ended, Facts, Owner, Visitor, take_cookie};
 
 /// How long a connection to an upstream is kept without use. Shorter than what common servers keep (nginx 75 s), so
 /// that it is rarely the other side that closes.
@@ -72,14 +78,61 @@ pub(crate) struct Context {
     started: Instant,
     scheme: Scheme,
     host: String,
+    /// The client's address.
+    client: Option<IpAddr>,
+    /// Whose domain was asked for, when an environment answers.
+    owner: Option<Arc<Owner>>,
+    /// Which of the owner's sides answers, and where.
+    side: usize,
     target: Option<Arc<Target>>,
+    /// Who asks, when visitors are told apart.
+    visitor: Option<Visitor>,
+    /// Whether the upstream answered.
+    own: bool,
+    /// Whether its answer is a WebSocket or an event stream.
+    stream: bool,
     /// Where in the target's upstreams this request begins.
     turn: usize,
-    /// Upstreams that did not accept a connection.
-    tried: usize,
+    /// Keys of upstreams that this request cannot go to any more.
+    tried: Vec<u64>,
+    /// Whether it went to another side than the chosen one, and whether it was sent a second time: once each.
+    other_side: bool,
+    resent: bool,
+    /// When it is also copied.
+    copy: Option<Box<Copying>>,
     upstream: Option<Upstream>,
     /// Whether a kept connection turned out to be dead: the next attempt takes a new one.
     anew: bool,
+}
+
+impl Context {
+    /// Who asks, and who answers.
+    fn choose(
+        &mut self,
+        request: &RequestHeader,
+        owner: &Owner,
+        route: &Arc<Target>,
+    ) -> Option<Choice> {
+        let facts = Facts::new(request, self.client);
+        self.visitor = owner.visitor(&facts);
+        owner.choose(&facts, self.visitor.as_ref(), route)
+    }
+
+    /// How it ended.
+    fn ended(&self, session: &Session, error: Option<&Error>) -> Ended {
+        let status = session.response_written().map(|r| r.status.as_u16());
+        Ended {
+            status,
+            own: self.own,
+            end: match error.map(|error| error.esource()) {
+                None => End::Complete,
+                Some(ErrorSource::Downstream) => End::ClientLeft,
+                Some(_) => End::Failed,
+            },
+            stream: self.stream,
+            took: self.started.elapsed(),
+        }
+    }
 }
 
 #[async_trait]
@@ -91,9 +144,18 @@ impl ProxyHttp for Router {
             started: Instant::now(),
             scheme: Scheme::Http,
             host: String::new(),
+            client: None,
+            owner: None,
+            side: 0,
             target: None,
+            visitor: None,
+            own: false,
+            stream: false,
             turn: 0,
-            tried: 0,
+            tried: Vec::new(),
+            other_side: false,
+            resent: false,
+            copy: None,
             upstream: None,
             anew: false,
         }
@@ -114,6 +176,8 @@ impl ProxyHttp for Router {
         session.set_total_drain_timeout(Some(Duration::from_secs(5)));
         request::check(session, limits.header_bytes)?;
         ctx.host = request::host(session.req_header())?;
+        let client = session.client_addr().and_then(|client| client.as_inet());
+        ctx.client = client.map(|client| client.ip().to_canonical());
         Ok(())
     }
 
@@ -130,25 +194,44 @@ impl ProxyHttp for Router {
                 return Ok(true);
             }
         };
-        connection::routed(route.environment());
+        if route.is_fenced() {
+            pages::send(session, Page::Fenced(&ctx.host)).await?;
+            return Ok(true);
+        }
         if ctx.scheme == Scheme::Http && route.https == Https::Redirect {
+            connection::routed(route.environment());
             let origin = redirect::https_origin(&ctx.host, &self.edge.listen_tls);
             redirect::send(session, &origin, 308).await?;
             return Ok(true);
         }
-        let target = match &route.answer {
-            Answer::Environment(target) => target,
-            Answer::Redirect { to, status, .. } => {
+        let (owner, target) = match &route.answer {
+            Answer::Environment { owner, target } => (owner, target),
+            Answer::Redirect {
+                environment,
+                to,
+                status,
+            } => {
+                connection::routed(environment);
                 redirect::send(session, to, *status).await?;
                 return Ok(true);
             }
         };
-        if target.upstreams.is_empty() {
+        let Some(choice) = ctx.choose(session.req_header(), owner, target) else {
             pages::send(session, Page::NotReady(&ctx.host)).await?;
             return Ok(true);
+        };
+        connection::routed(&choice.target.environment);
+        let header = session.req_header();
+        if let Some(mirror) = &owner.mirror
+            && !session.is_upgrade_req()
+            && !wants_events(header)
+        {
+            ctx.copy = mirror.begin(header, &ctx.host);
         }
-        ctx.turn = target.turn();
-        ctx.target = Some(Arc::clone(target));
+        ctx.owner = Some(Arc::clone(owner));
+        ctx.side = choice.side;
+        ctx.turn = choice.target.turn();
+        ctx.target = Some(choice.target);
         Ok(false)
     }
 
@@ -157,11 +240,7 @@ impl ProxyHttp for Router {
         session: &mut Session,
         ctx: &mut Context,
     ) -> Result<Box<HttpPeer>> {
-        let upstream = ctx
-            .target
-            .as_ref()
-            .and_then(|target| target.upstream(ctx.turn, ctx.tried));
-        let Some(upstream) = upstream else {
+        let Some(upstream) = ctx.next_upstream().or_else(|| ctx.on_other_side()) else {
             return Error::e_explain(ErrorType::HTTPStatus(503), "no upstream left");
         };
         ctx.upstream = Some(upstream);
@@ -210,6 +289,8 @@ impl ProxyHttp for Router {
             request.remove_header(name);
         }
         request.remove_header(&FORWARDED);
+        request.remove_header(&mirror::MARK);
+        take_cookie(request, COOKIE);
         if let Some(client) = session.client_addr().and_then(|address| address.as_inet()) {
             request.insert_header("x-forwarded-for", client.ip().to_string())?;
         }
@@ -217,6 +298,72 @@ impl ProxyHttp for Router {
         request.insert_header("x-forwarded-proto", scheme)?;
         if let Some(host) = request.headers.get(HOST).cloned() {
             request.insert_header("x-forwarded-host", host)?;
+        }
+        if let Some(copy) = &mut ctx.copy {
+            copy.header(request);
+        }
+        Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        is_last: bool,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        if let Some(copy) = &mut ctx.copy {
+            copy.body(body.as_ref(), is_last);
+        }
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        if let Some(copy) = &mut ctx.copy {
+            copy.answer(response, is_events(response));
+        }
+        Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _is_last: bool,
+        ctx: &mut Context,
+    ) -> Result<Option<Duration>> {
+        if let (Some(copy), Some(part)) = (&mut ctx.copy, body) {
+            copy.answer_body(part);
+        }
+        Ok(None)
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS
+        {
+            return Ok(());
+        }
+        ctx.own = true;
+        ctx.stream = response.status == StatusCode::SWITCHING_PROTOCOLS || is_events(response);
+        ctx.answered(response.status.as_u16());
+        if let Some(owner) = &ctx.owner {
+            let facts = Facts::new(session.req_header(), ctx.client);
+            let (visitor, status) = (ctx.visitor.as_mut(), response.status.as_u16());
+            let secure = ctx.scheme == Scheme::Https;
+            let cookie = owner.answered(ctx.side, visitor, &facts, status, secure);
+            if let Some(cookie) = cookie {
+                response.append_header(SET_COOKIE, cookie)?;
+            }
         }
         Ok(())
     }
@@ -248,13 +395,10 @@ impl ProxyHttp for Router {
         ctx: &mut Context,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        ctx.tried += 1;
+        ctx.failed("no connection");
         // nothing was sent, so another upstream may be asked
-        error.set_retry(
-            ctx.target
-                .as_ref()
-                .is_some_and(|target| target.upstream(ctx.turn, ctx.tried).is_some()),
-        );
+        let next = ctx.next_upstream().or_else(|| ctx.on_other_side());
+        error.set_retry(next.is_some());
         error
     }
 
@@ -267,13 +411,18 @@ impl ProxyHttp for Router {
         reused: bool,
     ) -> Box<Error> {
         let mut error = error.more_context(format!("upstream {peer}"));
-        if session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated()
-        {
+        let again = session.req_header().method.is_idempotent()
+            && !session.as_ref().retry_buffer_truncated();
+        if again {
             // a kept connection that its server closed before it saw the request
             error.retry.decide_reuse(reused);
             ctx.anew = true;
         } else {
             error.set_retry(false);
+        }
+        if !error.retry() {
+            let again = again && session.response_written().is_none();
+            error.set_retry(ctx.broke(&error, again));
         }
         error
     }
@@ -302,7 +451,14 @@ impl ProxyHttp for Router {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
-        self.edge.requests.fetch_add(1, Ordering::Relaxed);
+        if let Some(copy) = ctx.copy.take() {
+            copy.ended(error.is_none() && ctx.own);
+        }
+        if let Some(owner) = &ctx.owner {
+            owner.ended(ctx.side, &ctx.ended(session, error));
+        }
+        // after what it counts: who sees the number finds the counts
+        self.edge.requests.fetch_add(1, Ordering::Release);
         if !self.edge.access_log.is_on() {
             return;
         }
@@ -330,6 +486,14 @@ impl ProxyHttp for Router {
             error: error.map(ToString::to_string),
         });
     }
+}
+
+/// Whether an answer is server-sent events.
+fn is_events(response: &ResponseHeader) -> bool {
+    response
+        .headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 
 /// Whether the client asks for server-sent events, which may be far apart.

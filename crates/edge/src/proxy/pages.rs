@@ -29,6 +29,8 @@ pub(super) enum Page<'a> {
     },
     /// Its environment is stopped, not yet ready, or does not accept connections.
     NotReady(&'a str),
+    /// Its environment lets nobody in.
+    Fenced(&'a str),
     /// Its environment's answer broke off or is not HTTP.
     Broken(&'a str),
     /// Its environment did not answer in time.
@@ -67,7 +69,7 @@ impl<'a> Page<'a> {
         match self {
             Self::UnknownHost(_) | Self::UnknownPath(_) => 404,
             Self::Moved { status, .. } => *status,
-            Self::NotReady(_) => 503,
+            Self::NotReady(_) | Self::Fenced(_) => 503,
             Self::Broken(_) => 502,
             Self::Late(_) => 504,
             Self::Refused(status) => *status,
@@ -90,6 +92,10 @@ impl<'a> Page<'a> {
             Self::NotReady(host) => format!(
                 "503: the environment behind {host} is stopped or not ready yet.\n\n\
                  `offshoot ps` says what its nodes do.\n"
+            ),
+            Self::Fenced(host) => format!(
+                "503: the environment behind {host} lets nobody in for now.\n\n\
+                 `offshoot traffic show` says what its policy is.\n"
             ),
             Self::Broken(host) => format!(
                 "502: the environment behind {host} broke off its answer.\n\n`offshoot logs` says why.\n"
@@ -120,7 +126,7 @@ impl<'a> Page<'a> {
         if let Self::Moved { location, .. } = self {
             header.insert_header(LOCATION, *location)?;
         }
-        if matches!(self, Self::NotReady(_) | Self::Broken(_)) {
+        if matches!(self, Self::NotReady(_) | Self::Fenced(_) | Self::Broken(_)) {
             header.insert_header(RETRY_AFTER, RETRY_SECONDS)?;
         }
         Ok(header)

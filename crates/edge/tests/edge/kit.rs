@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use offshoot_edge_api::{
     AccessLog, EdgeConfig, EdgeControl, EdgeStatus, Limits, PortReport, PortState, Reloaded, Route,
-    RoutesFile, ensure_edge, stop,
+    RoutesFile, Traffic, ensure_edge, stop,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -81,6 +82,14 @@ impl TestEdge {
         reloaded
     }
 
+    /// Kills it, and starts it anew when it is gone.
+    pub(crate) async fn kill(&mut self) {
+        signal("KILL", self.status.pid);
+        let control = self.config.control.clone();
+        until("the edge ends", || EdgeControl::connect(&control).is_err()).await;
+        self.ensure();
+    }
+
     /// Starts it anew, as the daemon does when it finds it gone.
     pub(crate) fn ensure(&mut self) {
         self.status = ensure_edge(&self.config, binary()).unwrap();
@@ -108,8 +117,16 @@ pub(crate) fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_offshoot-edge"))
 }
 
+pub(crate) fn signal(name: &str, pid: u32) {
+    let kill = Command::new("kill")
+        .args([format!("-{name}"), pid.to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+}
+
 pub(crate) const A: &str = "aaaaaaaa";
 pub(crate) const B: &str = "bbbbbbbb";
+pub(crate) const C: &str = "cccccccc";
 
 pub(crate) fn route(host: &str, environment: &str, upstreams: &[SocketAddr]) -> Route {
     Route::new(
@@ -123,6 +140,28 @@ pub(crate) fn routes(version: u64, routes: Vec<Route>) -> RoutesFile {
     RoutesFile {
         version,
         routes,
+        ..RoutesFile::default()
+    }
+}
+
+/// Routes with the policy of one of the environments, and where those that it names answer.
+pub(crate) fn with_policy(
+    version: u64,
+    routes: Vec<Route>,
+    owner: &str,
+    policy: &str,
+    upstreams: &[(&str, &[SocketAddr])],
+) -> RoutesFile {
+    let upstreams = upstreams.iter();
+    let upstreams = upstreams.map(|(id, addresses)| (id.parse().unwrap(), addresses.to_vec()));
+    RoutesFile {
+        version,
+        routes,
+        traffic: vec![Traffic {
+            environment: owner.parse().unwrap(),
+            policy: serde_json::from_str(policy).unwrap(),
+            upstreams: upstreams.collect(),
+        }],
         ..RoutesFile::default()
     }
 }
@@ -232,7 +271,15 @@ async fn answer(
                 )))))
                 .unwrap()
         }
-        _ => Response::new(full(name)),
+        // more than all buffers on the way hold
+        "/large" => Response::new(full(vec![7; 32 << 20])),
+        path => {
+            let status = path.strip_prefix("/status/");
+            let status = status.and_then(|status| status.parse().ok());
+            let mut response = Response::new(full(name));
+            *response.status_mut() = status.unwrap_or(StatusCode::OK);
+            response
+        }
     })
 }
 

@@ -1,10 +1,15 @@
 //! The edge as its clients and the daemon see it: a real process on ports of the kernel's choice.
 
 mod authority;
+mod backend;
 mod domains;
+mod failover;
 mod http;
 mod kit;
+mod mirror;
 mod ports;
 mod protection;
 mod routes;
+mod split;
+mod stats;
 mod tls;

@@ -1,17 +1,18 @@
 //! Routes change and processes die; clients do not notice, or are told.
 
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures::StreamExt;
 use http_body_util::BodyExt;
 use hyper::StatusCode;
-use offshoot_edge_api::{EdgeConfig, EdgeControl, EdgeError, ensure_edge, stop};
+use offshoot_edge_api::{EdgeConfig, EdgeError, ensure_edge, stop};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::kit::{A, B, SOON, Server, TestEdge, ask, binary, get, http1, route, routes, until};
+use crate::kit::{
+    A, B, SOON, Server, TestEdge, ask, binary, get, http1, route, routes, signal, until,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn routes_switch_under_load_without_a_failed_request() {
@@ -187,25 +188,10 @@ async fn killed_it_comes_back_with_its_routes() {
     let a = Server::start("a").await;
     edge.serve(&routes(3, vec![route("a.localhost", A, &[a.address])]));
     let first = edge.status.pid;
-    signal("KILL", first);
-    until("the edge ends", || {
-        EdgeControl::connect(&edge.config.control).is_err()
-    })
-    .await;
-    edge.ensure();
+    edge.kill().await;
     assert_ne!(edge.status.pid, first);
     assert_eq!(edge.status.version, 3);
     assert_eq!(ask(edge.http(), get("a.localhost", "/")).await.text(), "a");
-}
-
-fn signal(name: &str, pid: u32) {
-    assert!(
-        Command::new("kill")
-            .args([format!("-{name}"), pid.to_string()])
-            .status()
-            .unwrap()
-            .success()
-    );
 }
 
 #[tokio::test]

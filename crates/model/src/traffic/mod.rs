@@ -5,7 +5,11 @@
 //! and in the edge's file.
 
 mod check;
+pub mod compare;
 pub mod stats;
+pub mod view;
+
+use std::convert::Infallible;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -20,7 +24,7 @@ pub const TRAFFIC_MAX: usize = 32;
 pub const WEIGHT_MAX: u32 = 1_000_000;
 
 /// What happens with requests for an environment's domains. An empty policy is none: the environment answers all.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Policy<E = String> {
     /// Who may answer, the best first: where checks are on, the first that is up takes over from one that is down.
@@ -52,6 +56,22 @@ pub struct Policy<E = String> {
     /// written there unseen).
     #[serde(default, skip_serializing_if = "is_false")]
     pub fence: bool,
+}
+
+impl<E> Default for Policy<E> {
+    fn default() -> Self {
+        Self {
+            sides: Vec::new(),
+            sticky: Sticky::default(),
+            rules: Vec::new(),
+            failover: None,
+            mirror: None,
+            goals: Vec::new(),
+            bounds: Bounds::default(),
+            send_proxy: None,
+            fence: false,
+        }
+    }
 }
 
 fn is_false(value: &bool) -> bool {
@@ -335,6 +355,35 @@ impl<E> Policy<E> {
             send_proxy: self.send_proxy,
             fence: self.fence,
         })
+    }
+}
+
+impl<E> Policy<E> {
+    /// The same policy with environments named by what `name` makes of them.
+    #[must_use]
+    pub fn named<F>(self, mut name: impl FnMut(&E) -> F) -> Policy<F> {
+        let named = self.try_name(|environment| Ok::<_, Infallible>(name(&environment)));
+        match named {
+            Ok(policy) => policy,
+            Err(never) => match never {},
+        }
+    }
+
+    /// Whether it has other environments answer, be checked or get copies.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        !self.sides.is_empty() || self.failover.is_some() || self.mirror.is_some()
+    }
+
+    /// What holds wherever the domains lead: goals, bounds and how nodes are spoken to.
+    #[must_use]
+    pub fn without_sides(self) -> Self {
+        Self {
+            goals: self.goals,
+            bounds: self.bounds,
+            send_proxy: self.send_proxy,
+            ..Self::default()
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::id::EnvId;
 /// All that the edge counted.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Stats {
-    /// One for every owner that was asked for and has routes.
+    /// One for every owner that has routes, and a policy or was asked for.
     pub owners: Vec<OwnerStats>,
 }
 
@@ -66,6 +66,23 @@ pub struct SideStats {
     /// Whether it is up; absent when nobody checks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<SideHealth>,
+}
+
+impl SideStats {
+    /// A side of which nothing was counted.
+    #[must_use]
+    pub fn none(environment: EnvId) -> Self {
+        Self {
+            environment,
+            requests: 0,
+            errors: 0,
+            classes: [0; 5],
+            latency: Histogram::default(),
+            visitors: 0,
+            goals: Vec::new(),
+            health: None,
+        }
+    }
 }
 
 /// How often a goal was reached on one side.
@@ -208,10 +225,16 @@ impl Histogram {
         steps.ceil().clamp(0.0, (BUCKETS - 1) as f64) as usize
     }
 
-    /// Counts by bucket, from the first.
+    /// A histogram with these counts, from the first bucket.
     #[must_use]
     pub fn from_counts(counts: [u64; BUCKETS]) -> Self {
         Self { counts }
+    }
+
+    /// Counts by bucket, from the first.
+    #[must_use]
+    pub fn counts(&self) -> &[u64; BUCKETS] {
+        &self.counts
     }
 
     /// Counts one.

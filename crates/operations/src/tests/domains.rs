@@ -41,7 +41,7 @@ fn back(one: &str, other: &str) -> Request {
 
 impl World {
     /// Two environments, `shop` with `a.test` and `b.test`, `next` with `c.test`.
-    async fn with_domains() -> Self {
+    pub(super) async fn with_domains() -> Self {
         let world = Self::new();
         world.created("shop", web()).await;
         world.created("next", web()).await;
@@ -51,17 +51,17 @@ impl World {
         world
     }
 
-    async fn done(&self, request: Request) -> Operation {
+    pub(super) async fn done(&self, request: Request) -> Operation {
         let operation = self.run(request).await;
         assert_eq!(operation.state, OperationState::Done, "{operation:?}");
         operation
     }
 
-    async fn refused(&self, request: Request) -> offshoot_model::Problem {
+    pub(super) async fn refused(&self, request: Request) -> offshoot_model::Problem {
         self.shared.submit(request).await.unwrap_err()
     }
 
-    async fn failed(&self, request: Request) -> offshoot_model::Problem {
+    pub(super) async fn failed(&self, request: Request) -> offshoot_model::Problem {
         let operation = self.run(request).await;
         assert_eq!(operation.state, OperationState::Failed, "{operation:?}");
         operation.problem.unwrap()

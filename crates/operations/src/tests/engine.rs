@@ -12,6 +12,9 @@ use offshoot_engine::{
 };
 use offshoot_model::environment::{Health, PortBinding};
 use offshoot_model::manifest::ImageConfig;
+use offshoot_model::traffic::Policy;
+use offshoot_model::traffic::compare::Tally;
+use offshoot_model::traffic::stats::{OwnerStats, SideStats, Stats};
 use offshoot_model::view::{DoctorReport, ExecRequest, ImageView, LogLine, LogStream, PoolView};
 use offshoot_model::{
     CloneReport, Code, EnvId, Environment, Fault, ImageSource, Node, NodeId, NodeState, Problem,
@@ -49,6 +52,12 @@ pub(super) struct Host {
     pub(super) exposed: BTreeMap<String, Reach>,
     /// Where the edge leads, by domain.
     pub(super) leads: BTreeMap<String, EnvId>,
+    /// What the edge does with requests for an environment's domains.
+    pub(super) policies: BTreeMap<EnvId, Policy<EnvId>>,
+    /// What the edge counted, by owner and side.
+    pub(super) counts: BTreeMap<(EnvId, EnvId), Tally>,
+    /// What comes to it between two looks.
+    pub(super) more: BTreeMap<(EnvId, EnvId), Tally>,
     /// Version of what the edge knows.
     pub(super) version: u64,
     /// Status of the next answers of entry nodes; 200 after the last.
@@ -354,8 +363,12 @@ impl Engine for Pretend {
                     .map(|d| (d.to_string(), one.environment.id.clone()))
             })
             .collect();
+        let policies = all
+            .iter()
+            .filter_map(|one| Some((one.environment.id.clone(), one.policy.clone()?)))
+            .collect();
         self.call("expose", |host| {
-            (host.exposed, host.leads) = (exposed, leads);
+            (host.exposed, host.leads, host.policies) = (exposed, leads, policies);
             host.version += 1;
             Exposed {
                 version: host.version,
@@ -364,6 +377,47 @@ impl Engine for Pretend {
             }
         })
         .await
+    }
+
+    async fn traffic_stats(&self, of: Vec<EnvId>) -> Result<Stats, Problem> {
+        let mut host = self.host();
+        if host.acts.contains_key("stats") {
+            return Err(Problem::internal("stats fails as asked"));
+        }
+        let host = &mut *host;
+        for (place, more) in &host.more {
+            let counts = host.counts.entry(place.clone()).or_default();
+            counts.requests += more.requests;
+            counts.errors += more.errors;
+            for _ in 0..more.requests {
+                counts.latency.add(more.latency.quantile(0.5).unwrap());
+            }
+        }
+        let owner = |owner: &EnvId| OwnerStats {
+            environment: owner.clone(),
+            since: Timestamp::UNIX_EPOCH,
+            sides: host
+                .counts
+                .iter()
+                .filter(|((whose, _), _)| whose == owner)
+                .map(|((_, side), tally)| SideStats {
+                    requests: tally.requests,
+                    errors: tally.errors,
+                    latency: tally.latency.clone(),
+                    ..SideStats::none(side.clone())
+                })
+                .collect(),
+            refused: 0,
+            mirror: None,
+            changes: Vec::new(),
+        };
+        let owners = of.iter().map(owner).collect();
+        Ok(Stats { owners })
+    }
+
+    async fn traffic_back(&self, owner: &EnvId) -> Result<Stats, Problem> {
+        self.call("back", |_| ()).await?;
+        self.traffic_stats(vec![owner.clone()]).await
     }
 
     async fn ensure_entrance(&self) -> Result<(), Problem> {

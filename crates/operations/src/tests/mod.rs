@@ -6,9 +6,11 @@ mod domains;
 mod engine;
 mod health;
 mod power;
+mod promote;
 mod queue;
 mod recover;
 mod supervise;
+mod traffic;
 
 use std::sync::Arc;
 use std::time::Duration;

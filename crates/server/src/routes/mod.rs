@@ -9,6 +9,7 @@ mod host;
 mod images;
 mod logs;
 mod operations;
+mod traffic;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -153,6 +154,10 @@ fn api_router() -> OpenApiRouter<Api> {
         .routes(routes!(domains::list, domains::add))
         .routes(routes!(domains::remove))
         .routes(routes!(domains::swap))
+        .routes(routes!(traffic::show, traffic::set, traffic::clear))
+        .routes(routes!(traffic::back))
+        .routes(routes!(traffic::ramp))
+        .routes(routes!(traffic::promote))
         .routes(routes!(logs::follow))
         .routes(routes!(exec::run))
         .routes(routes!(operations::list))

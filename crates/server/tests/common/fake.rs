@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use offshoot_model::domain::DomainView;
 use offshoot_model::operation::{OperationKind, OperationState};
+use offshoot_model::traffic::view::TrafficView;
 use offshoot_model::view::{
     CloneRequest, DoctorReport, EnvironmentView, Event, ExecRequest, ImageView, LogLine, LogStream,
     PlanView, PoolView,
@@ -93,6 +94,7 @@ pub fn operation(kind: OperationKind) -> Operation {
         problem: None,
         report: None,
         swap: None,
+        traffic: None,
         notices: Vec::new(),
     }
 }
@@ -169,6 +171,18 @@ impl Platform for Fake {
                 format!("remove from {name}: {domain}"),
             ),
             Request::Swap(name, swap) => (OperationKind::Swap, format!("swap {name} {swap:?}")),
+            Request::TrafficSet(name, policy) => {
+                let policy = serde_json::to_string(policy).unwrap();
+                (OperationKind::TrafficSet, format!("lead {name} {policy}"))
+            }
+            Request::TrafficClear(name) => (OperationKind::TrafficSet, format!("clear {name}")),
+            Request::TrafficRamp(name, ramp) => {
+                (OperationKind::TrafficRamp, format!("ramp {name} {ramp:?}"))
+            }
+            Request::Promote(name, promote) => (
+                OperationKind::Promote,
+                format!("promote {name} {promote:?}"),
+            ),
         };
         self.note(call)?;
         Ok(operation(kind))
@@ -269,6 +283,16 @@ impl Platform for Fake {
             path: "/".to_owned(),
             added: "2026-01-01T00:00:00Z".parse().unwrap(),
         }])
+    }
+
+    async fn traffic(&self, environment: &str) -> Result<TrafficView, Problem> {
+        self.note(format!("traffic {environment}"))?;
+        Ok(TrafficView::default())
+    }
+
+    async fn traffic_back(&self, environment: &str) -> Result<TrafficView, Problem> {
+        self.note(format!("back {environment}"))?;
+        Ok(TrafficView::default())
     }
 
     async fn manifest(&self, name: &str) -> Result<Manifest, Problem> {

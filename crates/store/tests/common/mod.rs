@@ -44,6 +44,7 @@ pub fn operation(environment: &Environment) -> Operation {
         problem: None,
         report: None,
         swap: None,
+        traffic: None,
         notices: Vec::new(),
     }
 }

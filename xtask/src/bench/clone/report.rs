@@ -1,16 +1,16 @@
 //! What was measured, as a table and as JSON.
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use anyhow::Context;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::figures::{MEBIBYTE, Measured, Spread, rounded, spreads};
+use super::figures::{MEBIBYTE, Measured, spreads};
 use super::settle::Settled;
 use super::{compare, podman};
-use crate::commands::output;
+use crate::bench::machine::{Machine, version};
+use crate::bench::spread::{Spread, rounded};
 use crate::table;
 
 /// What the freeze of the largest amount of memory is set against.
@@ -51,7 +51,7 @@ pub(super) struct Run {
 /// The whole benchmark.
 #[derive(Debug)]
 pub(super) struct Report {
-    pub(super) machine: Machine,
+    pub(super) machine: Setting,
     /// Bytes of a value in Redis.
     pub(super) value: u32,
     /// Writes per second that were tried for.
@@ -59,50 +59,23 @@ pub(super) struct Report {
     pub(super) runs: Vec<Run>,
 }
 
-/// What it was measured on.
+/// What it was measured on and beside what.
 #[derive(Debug, Serialize)]
-pub(super) struct Machine {
-    processor: String,
-    processors: usize,
-    memory_mib: u64,
-    kernel: String,
+pub(super) struct Setting {
+    #[serde(flatten)]
+    machine: Machine,
     runc: String,
     criu: String,
     pub(super) podman: Option<String>,
 }
 
-impl Machine {
-    /// The machine at hand; what cannot be told is `unknown`.
+impl Setting {
+    /// This machine, and what is installed on it.
     pub(super) fn this() -> Self {
-        let first = |text: String| text.lines().next().unwrap_or_default().to_owned();
-        let field = |path: &str, name: &str| {
-            let text = fs::read_to_string(path).unwrap_or_default();
-            let line = text.lines().find(|line| line.starts_with(name));
-            line.and_then(|line| line.split_once(':')).map_or_else(
-                || "unknown".to_owned(),
-                |(_, value)| value.trim().to_owned(),
-            )
-        };
-        let version = |program: &std::path::Path| {
-            output(std::process::Command::new(program).arg("--version"))
-                .map_or_else(|_| "unknown".to_owned(), first)
-        };
-        let memory = field("/proc/meminfo", "MemTotal");
         Self {
-            processor: field("/proc/cpuinfo", "model name"),
-            processors: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            memory_mib: memory
-                .split(' ')
-                .next()
-                .and_then(|kib| kib.parse::<u64>().ok())
-                .unwrap_or(0)
-                >> 10,
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
-                .unwrap_or_default()
-                .trim()
-                .to_owned(),
-            runc: version("runc".as_ref()),
-            criu: version(&compare::criu_dir().join("criu")),
+            machine: Machine::this(),
+            runc: version("runc".as_ref(), "--version"),
+            criu: version(&compare::criu_dir().join("criu"), "--version"),
             podman: podman::version(),
         }
     }
@@ -254,11 +227,8 @@ impl Report {
             Some(format!("{}\n", settled.line(&run.name)))
         });
         let lines: String = growth.chain(settled).collect();
-        let Machine {
-            processor,
-            processors,
-            memory_mib,
-            kernel,
+        let Setting {
+            machine,
             runc,
             criu,
             podman,
@@ -267,7 +237,7 @@ impl Report {
             .as_ref()
             .map_or_else(String::new, |podman| format!(", {podman}"));
         format!(
-            "\n{}\n{lines}{processors} x {processor}, {memory_mib} MiB, Linux {kernel}, {runc}, CRIU {criu}{podman}\n\
+            "\n{}\n{lines}{machine}, {runc}, CRIU {criu}{podman}\n\
              Medians (least..most) of {} clones. Values of {} bytes, {} writes per second tried for.\n\
              freeze: longest time without an answer for a client that asks every millisecond. stood still: as the operation tells\n\
              it. throughput: answers while the clone is made, against before. p99: latency, without what waited in the freeze.\n\
@@ -325,7 +295,7 @@ mod tests {
 
     fn report(runs: Vec<Run>) -> Report {
         Report {
-            machine: Machine::this(),
+            machine: Setting::this(),
             value: 4_000,
             writes: 5_000,
             runs,

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::bench::spread::Spread;
+
 /// One clone. What cannot be measured of a way to clone is `None`.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Measured {
@@ -35,33 +37,6 @@ pub(super) struct Measured {
     pub(super) added_disk_mib: Option<f64>,
 }
 
-/// A figure of several clones.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Spread {
-    pub(super) median: f64,
-    pub(super) min: f64,
-    pub(super) max: f64,
-    /// In the order they were measured; `None` where there was no figure.
-    pub(super) all: Vec<Option<f64>>,
-}
-
-impl Spread {
-    /// Of the figures that there are; `None` when there are none.
-    pub(super) fn of(all: Vec<Option<f64>>) -> Option<Self> {
-        let mut sorted: Vec<_> = all.iter().flatten().copied().collect();
-        sorted.sort_unstable_by(f64::total_cmp);
-        let (min, max) = (*sorted.first()?, *sorted.last()?);
-        let upper = *sorted.get(sorted.len() / 2)?;
-        let lower = *sorted.get((sorted.len() - 1) / 2)?;
-        Some(Self {
-            median: rounded((lower + upper) / 2.0),
-            min: rounded(min),
-            max: rounded(max),
-            all: all.into_iter().map(|value| value.map(rounded)).collect(),
-        })
-    }
-}
-
 /// Every figure by its name in [`Measured`]; those that nobody measured are not in it.
 pub(super) fn spreads(measured: &[Measured]) -> anyhow::Result<BTreeMap<String, Spread>> {
     let mut columns = BTreeMap::<String, Vec<Option<f64>>>::new();
@@ -78,11 +53,6 @@ pub(super) fn spreads(measured: &[Measured]) -> anyhow::Result<BTreeMap<String, 
         .collect())
 }
 
-/// For people: hundredths.
-pub(super) fn rounded(value: f64) -> f64 {
-    (value * 100.0).round() / 100.0
-}
-
 /// Bytes.
 pub(super) const MEBIBYTE: f64 = 1_048_576.0;
 
@@ -95,24 +65,6 @@ pub(super) fn mib(bytes: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn spread(values: &[f64]) -> Option<(f64, f64, f64)> {
-        let spread = Spread::of(values.iter().copied().map(Some).collect())?;
-        Some((spread.median, spread.min, spread.max))
-    }
-
-    #[test]
-    fn medians_and_spreads() {
-        assert_eq!(spread(&[]), None);
-        assert_eq!(spread(&[7.0]), Some((7.0, 7.0, 7.0)));
-        assert_eq!(spread(&[3.0, 1.0, 2.0]), Some((2.0, 1.0, 3.0)));
-        assert_eq!(spread(&[4.0, 1.0]), Some((2.5, 1.0, 4.0)));
-        assert_eq!(spread(&[1.0, 9.0, 2.004, 4.0]), Some((3.0, 1.0, 9.0)));
-        assert_eq!(Spread::of(vec![None]), None);
-        let holes = Spread::of(vec![Some(2.0), None, Some(1.006)]).unwrap();
-        assert_eq!(holes.median, 1.5);
-        assert_eq!(holes.all, [Some(2.0), None, Some(1.01)]);
-    }
 
     #[test]
     fn every_figure_has_its_spread() {

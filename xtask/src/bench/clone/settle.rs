@@ -11,8 +11,9 @@ use offshoot_model::EnvId;
 use offshoot_model::view::EnvironmentView;
 use serde::Serialize;
 
-use super::figures::{mib, rounded};
+use super::figures::mib;
 use super::ours::{CLONE, make_clone};
+use crate::bench::spread::rounded;
 use crate::instance::Instance;
 use crate::interrupt::pause;
 use crate::wordpress::Site;
