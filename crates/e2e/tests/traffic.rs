@@ -203,7 +203,7 @@ fn a_clone_that_breaks_after_its_promotion_gives_the_domains_back() {
         ],
     );
     until_answered_by(&daemon, "next");
-    refused_with(&daemon, "wrong-state", &["domain", "rm", "shop", HOST]);
+    refused_with(&daemon, "wrong-state", &["domain", "add", "shop", "x.test"]);
     daemon.get("next", "/break").expect("it breaks");
     let operation = wait_for("the way back", WATCHED, || {
         ask(&daemon, HOST);
