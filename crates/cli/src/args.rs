@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    clone, create, doctor, domain, image, login, ls, meta, op, pool, power, promote, show, swap,
-    traffic,
+    cert, clone, create, doctor, domain, image, login, ls, meta, op, pool, power, promote, show,
+    swap, traffic,
 };
 use crate::commands::{exec, logs};
 use crate::context::Format;
@@ -105,6 +105,7 @@ pub(crate) enum Command {
     Swap(swap::SwapArgs),
     Traffic(traffic::TrafficArgs),
     Promote(promote::PromoteArgs),
+    Cert(cert::CertArgs),
     // Inside nodes.
     Exec(exec::ExecArgs),
     Logs(logs::LogsArgs),

@@ -1,7 +1,7 @@
 //! What the engine of one host is told.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use offshoot_images::ImagesConfig;
@@ -34,6 +34,8 @@ pub struct LocalConfig {
     pub edge: PathBuf,
     /// Where the edge listens.
     pub edge_listen: Vec<SocketAddr>,
+    /// Where it listens for HTTPS; nowhere when empty.
+    pub edge_listen_tls: Vec<SocketAddr>,
     /// All outer networks are taken from it.
     pub outer_pool: Ipv4Net,
     /// As `outer_pool`, where the host has IPv6.
@@ -44,6 +46,12 @@ pub struct LocalConfig {
     pub dns: Vec<SocketAddr>,
     /// Whether equal memory of nodes may be kept once, and is while there are clones that came with their memory.
     pub share_memory: bool,
+}
+
+/// Where certificates and their keys are in a state directory.
+#[must_use]
+pub fn certificates_in(state_dir: &Path) -> PathBuf {
+    state_dir.join("certificates")
 }
 
 impl LocalConfig {
@@ -84,6 +92,12 @@ impl LocalConfig {
             }
         }
         self.criu_kernel().map_or(Ok(()), std::fs::create_dir)
+    }
+
+    /// Files of certificates and their keys: `<id>.pem`, `<id>.key`.
+    #[must_use]
+    pub fn certificates(&self) -> PathBuf {
+        certificates_in(&self.state_dir)
     }
 
     /// Memory images of cuts under way.

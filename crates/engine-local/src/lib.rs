@@ -22,7 +22,8 @@ mod nodes;
 mod plant;
 mod sweep;
 mod usage;
+mod views;
 
-pub use config::LocalConfig;
+pub use config::{LocalConfig, certificates_in};
 pub use doctor::doctor;
 pub use local::Local;

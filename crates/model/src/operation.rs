@@ -42,6 +42,14 @@ pub enum OperationKind {
     TrafficRamp,
     /// Make a clone what people reach at its parent's domains.
     Promote,
+    /// Say what requests without TLS get at a custom domain.
+    DomainHttps,
+    /// Get or take a certificate.
+    CertificateAdd,
+    /// Take the certificate away from a host name.
+    CertificateRemove,
+    /// Renew a certificate.
+    CertificateRenew,
 }
 
 /// How far an operation is.

@@ -7,6 +7,7 @@ mod clone;
 mod create;
 mod domains;
 mod health;
+mod https;
 mod image;
 mod live;
 mod locks;
@@ -31,6 +32,7 @@ mod traffic;
 mod view;
 mod watch;
 
+pub use https::Https;
 pub use offshoot_engine::{ByteStream, ExecInput, ExecOutput, ExecSession, LogQuery};
 pub use platform::{Platform, Request, SharedPlatform};
 pub use service::Operations;

@@ -358,6 +358,7 @@ impl Swap {
             .shared
             .expose_after(Some(cx.live.id()), Change::None, record)
             .await?;
+        cx.note_refused(&exposed);
         self.tell_switched(cx, &exposed);
         Ok(())
     }

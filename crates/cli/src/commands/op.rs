@@ -142,6 +142,10 @@ pub(super) fn kind(kind: OperationKind) -> &'static str {
         OperationKind::TrafficSet => "traffic set",
         OperationKind::TrafficRamp => "traffic ramp",
         OperationKind::Promote => "promote",
+        OperationKind::DomainHttps => "domain https",
+        OperationKind::CertificateAdd => "cert add",
+        OperationKind::CertificateRemove => "cert rm",
+        OperationKind::CertificateRenew => "cert renew",
     }
 }
 

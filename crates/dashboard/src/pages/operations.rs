@@ -38,7 +38,14 @@ pub(super) fn kind(kind: OperationKind) -> &'static str {
         OperationKind::PoolGrow => "Grow pool",
         OperationKind::DomainAdd => "Add domains to",
         OperationKind::DomainRemove => "Remove domain of",
+        OperationKind::DomainHttps => "Change HTTPS of",
         OperationKind::Swap => "Swap domains of",
+        OperationKind::TrafficSet => "Change traffic of",
+        OperationKind::TrafficRamp => "Ramp from",
+        OperationKind::Promote => "Promote",
+        OperationKind::CertificateAdd => "Get certificate for",
+        OperationKind::CertificateRemove => "Remove certificate of",
+        OperationKind::CertificateRenew => "Renew certificate of",
     }
 }
 

@@ -1,7 +1,7 @@
 //! Environments and operations to show.
 
 use offshoot_model::clone::{Memory, MemoryWay, NodeCloneReport, Timing};
-use offshoot_model::domain::DomainView;
+use offshoot_model::domain::{DomainHttps, DomainView};
 use offshoot_model::environment::Health;
 use offshoot_model::environment::PortBinding;
 use offshoot_model::manifest::{Protocol, PublishedPort, Role, Scaling, VolumeClone};
@@ -142,6 +142,8 @@ pub fn environments() -> Vec<EnvironmentView> {
         host: "shop.example.com".to_owned(),
         path: "/".to_owned(),
         added: at("2026-11-21T08:00:00Z"),
+        https: DomainHttps::Offer,
+        redirect: None,
     });
     shop.ports.push(PortBinding {
         port: PublishedPort {
@@ -195,6 +197,7 @@ pub fn operation(kind: OperationKind, subject: &str) -> Operation {
         problem: None,
         report: None,
         swap: None,
+        traffic: None,
         notices: Vec::new(),
     }
 }

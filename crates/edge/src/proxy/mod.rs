@@ -215,6 +215,10 @@ impl ProxyHttp for Router {
                 redirect::send(session, to, *status).await?;
                 return Ok(true);
             }
+            Answer::Text { text, .. } => {
+                pages::send(session, Page::Text(text)).await?;
+                return Ok(true);
+            }
         };
         let Some(choice) = ctx.choose(session.req_header(), owner, target) else {
             pages::send(session, Page::NotReady(&ctx.host)).await?;

@@ -114,9 +114,7 @@ async fn a_domain_is_in_use_when_it_is_added_and_not_when_it_is_removed() {
 
     // Below its own default domain, and over a rename and a stop.
     world.done(add("shop", &["api.shop.localhost"])).await;
-    world
-        .done(Request::Rename("shop".into(), "store".into()))
-        .await;
+    world.done(super::rename("shop", "store")).await;
     world.done(Request::Stop("store".into())).await;
     world.edge_is_right();
     let reach = world.engine.host().exposed.get("www.test").copied();
