@@ -1,6 +1,5 @@
 //! Traffic: shares by slider, figures that change by themselves, a swap that is seen before.
 
-use fantoccini::Locator;
 use offshoot_model::operation::OperationKind;
 use serde_json::json;
 
@@ -64,9 +63,9 @@ async fn shares_by_slider() {
     );
     // What is set is there, and can leave by keyboard alone.
     browser.go("/environments/shop/traffic/split").await;
-    let leaves = Locator::Css("[name=leaves][value=upgrade]");
-    let leaves = browser.client.find(leaves).await.unwrap();
-    leaves.send_keys(" ").await.unwrap();
+    let focus = "document.querySelector('[name=leaves][value=upgrade]').focus()";
+    browser.script(focus).await;
+    browser.key(" ").await;
     browser.see("output", "100 %").await;
     browser.no_complaints().await;
     browser.end().await;
@@ -147,26 +146,16 @@ async fn traffic_without_scripts() {
     browser.sign_in().await;
     browser.go("/environments/shop/traffic").await;
     browser.press("Shares").await;
-    let find = async |css: &str| browser.client.find(Locator::Css(css)).await.unwrap();
-    find("[name=add]")
-        .await
-        .select_by_label("upgrade")
-        .await
-        .unwrap();
-    let weight = find("[name=add_weight]").await;
-    weight.clear().await.unwrap();
-    weight.send_keys("300").await.unwrap();
+    browser.enter("add-side", "upgrade").await;
+    browser.clear("add-weight").await;
+    browser.enter("add-weight", "300").await;
     browser.press_in("//main", "Set shares").await;
     browser
         .see("main #operation h2", "Change traffic of shop")
         .await;
     browser.go("/environments/shop/traffic").await;
     browser.press("Swap").await;
-    find("#swap-with")
-        .await
-        .select_by_label("pr-1284")
-        .await
-        .unwrap();
+    browser.enter("swap-with", "pr-1284").await;
     browser.press_in("//main", "Show").await;
     browser.see(".moves b", "pr-1284").await;
     browser
