@@ -229,7 +229,12 @@ async fn a_swap_is_seen_before_it_is_made_and_taken_back() {
         &["Swap back upgrade", "<td>upgrade</td><td><b>shop</b></td>"],
     );
     let path = "/environments/upgrade/traffic/swap";
-    is_begun(&site.post(path, "with=shop&back=yes").await);
+    let operation = site.post(path, "with=shop&back=yes").await;
+    is_begun(&operation);
+    has(
+        &site.get(operation.location()).await,
+        &["<th scope=\"row\">shop.example.com</th><td>upgrade</td><td>shop</td>"],
+    );
     assert_eq!(
         site.fake.calls(),
         ["swap upgrade shop back true warm [\"/\"] 3 30000"]
@@ -356,6 +361,21 @@ async fn a_ramp_and_a_promotion_are_begun() {
         r#"promote upgrade {"of":null,"warm":{"paths":["/login"],"answers":3,"timeout_ms":30000},"baseline_ms":10000,"watch_ms":3600000,"guard":{"errors_percent":1.0,"latency_factor":2.0,"min_requests":50},"keep_ms":86400000,"fence":true}"#
     );
     assert_eq!(calls.len(), 2);
+}
+
+#[tokio::test]
+async fn the_page_of_a_ramp_tells_how_it_goes() {
+    let ramp = common::traffic::ramp();
+    let path = format!("/operations/{}", ramp.id);
+    let site = Site::open(sample::environments(), vec![ramp]).await;
+    has(
+        &site.get(&path).await,
+        &[
+            "Ramp from shop",
+            "upgrade has <b>10 %</b> of the requests.",
+            "<th scope=\"row\">upgrade</th><td class=\"number\">412</td><td class=\"number\">1</td><td class=\"number\">26 ms</td>",
+        ],
+    );
 }
 
 #[tokio::test]

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use offshoot_model::certificate::{Certificate, CertificateKind, CertificatesView};
 use offshoot_model::domain::{Domain, DomainHttps, DomainView, MovedDomain, SwapReport};
-use offshoot_model::operation::OperationKind;
-use offshoot_model::traffic::compare::{difference, share};
+use offshoot_model::operation::{OperationKind, OperationState, StepState};
+use offshoot_model::traffic::compare::{Figures, difference, share};
 use offshoot_model::traffic::stats::{Difference, Histogram, MirrorStats, NodeHealth, SideHealth};
-use offshoot_model::traffic::view::{ChangeView, GoalView, SideView, TrafficView};
+use offshoot_model::traffic::view::{ChangeView, GoalView, SideView, TrafficReport, TrafficView};
 use offshoot_model::{Code, Fault, Operation, Problem};
 use offshoot_operations::Request;
 
@@ -248,6 +248,32 @@ pub fn split() -> TrafficView {
             change("2026-11-28T17:00:01Z", false, "10.208.4.10:80: connection refused"),
         ],
         uncounted: None,
+    }
+}
+
+/// A ramp under way.
+pub fn ramp() -> Operation {
+    let figures = |requests, p95| Figures {
+        requests,
+        errors: requests / 400,
+        p95_ms: Some(p95),
+    };
+    Operation {
+        state: OperationState::Running,
+        ended: None,
+        steps: vec![
+            sample::step("preflight", StepState::Done, Some(900)),
+            sample::step("ramp", StepState::Running, None),
+        ],
+        traffic: Some(TrafficReport {
+            old: "shop".to_owned(),
+            new: "upgrade".to_owned(),
+            percent: 10,
+            old_figures: Some(figures(3_790, 21.0)),
+            new_figures: Some(figures(412, 26.0)),
+            keep_until: None,
+        }),
+        ..sample::operation(OperationKind::TrafficRamp, "shop")
     }
 }
 

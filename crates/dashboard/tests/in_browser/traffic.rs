@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::common::browser::{Browser, start};
 use crate::common::sample;
-use crate::common::traffic::{certificates, split};
+use crate::common::traffic::{certificates, ramp, split};
 use crate::{fake, pictures};
 
 /// With a policy of the shop's that has everything.
@@ -199,6 +199,11 @@ async fn pages_of_traffic_have_their_pictures() {
         browser.go(path).await;
         pictures(&browser, name).await;
     }
+    let ramp = ramp();
+    let path = format!("/operations/{}", ramp.id);
+    browser.fake.operations.lock().unwrap().push(ramp);
+    browser.go(&path).await;
+    pictures(&browser, "traffic-ramp-operation").await;
     browser.go("/environments/shop/traffic").await;
     // All of it, for looking at.
     browser.size(1280, 2400).await;
