@@ -103,9 +103,9 @@ pub(crate) enum Command {
     // What leads to them.
     Domain(domain::DomainArgs),
     Swap(swap::SwapArgs),
+    Cert(cert::CertArgs),
     Traffic(traffic::TrafficArgs),
     Promote(promote::PromoteArgs),
-    Cert(cert::CertArgs),
     // Inside nodes.
     Exec(exec::ExecArgs),
     Logs(logs::LogsArgs),

@@ -280,7 +280,7 @@ fn acme_server(daemon: &TestDaemon) -> Running {
         .arg(&file)
         .args(["-dnsserver", "127.0.0.1:8053"]);
     pebble.env("PEBBLE_VA_NOSLEEP", "1");
-    let mut start = |command: &mut Command, name: &str| {
+    let start = |command: &mut Command, name: &str| {
         command
             .stdin(Stdio::null())
             .stdout(log(name))
@@ -327,7 +327,7 @@ fn an_acme_server_signs_what_the_edge_proves() {
     refused_with(&daemon, "domain-invalid", &["cert", "acme", "*.wild.test"]);
     refused_with(&daemon, "domain-unknown", &["cert", "acme", "nobody.test"]);
 
-    let _server = acme_server(&daemon);
+    let server = acme_server(&daemon);
     let operation = daemon.json(&["cert", "acme", HOST, "a.wild.test"]);
     println!("{operation:#}");
     assert_eq!(operation["state"], "done");
@@ -400,5 +400,6 @@ fn an_acme_server_signs_what_the_edge_proves() {
         assert_eq!(who(&daemon, &root, "b.wild.test").as_deref(), Some("next"));
         daemon.run(&["cert", "rm", "b.wild.test"]);
     }
+    drop(server);
     daemon.finish(&["shop", "next"]);
 }

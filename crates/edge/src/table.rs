@@ -137,10 +137,7 @@ impl Route {
 
     /// Whether nobody is let in.
     pub(crate) fn is_fenced(&self) -> bool {
-        match &self.answer {
-            Answer::Environment { owner, .. } => owner.is_fenced(),
-            Answer::Redirect { .. } | Answer::Text { .. } => false,
-        }
+        matches!(&self.answer, Answer::Environment { owner, .. } if owner.is_fenced())
     }
 }
 

@@ -21,13 +21,20 @@ use crate::config::LocalConfig;
 /// The edge's own configuration.
 pub(crate) fn edge_config(config: &LocalConfig) -> EdgeConfig {
     let dir = config.run_dir.join("edge");
+    let options = &config.edge_options;
     EdgeConfig {
         listen: config.edge_listen.clone(),
         listen_tls: config.edge_listen_tls.clone(),
-        routes: dir.join("routes.json"),
-        control: dir.join("control.sock"),
-        access_log: Some(AccessLog::new(config.state_dir.join("edge-access.log"))),
-        limits: offshoot_edge_api::Limits::default(),
+        access_log: Some(AccessLog {
+            format: options.log_format,
+            query: options.log_query,
+            ..AccessLog::new(config.state_dir.join("edge-access.log"))
+        }),
+        limits: options.limits.clone(),
+        proxy_from: options.proxy_from.clone(),
+        trust: options.trust.clone(),
+        metrics: options.metrics,
+        ..EdgeConfig::new(dir.join("routes.json"), dir.join("control.sock"))
     }
 }
 
@@ -54,12 +61,12 @@ pub(crate) fn expose(
             .chain(beside.texts.iter().map(text))
             .collect(),
         ports: all.iter().flat_map(ports).collect(),
-        traffic: traffic(all),
         certificates: beside
             .certificates
             .iter()
             .map(|one| certificate(config, one))
             .collect(),
+        traffic: traffic(all),
         ..RoutesFile::default()
     };
     file.write_atomically(&edge.routes)

@@ -24,6 +24,7 @@ mod sweep;
 mod usage;
 mod views;
 
-pub use config::{LocalConfig, certificates_in};
+pub use config::{EdgeOptions, LocalConfig, certificates_in};
 pub use doctor::doctor;
 pub use local::Local;
+pub use offshoot_edge_api::{Limits as EdgeLimits, LogFormat as EdgeLogFormat};

@@ -116,12 +116,12 @@ pub struct Exposure {
     pub ports: Vec<PortBinding>,
     /// Whether anything answers there.
     pub reach: Reach,
-    /// What happens with requests for these domains; `None`: the environment answers them.
-    pub policy: Option<Policy<EnvId>>,
     /// Those of the domains at which requests without TLS are sent to the same address with it.
     pub only_https: Vec<Domain>,
     /// Host names whose visitors are sent elsewhere.
     pub redirects: Vec<HostRedirect>,
+    /// What happens with requests for these domains; `None`: the environment answers them.
+    pub policy: Option<Policy<EnvId>>,
 }
 
 /// A host name whose visitors are sent elsewhere, for good.

@@ -36,12 +36,6 @@ pub enum OperationKind {
     DomainRemove,
     /// Exchange the custom domains of two environments.
     Swap,
-    /// Set or clear what happens with requests for an environment's domains.
-    TrafficSet,
-    /// Send more and more of an environment's requests to another.
-    TrafficRamp,
-    /// Make a clone what people reach at its parent's domains.
-    Promote,
     /// Say what requests without TLS get at a custom domain.
     DomainHttps,
     /// Get or take a certificate.
@@ -50,6 +44,12 @@ pub enum OperationKind {
     CertificateRemove,
     /// Renew a certificate.
     CertificateRenew,
+    /// Set or clear what happens with requests for an environment's domains.
+    TrafficSet,
+    /// Send more and more of an environment's requests to another.
+    TrafficRamp,
+    /// Make a clone what people reach at its parent's domains.
+    Promote,
 }
 
 /// How far an operation is.

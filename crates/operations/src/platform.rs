@@ -98,16 +98,16 @@ pub trait Platform: Send + Sync + 'static {
     /// Custom domains of an environment, by name.
     async fn domains(&self, environment: &str) -> Result<Vec<DomainView>, Problem>;
 
-    /// The traffic policy of an environment, and what was counted at its domains.
-    async fn traffic(&self, environment: &str) -> Result<TrafficView, Problem>;
-
-    /// Lets every side of an environment's policy that is up take requests again.
-    async fn traffic_back(&self, environment: &str) -> Result<TrafficView, Problem>;
     /// All certificates.
     async fn certificates(&self) -> Result<CertificatesView, Problem>;
 
     /// The root of the instance's own authority, PEM; made when there is none yet.
     async fn certificate_root(&self) -> Result<String, Problem>;
+    /// The traffic policy of an environment, and what was counted at its domains.
+    async fn traffic(&self, environment: &str) -> Result<TrafficView, Problem>;
+
+    /// Lets every side of an environment's policy that is up take requests again.
+    async fn traffic_back(&self, environment: &str) -> Result<TrafficView, Problem>;
 
     /// An environment's manifest, secrets left out.
     async fn manifest(&self, environment: &str) -> Result<Manifest, Problem>;

@@ -101,12 +101,12 @@ pub(crate) enum Plan {
     DomainAdd(domains::Add),
     DomainRemove(domains::Remove),
     Swap(swap::Swap),
-    TrafficSet(traffic::Set),
-    TrafficRamp(ramp::Ramp),
-    Promote(Box<promote::Promote>),
     DomainHttps(https::SetHttps),
     CertificateAdd(https::Install),
     CertificateRemove(https::Forget),
+    TrafficSet(traffic::Set),
+    TrafficRamp(ramp::Ramp),
+    Promote(Box<promote::Promote>),
 }
 
 impl Plan {
@@ -123,12 +123,12 @@ impl Plan {
             Self::DomainAdd(saga) => saga,
             Self::DomainRemove(saga) => saga,
             Self::Swap(saga) => saga,
-            Self::TrafficSet(saga) => saga,
-            Self::TrafficRamp(saga) => saga,
-            Self::Promote(saga) => saga.as_mut(),
             Self::DomainHttps(saga) => saga,
             Self::CertificateAdd(saga) => saga,
             Self::CertificateRemove(saga) => saga,
+            Self::TrafficSet(saga) => saga,
+            Self::TrafficRamp(saga) => saga,
+            Self::Promote(saga) => saga.as_mut(),
         }
     }
 
@@ -145,13 +145,13 @@ impl Plan {
             Self::DomainAdd(_) => OperationKind::DomainAdd,
             Self::DomainRemove(_) => OperationKind::DomainRemove,
             Self::Swap(_) => OperationKind::Swap,
-            Self::TrafficSet(_) => OperationKind::TrafficSet,
-            Self::TrafficRamp(_) => OperationKind::TrafficRamp,
-            Self::Promote(_) => OperationKind::Promote,
             Self::DomainHttps(_) => OperationKind::DomainHttps,
             Self::CertificateAdd(saga) if saga.is_renewal() => OperationKind::CertificateRenew,
             Self::CertificateAdd(_) => OperationKind::CertificateAdd,
             Self::CertificateRemove(_) => OperationKind::CertificateRemove,
+            Self::TrafficSet(_) => OperationKind::TrafficSet,
+            Self::TrafficRamp(_) => OperationKind::TrafficRamp,
+            Self::Promote(_) => OperationKind::Promote,
         }
     }
 }

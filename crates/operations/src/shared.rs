@@ -262,7 +262,6 @@ impl Shared {
         let mut domains = vec![Domain::of_host(default)];
         let custom = self.store.domains(&environment.id).map_err(store_problem)?;
         domains.extend(custom.iter().map(DomainView::domain));
-        let policy = self.store.policy(&environment.id).map_err(store_problem)?;
         let only_https = custom
             .iter()
             .filter(|view| self.settings.https.served && view.https == DomainHttps::Redirect)
@@ -280,6 +279,7 @@ impl Shared {
                 to: to.trim_end_matches('/').to_owned(),
             })
             .collect();
+        let policy = self.store.policy(&environment.id).map_err(store_problem)?;
         Ok(Exposure {
             only_https,
             redirects,

@@ -110,6 +110,10 @@ impl Shared {
                 self.draft_domain_remove(&environment, &domain)?
             }
             Request::Swap(environment, request) => self.draft_swap(&environment, request)?,
+            Request::DomainHttps(domain, https) => self.draft_domain_https(&domain, https)?,
+            Request::CertificateAdd(request) => self.draft_certificate(id, request)?,
+            Request::CertificateRemove(name) => self.draft_certificate_remove(&name)?,
+            Request::CertificateRenew(name) => self.draft_certificate_renew(id, &name)?,
             Request::TrafficSet(environment, policy) => {
                 self.draft_traffic_set(&environment, policy)?
             }
@@ -118,10 +122,6 @@ impl Shared {
             }
             Request::TrafficRamp(environment, request) => self.draft_ramp(&environment, request)?,
             Request::Promote(environment, request) => self.draft_promote(&environment, request)?,
-            Request::DomainHttps(domain, https) => self.draft_domain_https(&domain, https)?,
-            Request::CertificateAdd(request) => self.draft_certificate(id, request)?,
-            Request::CertificateRemove(name) => self.draft_certificate_remove(&name)?,
-            Request::CertificateRenew(name) => self.draft_certificate_renew(id, &name)?,
         };
         let environments = draft.plan.saga().environments();
         if changes_the_way(draft.plan.kind()) {

@@ -75,7 +75,7 @@ fn domains_and_policies_change_together_or_not_at_all() {
     let held = Domain::of_host("a.test");
     let by = OperationId::new();
     store
-        .add_domains(&shop.id, &[held.clone()], by, Timestamp::now())
+        .add_domains(&shop.id, std::slice::from_ref(&held), by, Timestamp::now())
         .unwrap();
     let policy = split(&shop.id, &next.id);
     store.set_policy(&shop.id, Some(&policy)).unwrap();

@@ -125,7 +125,7 @@ pub(crate) async fn run(context: &Context, args: DomainArgs) -> Result<(), Failu
         } => {
             let route = Route::to("domains").then(&domain).then("https");
             let request = DomainHttpsRequest { https };
-            let begun = context.client.set::<Operation>(&route, &request).await;
+            let begun = context.client.put_json::<Operation>(&route, &request).await;
             complete_all(context, vec![begun], wait).await
         }
         DomainCommand::Ls { environment } => {

@@ -139,13 +139,13 @@ pub(super) fn kind(kind: OperationKind) -> &'static str {
         OperationKind::DomainAdd => "domain add",
         OperationKind::DomainRemove => "domain rm",
         OperationKind::Swap => "swap",
-        OperationKind::TrafficSet => "traffic set",
-        OperationKind::TrafficRamp => "traffic ramp",
-        OperationKind::Promote => "promote",
         OperationKind::DomainHttps => "domain https",
         OperationKind::CertificateAdd => "cert add",
         OperationKind::CertificateRemove => "cert rm",
         OperationKind::CertificateRenew => "cert renew",
+        OperationKind::TrafficSet => "traffic set",
+        OperationKind::TrafficRamp => "traffic ramp",
+        OperationKind::Promote => "promote",
     }
 }
 

@@ -28,7 +28,7 @@ use crate::traffic::Owner as PolicyOwner;
 /// Checks at a time, all policies together. Each has a socket.
 const AT_ONCE: usize = 512;
 /// Time from one writing of what is kept to the next.
-const WRITE_PAUSE: Duration = Duration::from_millis(250);
+const WRITE_PAUSE: Duration = Duration::from_millis(100);
 
 /// A policy whose sides are to be checked.
 pub(crate) struct Watched {
@@ -183,12 +183,25 @@ impl Checks {
     pub(crate) async fn keep(self: Arc<Self>) {
         loop {
             kept::wait().await;
-            let checks = Arc::clone(&self);
-            let written = tokio::task::spawn_blocking(move || checks.write()).await;
-            if let Ok(Err(error)) = written {
-                tracing::warn!(path = %self.file.display(), %error, "what checks found is not kept");
-            }
+            self.write_now().await;
             tokio::time::sleep(WRITE_PAUSE).await;
+        }
+    }
+
+    /// Writes it.
+    pub(crate) async fn write_now(self: &Arc<Self>) {
+        let checks = Arc::clone(self);
+        let written = tokio::task::spawn_blocking(move || checks.write()).await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!(path = %self.file.display(), %error, "what checks found is not kept");
+        }
+    }
+
+    /// Asks nobody any more.
+    pub(crate) fn stop(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        for owner in state.owners.values_mut() {
+            owner.nodes.clear();
         }
     }
 
@@ -221,5 +234,54 @@ async fn ask_again_and_again(
         health.checked(node.key, outcome);
         tokio::time::sleep_until(due).await;
         due = Instant::now().max(due + interval);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Waits for a number of free places.
+    async fn until_free(checks: &Checks, places: usize) {
+        let wait = async {
+            while checks.places.available_permits() != places {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let bound = Duration::from_secs(20);
+        tokio::time::timeout(bound, wait)
+            .await
+            .expect("it comes so far");
+    }
+
+    #[tokio::test]
+    async fn only_so_many_are_asked_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let checks = Checks::new(directory.path().join("health.json"));
+        // it accepts nothing, and refuses nothing
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = silent.local_addr().unwrap();
+        let nodes = (1..=AT_ONCE as u64 + 100).map(|key| Upstream { address, key });
+        let mut failover = Failover::default();
+        failover.check.timeout_ms = 60_000;
+        let side: EnvId = "aaaaaaaa".parse().unwrap();
+        let watched = Watched {
+            health: Health::new(),
+            failover,
+            proxy: None,
+            sides: vec![(side.clone(), nodes.collect())],
+            itself: false,
+            host: "a.test".to_owned(),
+            host_is_made_up: false,
+        };
+        let health = Arc::clone(&watched.health);
+        checks.apply(&HashMap::from([(side.clone(), watched)]));
+        until_free(&checks, 0).await;
+        assert_eq!(health.side(&side).unwrap().nodes.len(), AT_ONCE + 100);
+        // without a policy none are
+        checks.apply(&HashMap::new());
+        until_free(&checks, AT_ONCE).await;
     }
 }

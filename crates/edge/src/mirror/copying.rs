@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, oneshot};
 use tokio::task::AbortHandle;
 
 use super::answer::Answer;
-use super::{Asked, Mirror, PATH_MAX, send};
+use super::{Asked, Mirror, NAME_MAX, PATH_MAX, beginning, send};
 
 /// Bytes of bodies that are kept for copies, all owners together.
 static BODIES: Semaphore = Semaphore::const_new(64 << 20);
@@ -161,7 +161,7 @@ impl Copying {
             return;
         };
         let asked = Asked {
-            method: request.method().to_string(),
+            method: beginning(request.method().as_str(), NAME_MAX).to_owned(),
             host: std::mem::take(&mut self.host),
             path: beginning(request.uri().path(), PATH_MAX).to_owned(),
         };
@@ -221,11 +221,4 @@ impl Collected {
         self.body.extend_from_slice(part);
         true
     }
-}
-
-/// At most so many bytes, and no part of a character.
-fn beginning(text: &str, most: usize) -> &str {
-    let ends = text.char_indices().map(|(begin, c)| begin + c.len_utf8());
-    let end = ends.take_while(|end| *end <= most).last();
-    text.get(..end.unwrap_or_default()).unwrap_or(text)
 }

@@ -27,8 +27,10 @@ use crate::table::Target;
 const AT_ONCE: usize = 64;
 /// Differences that are remembered.
 const DIFFERENCES: usize = 32;
-/// Longest part of a path that is remembered, bytes, and most names of fields.
+/// Longest part of a path that is remembered, bytes.
 const PATH_MAX: usize = 256;
+/// Longest part of a method and of a field's name, and most of these.
+const NAME_MAX: usize = 64;
 const NAMES_MAX: usize = 32;
 
 /// Where copies of an owner's requests go.
@@ -90,8 +92,7 @@ impl Mirror {
 
     /// Whether chance chooses a request.
     fn is_chosen(&self) -> bool {
-        let chance = getrandom::u32().unwrap_or_default();
-        chance % 1_000 < self.permille
+        self.permille >= 1_000 || getrandom::u32().unwrap_or_default() % 1_000 < self.permille
     }
 }
 
@@ -137,6 +138,8 @@ impl State {
             if stats.differences.len() >= DIFFERENCES {
                 stats.differences.remove(0);
             }
+            let names = found.headers.iter().take(NAMES_MAX);
+            let names = names.map(|name| beginning(name, NAME_MAX).to_owned());
             let ms = |took: Duration| took.as_secs_f64() * 1e3;
             stats.differences.push(Difference {
                 at: Timestamp::now(),
@@ -144,10 +147,17 @@ impl State {
                 host: asked.host,
                 path: asked.path,
                 statuses,
-                headers: found.headers.into_iter().take(NAMES_MAX).collect(),
+                headers: names.collect(),
                 bodies: found.bodies,
                 ms: (ms(took.0), ms(took.1)),
             });
         });
     }
+}
+
+/// At most so many bytes, and no part of a character.
+fn beginning(text: &str, most: usize) -> &str {
+    let ends = text.char_indices().map(|(begin, c)| begin + c.len_utf8());
+    let end = ends.take_while(|end| *end <= most).last();
+    text.get(..end.unwrap_or_default()).unwrap_or(text)
 }

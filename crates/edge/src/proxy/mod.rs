@@ -1,12 +1,16 @@
 //! HTTP by host name and path.
 
 mod attempt;
+mod body;
+mod connect;
 mod connection;
+mod forwarded;
+mod gather;
+mod guard;
 mod pages;
 mod redirect;
 mod request;
 mod tls;
-mod upgrade;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,7 +20,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{ACCEPT, CONTENT_TYPE, FORWARDED, HOST, HeaderValue, SET_COOKIE};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, REFERER, SET_COOKIE, USER_AGENT};
 use jiff::Timestamp;
 use offshoot_edge_api::Https;
 use pingora_core::protocols::TcpKeepalive;
@@ -27,13 +31,16 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session};
 
 pub(crate) use self::connection::Scheme;
+use self::guard::{Guard, end_unless_continued};
 use self::pages::Page;
 use crate::access_log::Record;
+use crate::clients;
 use crate::hosts::Found;
+use crate::metrics::Refused;
 use crate::mirror::{self, Copying};
 use crate::server::Edge;
 use crate::table::{Answer, Target, Upstream, fresh_key};
-use crate::traffic::{COOKIE, Choice, End, Ended, Facts, Owner, Visitor, take_cookie};
+use crate::traffic::{COOKIE, Choice, End, Ended, Facts, Owner, Refusal, Visitor, take_cookie};
 
 /// How long a connection to an upstream is kept without use. Shorter than what common servers keep (nginx 75 s), so
 /// that it is rarely the other side that closes.
@@ -73,6 +80,24 @@ pub(crate) struct Router {
     edge: Arc<Edge>,
 }
 
+impl Router {
+    /// Answers a request that an owner's bounds do not let in.
+    async fn refuse(&self, session: &mut Session, owner: &Owner, refusal: Refusal) -> Result<()> {
+        self.edge.counters.refused(refusal.why);
+        owner.refused();
+        let status = match refusal.why {
+            Refused::ClientRate | Refused::ClientRequests => 429,
+            Refused::Body => {
+                pages::send_last(session, Page::Refused(413)).await;
+                return Ok(());
+            }
+            _ => 503,
+        };
+        let after = refusal.after.map_or(1, |after| after.as_secs() + 1);
+        pages::send(session, Page::Limited { status, after }).await
+    }
+}
+
 /// A request on its way.
 pub(crate) struct Context {
     started: Instant,
@@ -80,6 +105,7 @@ pub(crate) struct Context {
     host: String,
     /// The client's address.
     client: Option<IpAddr>,
+    guard: Guard,
     /// Whose domain was asked for, when an environment answers.
     owner: Option<Arc<Owner>>,
     /// Which of the owner's sides answers, and where.
@@ -106,6 +132,14 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// What begins a connection to a node whose owner's policy asks for a PROXY header.
+    fn proxy_header(&self, session: &Session) -> Option<Vec<u8>> {
+        let version = self.owner.as_ref()?.policy.as_ref()?.send_proxy?;
+        let here = session.server_addr().and_then(|address| address.as_inet());
+        let ends = self.guard.client_socket().zip(here.copied());
+        Some(clients::proxy_header(version, ends))
+    }
+
     /// Who asks, and who answers.
     fn choose(
         &mut self,
@@ -145,6 +179,7 @@ impl ProxyHttp for Router {
             scheme: Scheme::Http,
             host: String::new(),
             client: None,
+            guard: Guard::new(),
             owner: None,
             side: 0,
             target: None,
@@ -162,27 +197,21 @@ impl ProxyHttp for Router {
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<()> {
-        ctx.scheme = connection::header_received();
-        let limits = &self.edge.config.limits;
-        let client = Duration::from_secs(limits.client_seconds);
-        // on a WebSocket the client's frames are its body, and it may be silent for long
-        let read = if session.is_upgrade_req() {
-            Duration::from_secs(limits.tunnel_seconds)
-        } else {
-            client
-        };
-        session.set_read_timeout(Some(read));
-        session.set_write_timeout(Some(client));
-        session.set_total_drain_timeout(Some(Duration::from_secs(5)));
-        request::check(session, limits.header_bytes)?;
+        let config = &self.edge.config;
+        ctx.guard
+            .begin(session, connection::header_received(), config);
+        ctx.scheme = ctx.guard.scheme();
+        ctx.client = ctx.guard.client();
+        request::check(session, config.limits.header_bytes)?;
         ctx.host = request::host(session.req_header())?;
-        let client = session.client_addr().and_then(|client| client.as_inet());
-        ctx.client = client.map(|client| client.ip().to_canonical());
         Ok(())
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
         let table = self.edge.table.load();
+        if ctx.guard.is_misdirected(&ctx.host, &table.certificates) {
+            return Error::e_explain(ErrorType::HTTPStatus(421), "another host's certificate");
+        }
         let route = match table.find(&ctx.host, session.req_header().uri.path()) {
             Found::Route(route) => route,
             Found::NoPath => {
@@ -220,6 +249,11 @@ impl ProxyHttp for Router {
                 return Ok(true);
             }
         };
+        if let Err(refusal) = ctx.guard.admit(owner, session.req_header()) {
+            connection::routed(&owner.environment);
+            self.refuse(session, owner, refusal).await?;
+            return Ok(true);
+        }
         let Some(choice) = ctx.choose(session.req_header(), owner, target) else {
             pages::send(session, Page::NotReady(&ctx.host)).await?;
             return Ok(true);
@@ -237,6 +271,20 @@ impl ProxyHttp for Router {
         ctx.turn = choice.target.turn();
         ctx.target = Some(choice.target);
         Ok(false)
+    }
+
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        is_last: bool,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        ctx.guard.part(session, body.as_ref())?;
+        if let Some(copy) = &mut ctx.copy {
+            copy.body(body.as_ref(), is_last);
+        }
+        Ok(())
     }
 
     async fn upstream_peer(
@@ -267,11 +315,16 @@ impl ProxyHttp for Router {
             count: 4,
             user_timeout: Duration::ZERO,
         });
-        if upgrade {
-            let bound = Duration::from_secs(limits.connect_seconds);
-            peer.options.custom_l4 = Some(Arc::new(upgrade::Connect { bound }));
+        let header = ctx.proxy_header(session);
+        let alone = upgrade || header.is_some();
+        if alone {
+            peer.options.custom_l4 = Some(Arc::new(connect::Connect {
+                bound: Duration::from_secs(limits.connect_seconds),
+                header,
+                patient: upgrade,
+            }));
         }
-        if upgrade || ctx.anew || !session.req_header().method.is_idempotent() {
+        if alone || ctx.anew || !session.req_header().method.is_idempotent() {
             // a request that must not be sent twice never meets a kept connection that its server is just closing
             peer.group_key = fresh_key();
             peer.options.idle_timeout = Some(Duration::ZERO);
@@ -284,40 +337,15 @@ impl ProxyHttp for Router {
 
     async fn upstream_request_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         request: &mut RequestHeader,
         ctx: &mut Context,
     ) -> Result<()> {
-        // the edge is the first to see the client: what the client says of itself here is not believed
-        for name in ["x-forwarded-for", "x-forwarded-port", "x-real-ip", "proxy"] {
-            request.remove_header(name);
-        }
-        request.remove_header(&FORWARDED);
         request.remove_header(&mirror::MARK);
         take_cookie(request, COOKIE);
-        if let Some(client) = session.client_addr().and_then(|address| address.as_inet()) {
-            request.insert_header("x-forwarded-for", client.ip().to_string())?;
-        }
-        let scheme = HeaderValue::from_static(ctx.scheme.name());
-        request.insert_header("x-forwarded-proto", scheme)?;
-        if let Some(host) = request.headers.get(HOST).cloned() {
-            request.insert_header("x-forwarded-host", host)?;
-        }
+        ctx.guard.write(request)?;
         if let Some(copy) = &mut ctx.copy {
             copy.header(request);
-        }
-        Ok(())
-    }
-
-    async fn request_body_filter(
-        &self,
-        _session: &mut Session,
-        body: &mut Option<Bytes>,
-        is_last: bool,
-        ctx: &mut Context,
-    ) -> Result<()> {
-        if let Some(copy) = &mut ctx.copy {
-            copy.body(body.as_ref(), is_last);
         }
         Ok(())
     }
@@ -357,6 +385,7 @@ impl ProxyHttp for Router {
         {
             return Ok(());
         }
+        end_unless_continued(session);
         ctx.own = true;
         ctx.stream = response.status == StatusCode::SWITCHING_PROTOCOLS || is_events(response);
         ctx.answered(response.status.as_u16());
@@ -400,6 +429,10 @@ impl ProxyHttp for Router {
         mut error: Box<Error>,
     ) -> Box<Error> {
         ctx.failed("no connection");
+        self.edge
+            .counters
+            .unreachable
+            .fetch_add(1, Ordering::Relaxed);
         // nothing was sent, so another upstream may be asked
         let next = ctx.next_upstream().or_else(|| ctx.on_other_side());
         error.set_retry(next.is_some());
@@ -439,6 +472,12 @@ impl ProxyHttp for Router {
     ) -> FailToProxy {
         let page = Page::for_error(error, &ctx.host);
         let error_code = page.as_ref().map_or(0, Page::status);
+        if let Some(why) = Refused::of_status(error_code) {
+            self.edge.counters.refused(why);
+        }
+        if let Some(owner) = ctx.owner.as_ref().filter(|_| error_code == 413) {
+            owner.refused();
+        }
         if let Some(page) = page {
             // after the answer has begun there is no other, and the connection is closed
             pages::send_last(session, page).await;
@@ -461,22 +500,38 @@ impl ProxyHttp for Router {
         if let Some(owner) = &ctx.owner {
             owner.ended(ctx.side, &ctx.ended(session, error));
         }
+        let counters = &self.edge.counters;
+        counters.bodies(session.body_bytes_read(), session.body_bytes_sent());
         // after what it counts: who sees the number finds the counts
         self.edge.requests.fetch_add(1, Ordering::Release);
-        if !self.edge.access_log.is_on() {
+        let Some(wanted) = self.edge.access_log.wants() else {
             return;
-        }
+        };
         let request = session.req_header();
+        let field = |name: HeaderName| {
+            let value = request.headers.get(name).filter(|_| wanted.fields)?;
+            Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
         // a client that went away is no error of anyone's
         let error = error.filter(|error| *error.esource() != ErrorSource::Downstream);
         self.edge.access_log.log(Record {
             time: Timestamp::now(),
-            client: session.client_addr().map(ToString::to_string),
+            client: ctx.guard.client_socket().map(|client| client.to_string()),
             protocol: if session.is_http2() { "h2" } else { "http/1.1" },
             scheme: ctx.scheme.name(),
             method: request.method.to_string(),
             host: ctx.host.clone(),
             path: request.uri.path().to_owned(),
+            query: request
+                .uri
+                .query()
+                .filter(|_| wanted.query)
+                .map(str::to_owned),
+            referer: field(REFERER).map(|text| match text.split_once(['?', '#']) {
+                Some((page, _)) if !wanted.query => page.to_owned(),
+                _ => text,
+            }),
+            agent: field(USER_AGENT),
             status: session
                 .response_written()
                 .map_or(0, |response| response.status.as_u16()),

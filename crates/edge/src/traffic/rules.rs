@@ -123,6 +123,7 @@ fn prefix(path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use pingora_http::RequestHeader;
     use proptest::prelude::*;
 
     use super::super::facts::tests::request;
@@ -296,6 +297,4 @@ mod tests {
             super::super::facts::take_cookie(&mut request, "a");
         }
     }
-
-    use pingora_http::RequestHeader;
 }

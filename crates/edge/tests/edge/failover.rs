@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use hyper::{Method, Request, StatusCode};
-use offshoot_edge_api::{EdgeError, RoutesFile, Traffic};
+use offshoot_edge_api::{EdgeControl, EdgeError, RoutesFile, Traffic};
 use offshoot_model::traffic::stats::{OwnerStats, SideHealth};
 use serde_json::{Value, json};
 
 use crate::backend::{Backend, CHECK, Reply};
-use crate::kit::{A, B, C, TestEdge, ask, full, get, route, until, with_policy};
+use crate::kit::{A, B, C, TestEdge, ask, full, get, http1, route, signal, until, with_policy};
 
 const INTERVAL: u64 = 100;
 const TIMEOUT: u64 = 200;
@@ -245,6 +245,36 @@ async fn a_side_waits_to_be_brought_back_also_across_a_crash() {
     assert!(matches!(refused, EdgeError::Refused(why) if why.contains("no policy with checks")));
 }
 
+/// A host that shuts down stops its environments too.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_stops_finds_nobody_down() {
+    let mut by_hand = failover();
+    by_hand["back"] = json!("by-hand");
+    let mut pair = Pair::start(by_hand.clone()).await;
+    // a request that is waited for, for longer than a side takes to fall
+    let slow = Backend::start("slow").await;
+    slow.reply(Reply::new(200, "").hanging());
+    let mut file = pair.file(2, (100, 0), by_hand);
+    file.routes.push(route("c.localhost", C, &[slow.address]));
+    pair.edge.serve(&file);
+    let mut client = http1(pair.edge.http()).await;
+    let answer = tokio::spawn(client.send_request(get("c.localhost", "/")));
+    until("it is asked", || slow.asked().len() == 1).await;
+    let began = Instant::now();
+    signal("TERM", pair.edge.status.pid);
+    until("it stops", || {
+        EdgeControl::connect(&pair.edge.config.control).is_err()
+    })
+    .await;
+    pair.first.kill().await;
+    answer.await.unwrap().unwrap_err();
+    assert!(began.elapsed() > BOUND - Duration::from_secs(1));
+    pair.first.revive().await;
+    pair.edge.ensure();
+    assert_eq!(pair.who().await, "first");
+    assert_eq!(pair.stats().changes, []);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_what_may_be_sent_twice_is() {
     const LONG: &[u8] = &[7; 256 << 10];
@@ -396,7 +426,8 @@ async fn health_outlives_a_reload_and_ends_with_its_policy() {
     let mut file = pair.file(3, (50, 50), failover());
     file.traffic[0].policy.failover = None;
     let clock = Backend::start("clock").await;
-    file.routes.push(route("c.localhost", C, &[clock.address]));
+    file.routes
+        .push(route("*.c.localhost", C, &[clock.address]));
     file.traffic.push(Traffic {
         environment: C.parse().unwrap(),
         policy: serde_json::from_value(json!({"failover": failover()})).unwrap(),
@@ -406,9 +437,14 @@ async fn health_outlives_a_reload_and_ends_with_its_policy() {
     let checks = pair.first.checks().len();
     until("ten checks of the other", || clock.checks().len() >= 10).await;
     assert!(pair.first.checks().len() <= checks + 1);
+    assert_eq!(clock.checks()[0].headers["host"], "www.c.localhost");
     // without sides an environment is its own
     clock.check(Reply::new(500, ""));
-    let status = async || ask(pair.edge.http(), get("c.localhost", "/")).await.status;
+    let status = async || {
+        ask(pair.edge.http(), get("any.c.localhost", "/"))
+            .await
+            .status
+    };
     let began = Instant::now();
     while status().await != StatusCode::SERVICE_UNAVAILABLE {
         assert!(began.elapsed() < BOUND);

@@ -2,11 +2,14 @@
 
 mod authority;
 mod backend;
+mod bodies;
+mod clients;
 mod domains;
 mod failover;
 mod http;
 mod kit;
 mod mirror;
+mod observed;
 mod ports;
 mod protection;
 mod routes;

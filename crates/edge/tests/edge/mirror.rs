@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::backend::{Backend, Reply};
-use crate::kit::{A, B, Body, TestEdge, ask, full, get, route, until, with_policy};
+use crate::kit::{A, B, Body, TestEdge, ask, ask2, full, get, route, until, with_policy};
 
 /// An environment and its mirror.
 struct Mirrored {
@@ -83,16 +83,20 @@ async fn copies_are_what_was_sent_and_marked() {
     mirrored.visit(get("a.localhost", "/a?b=c")).await;
     mirrored.visit(post(full("name=value"))).await;
     mirrored.visit(post(parts(&[7; 1_000], 200))).await;
+    let answer = ask2(mirrored.edge.http(), "a.localhost", "/2?x=y").await;
+    assert_eq!(answer.text(), "hello");
     let stats = mirrored
-        .until("all are compared", |stats| stats.compared == 3)
+        .until("all are compared", |stats| stats.compared == 4)
         .await;
-    assert_eq!((stats.same, stats.failed, stats.skipped), (3, 0, 0));
-    assert_eq!((stats.live.total(), stats.copy.total()), (3, 3));
+    assert_eq!((stats.same, stats.failed, stats.skipped), (4, 0, 0));
+    assert_eq!((stats.live.total(), stats.copy.total()), (4, 4));
     assert_eq!(stats.differences, []);
-    let (live, mut copies) = (mirrored.live.asked(), mirrored.mirror.asked());
-    // a copy begins when the request is complete, so they may arrive in another order than these
-    copies.sort_by_key(|asked| asked.body.len());
-    assert_eq!(copies.len(), 3);
+    let (mut live, mut copies) = (mirrored.live.asked(), mirrored.mirror.asked());
+    // copies may arrive in another order
+    for asked in [&mut live, &mut copies] {
+        asked.sort_by_key(|asked| (asked.target.clone(), asked.body.len()));
+    }
+    assert_eq!((live.len(), copies.len()), (4, 4));
     for (mut live, mut copy) in live.into_iter().zip(copies) {
         assert_eq!(live.headers.get("x-offshoot-mirror"), None);
         assert_eq!(copy.headers.remove("x-offshoot-mirror").unwrap(), "1");

@@ -81,15 +81,17 @@ async fn requests_without_a_policy_are_counted_once_there_are_any() {
     }
     let refused = ask(edge.http(), get("closed.a.org", "/")).await;
     assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    let events = ask(edge.http(), get("a.org", "/event")).await;
+    assert_eq!(events.text(), "data: 0\n\n");
     // what went nowhere is nobody's
     let stopped = ask(edge.http(), get("stopped.org", "/")).await;
     assert_eq!(stopped.status, StatusCode::SERVICE_UNAVAILABLE);
-    let stats = counted(&edge, 7).await;
+    let stats = counted(&edge, 8).await;
     let [side] = &stats.sides[..] else {
         panic!("{stats:?}")
     };
     assert_eq!(side.environment.as_str(), A);
-    assert_eq!(side.classes, [0, 2, 1, 1, 3]);
+    assert_eq!(side.classes, [0, 3, 1, 1, 3]);
     assert_eq!(side.errors, 3);
     assert_eq!(side.latency.total(), 6);
     assert_eq!((side.visitors, &side.goals[..]), (0, &[][..]));

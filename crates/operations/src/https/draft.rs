@@ -93,7 +93,7 @@ impl Shared {
                 .collect();
             if !taken.is_empty() && renews.as_ref() != Some(&other.id) && !other.automatic {
                 notices.push(format!(
-                    "{} had another certificate ({}), which is no longer shown there",
+                    "{} has another certificate ({}), which this one replaces",
                     taken.join(", "),
                     other.kind
                 ));

@@ -52,12 +52,6 @@ pub(super) struct Host {
     pub(super) exposed: BTreeMap<String, Reach>,
     /// Where the edge leads, by domain.
     pub(super) leads: BTreeMap<String, EnvId>,
-    /// What the edge does with requests for an environment's domains.
-    pub(super) policies: BTreeMap<EnvId, Policy<EnvId>>,
-    /// What the edge counted, by owner and side.
-    pub(super) counts: BTreeMap<(EnvId, EnvId), Tally>,
-    /// What comes to it between two looks.
-    pub(super) more: BTreeMap<(EnvId, EnvId), Tally>,
     /// Whether the edge serves HTTPS.
     pub(super) https: bool,
     /// Certificates that the edge shows, by name.
@@ -70,6 +64,12 @@ pub(super) struct Host {
     pub(super) only_https: BTreeSet<String>,
     /// Environments whose published ports are taken by others.
     pub(super) ports_taken: BTreeSet<EnvId>,
+    /// What the edge does with requests for an environment's domains.
+    pub(super) policies: BTreeMap<EnvId, Policy<EnvId>>,
+    /// What the edge counted, by owner and side.
+    pub(super) counts: BTreeMap<(EnvId, EnvId), Tally>,
+    /// What comes to it between two looks.
+    pub(super) more: BTreeMap<(EnvId, EnvId), Tally>,
     /// Version of what the edge knows.
     pub(super) version: u64,
     /// Status of the next answers of entry nodes; 200 after the last.

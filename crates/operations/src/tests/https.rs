@@ -221,7 +221,7 @@ async fn what_somebody_brings_is_checked_before_anything_changes() {
     // A name has one certificate; the other goes with its last.
     let first = world.certificates()[0].id.clone();
     let operation = world.done(upload(bought(&["*.b.test"]), &[])).await;
-    assert!(operation.notices[0].contains("*.b.test had another"));
+    assert!(operation.notices[0].contains("*.b.test has another"));
     assert_eq!(world.certificates().len(), 2);
     world.https_is_right();
     world.done(self_signed(&["A.test"])).await;

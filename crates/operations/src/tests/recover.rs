@@ -387,53 +387,6 @@ fn after_a_reboot_what_ran_runs_and_what_ended_by_itself_is_left_to_its_policy()
     });
 }
 
-/// With `next` before it, the operation's environment is `shop`.
-#[test]
-fn a_policy() {
-    let change = Change {
-        request: || traffic::set("shop", traffic::split(&[("shop", 1), ("next", 1)])),
-        stopped: false,
-        domains: &["a.test"],
-        settled: |world, done| {
-            assert!(done);
-            assert_eq!(world.share(), Some(1));
-        },
-    };
-    die_everywhere(&change, 1);
-}
-
-#[test]
-fn promote() {
-    let change = Change {
-        request: || {
-            traffic::promote(|request| (request.watch_ms, request.baseline_ms) = (2_000, 10))
-        },
-        stopped: false,
-        domains: &["a.test", "b.test"],
-        settled: |world, done| {
-            assert!(done);
-            assert!(world.has("shop").is_empty());
-            assert_eq!(world.has("next"), ["a.test", "b.test"]);
-            world.edge_is_right();
-        },
-    };
-    die_everywhere(&change, 7);
-}
-
-#[test]
-fn ramp() {
-    let change = Change {
-        request: || traffic::ramp(|request| request.every_ms = 2_000),
-        stopped: false,
-        domains: &["a.test"],
-        settled: |world, done| {
-            assert!(done);
-            assert_eq!(world.share(), Some(100));
-        },
-    };
-    die_everywhere(&change, 4);
-}
-
 /// The host has a certificate by its authority or the one before, and nothing else is left.
 fn certified(world: &World, done: bool) {
     assert!(done);
@@ -497,4 +450,51 @@ fn rename_with_redirect() {
         },
     };
     die_everywhere(&change, 2);
+}
+
+/// With `next` before it, the operation's environment is `shop`.
+#[test]
+fn a_policy() {
+    let change = Change {
+        request: || traffic::set("shop", traffic::split(&[("shop", 1), ("next", 1)])),
+        stopped: false,
+        domains: &["a.test"],
+        settled: |world, done| {
+            assert!(done);
+            assert_eq!(world.share(), Some(1));
+        },
+    };
+    die_everywhere(&change, 1);
+}
+
+#[test]
+fn promote() {
+    let change = Change {
+        request: || {
+            traffic::promote(|request| (request.watch_ms, request.baseline_ms) = (2_000, 10))
+        },
+        stopped: false,
+        domains: &["a.test", "b.test"],
+        settled: |world, done| {
+            assert!(done);
+            assert!(world.has("shop").is_empty());
+            assert_eq!(world.has("next"), ["a.test", "b.test"]);
+            world.edge_is_right();
+        },
+    };
+    die_everywhere(&change, 7);
+}
+
+#[test]
+fn ramp() {
+    let change = Change {
+        request: || traffic::ramp(|request| request.every_ms = 2_000),
+        stopped: false,
+        domains: &["a.test"],
+        settled: |world, done| {
+            assert!(done);
+            assert_eq!(world.share(), Some(100));
+        },
+    };
+    die_everywhere(&change, 4);
 }

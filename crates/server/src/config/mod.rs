@@ -14,7 +14,8 @@ use offshoot_model::{Code, Fault, Problem};
 use serde::Deserialize;
 
 pub use sections::{
-    Acme, Api, Backing, CloneBounds, Dashboard, Edge, Forwarding, Ids, Images, Ipv6, Network, Pool,
+    Acme, Api, Backing, CloneBounds, Dashboard, Edge, Forwarding, Ids, Images, Ipv6, LogFormat,
+    Network, Pool,
 };
 pub use tools::{ToolMissing, Tools};
 pub(crate) use value::is_loopback;

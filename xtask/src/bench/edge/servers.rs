@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use offshoot_edge_api::{Certificate, EdgeConfig, Limits, Route, RoutesFile};
+use offshoot_edge_api::{Certificate, EdgeConfig, Route, RoutesFile};
 use offshoot_load::{Client, Target};
 use offshoot_model::EnvId;
 
@@ -206,10 +206,10 @@ impl Stage {
         let config = EdgeConfig {
             listen: vec![http],
             listen_tls: vec![https],
-            routes: directory.join("routes.json"),
-            control: directory.join("control.sock"),
-            access_log: None,
-            limits: Limits::default(),
+            ..EdgeConfig::new(
+                directory.join("routes.json"),
+                directory.join("control.sock"),
+            )
         };
         self.routes(domains().chain([HOST.to_owned()]))
             .write_atomically(&config.routes)?;
