@@ -102,6 +102,36 @@
     }
   });
 
+  // Shares: the slider and the number of a side say the same, and what all come to is told beside them.
+  function shares(form) {
+    const rows = $$("[data-share]", form);
+    const weight = (row) => {
+      const leaves = $("input[type=checkbox]", row);
+      const nobody = $("select", row);
+      return (leaves && leaves.checked) || (nobody && !nobody.value) ? 0 : Number($("input[type=number]", row).value) || 0;
+    };
+    const sum = rows.reduce((sum, row) => sum + weight(row), 0);
+    const percent = new Intl.NumberFormat("en", { maximumFractionDigits: 1, useGrouping: false });
+    for (const row of rows) {
+      const leaves = $("input[type=checkbox]", row);
+      row.classList.toggle("leaving", Boolean(leaves && leaves.checked));
+      $("output", row).textContent = `${percent.format(sum > 0 ? (weight(row) / sum) * 100 : 0)} %`;
+    }
+  }
+  document.addEventListener("input", (event) => {
+    const row = event.target.closest("[data-share]");
+    if (!row) return;
+    const slider = $("input[type=range]", row);
+    const number = $("input[type=number]", row);
+    if (event.target === slider) {
+      // In steps that a person would choose: tenths below ten, whole numbers above.
+      const value = Number(slider.value);
+      number.value = value < 10 ? Math.round(value * 10) / 10 : Math.round(value);
+    }
+    if (event.target === number) slider.value = number.value;
+    shares(row.closest("form"));
+  });
+
   // What a person opened stays open, what they type stays typed, while parts of the page are replaced.
   if (window.Idiomorph) {
     Idiomorph.defaults.ignoreActiveValue = true;

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
+#[path = "in_browser/traffic.rs"]
+mod traffic;
 
 use std::time::Duration;
 

@@ -133,7 +133,7 @@ async fn hostile_names_are_text() {
         path: "/".to_owned(),
         added: env.created,
         https: offshoot_model::domain::DomainHttps::Offer,
-        redirect: None,
+        redirect: Some(HOSTILE.to_owned()),
     });
     let mut child = sample::environment("child", Some("shop"));
     child.parent.as_mut().unwrap().name = HOSTILE.to_owned();

@@ -27,7 +27,11 @@ struct Notice {
 }
 
 /// Says that a change began: in the page, or with the page of the operation.
-fn begun(context: &Context, operation: &Operation, text: String) -> Result<Response, Failure> {
+pub(super) fn begun(
+    context: &Context,
+    operation: &Operation,
+    text: String,
+) -> Result<Response, Failure> {
     if context.wants_part() {
         return html(&Notice {
             text,
@@ -88,6 +92,8 @@ struct Question {
     href: String,
     csrf: String,
     value: String,
+    /// Whether a former name is to lead to the new one.
+    redirect: bool,
     /// What was wrong with the last answer.
     wrong: Option<String>,
     children: Vec<String>,
@@ -128,6 +134,7 @@ async fn question(context: &Context, environment: &str) -> Result<Question, Fail
         href: format!("/environments/{}", encode(&found.name)),
         csrf: context.session.csrf().to_owned(),
         value: String::new(),
+        redirect: false,
         wrong: None,
         children: all
             .iter()
@@ -168,14 +175,22 @@ pub(super) struct NameForm {
     name: String,
 }
 
+#[derive(Debug, Deserialize)]
+pub(super) struct RenameForm {
+    name: String,
+    /// Whether the old name leads to the new one.
+    #[serde(default)]
+    redirect: String,
+}
+
 pub(super) async fn rename(
     context: Context,
     Path(environment): Path<String>,
-    Form(NameForm { name }): Form<NameForm>,
+    Form(RenameForm { name, redirect }): Form<RenameForm>,
 ) -> Result<Response, Failure> {
     let request = RenameRequest {
         name: name.trim().to_owned(),
-        redirect: false,
+        redirect: !redirect.is_empty(),
     };
     let change = Change::Rename(environment.clone(), request);
     match submit(&context.web, change).await {
@@ -186,6 +201,7 @@ pub(super) async fn rename(
                 &context,
                 Question {
                     value: name,
+                    redirect: !redirect.is_empty(),
                     wrong: Some(format!(
                         "{}: {}",
                         failure.problem.what, failure.problem.next

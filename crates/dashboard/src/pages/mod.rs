@@ -7,6 +7,7 @@ mod environments;
 mod logs;
 mod operations;
 mod sign_in;
+mod traffic;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -51,6 +52,7 @@ pub(crate) fn router(web: Web) -> Router {
         .route("/operations/{operation}/cancel", post(operations::cancel))
         .route("/sign-out", post(sign_in::sign_out))
         .route("/theme", post(sign_in::theme))
+        .merge(traffic::router())
         .fallback(unknown)
         .layer(from_fn_with_state(web.clone(), answer::dress))
         .layer(from_fn(gate::signed_in));

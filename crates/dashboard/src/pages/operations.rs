@@ -8,7 +8,10 @@ use axum::response::{IntoResponse as _, Redirect, Response};
 use http::HeaderName;
 use http::header::HeaderValue;
 use jiff::Timestamp;
+use offshoot_model::domain::Domain;
 use offshoot_model::operation::{StepRecord, StepState};
+use offshoot_model::traffic::compare::Figures;
+use offshoot_model::traffic::view::TrafficReport;
 use offshoot_model::{
     CloneReport, Code, Fault, Operation, OperationId, OperationKind, OperationState, Problem, Rung,
 };
@@ -172,6 +175,29 @@ struct Report {
     nodes: Vec<NodeLine>,
 }
 
+/// A domain that changes hands.
+struct Moved {
+    domain: String,
+    from: String,
+    to: String,
+}
+
+/// How a ramp or a promotion goes.
+struct TrafficLine {
+    new: String,
+    percent: u32,
+    /// What both sides answered in the time that is compared.
+    figures: Vec<SideFigures>,
+    keep_until: Option<When>,
+}
+
+struct SideFigures {
+    name: String,
+    requests: u64,
+    errors: u64,
+    p95: String,
+}
+
 /// The environment that the operation was about, where it is still there.
 struct Subject {
     name: String,
@@ -202,6 +228,8 @@ struct Part {
     steps: Vec<Step>,
     report: Option<Report>,
     switched: Option<When>,
+    moved: Vec<Moved>,
+    traffic: Option<TrafficLine>,
     problem: Option<Problem>,
     notices: Vec<String>,
     csrf: String,
@@ -264,10 +292,48 @@ async fn draw(context: &Context, operation: &Operation) -> Result<Part, Failure>
             .as_ref()
             .and_then(|swap| swap.switched)
             .map(|at| When::new(at, now)),
+        moved: operation
+            .swap
+            .iter()
+            .flat_map(|swap| &swap.moved)
+            .map(|moved| Moved {
+                domain: Domain {
+                    host: moved.host.clone(),
+                    path: moved.path.clone(),
+                }
+                .to_string(),
+                from: moved.from.clone(),
+                to: moved.to.clone(),
+            })
+            .collect(),
+        traffic: operation.traffic.as_ref().map(|of| traffic(of, now)),
         problem: operation.problem.clone(),
         notices: operation.notices.clone(),
         csrf: context.session.csrf().to_owned(),
     })
+}
+
+fn traffic(of: &TrafficReport, now: Timestamp) -> TrafficLine {
+    let side = |name: &str, figures: &Option<Figures>| {
+        let figures = figures.as_ref()?;
+        Some(SideFigures {
+            name: name.to_owned(),
+            requests: figures.requests,
+            errors: figures.errors,
+            p95: figures.p95_ms.map_or_else(
+                || "–".to_owned(),
+                |ms| duration((ms * 1e3).round().max(0.0) as u64),
+            ),
+        })
+    };
+    let old = side(&of.old, &of.old_figures);
+    let new = side(&of.new, &of.new_figures);
+    TrafficLine {
+        new: of.new.clone(),
+        percent: of.percent,
+        figures: old.into_iter().chain(new).collect(),
+        keep_until: of.keep_until.map(|at| When::new(at, now)),
+    }
 }
 
 /// Thousandths of a whole, at most all of it.

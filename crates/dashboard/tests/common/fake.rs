@@ -1,5 +1,6 @@
 //! A platform that only pretends.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,9 +9,10 @@ use offshoot_model::certificate::CertificatesView;
 use offshoot_model::domain::DomainView;
 use offshoot_model::manifest::VolumeClone;
 use offshoot_model::operation::{OperationKind, OperationState, Progress, StepState};
+use offshoot_model::traffic::view::TrafficView;
 use offshoot_model::view::{
     CloneRequest, DoctorReport, EnvironmentView, Event, ExecRequest, ImageView, LogLine, LogStream,
-    PlanView, PlannedNode, PlannedVolume, PoolView,
+    PlanView, PlannedNode, PlannedVolume, PoolView, RenameRequest,
 };
 use offshoot_model::{
     Code, EnvironmentState, Fault, Manifest, Memory, MemoryWay, Operation, OperationId, Problem,
@@ -30,6 +32,9 @@ pub struct Fake {
     /// How long each step of an operation takes; none at all when absent.
     pub pace: Option<Duration>,
     pub manifest: Mutex<Manifest>,
+    /// By name; an environment without one answers all itself.
+    pub traffic: Mutex<HashMap<String, TrafficView>>,
+    pub certificates: Mutex<CertificatesView>,
 }
 
 impl Fake {
@@ -42,6 +47,11 @@ impl Fake {
             news: broadcast::channel(64).0,
             pace: None,
             manifest: Mutex::default(),
+            traffic: Mutex::default(),
+            certificates: Mutex::new(CertificatesView {
+                served: false,
+                certificates: Vec::new(),
+            }),
         }
     }
 
@@ -49,11 +59,11 @@ impl Fake {
         std::mem::take(&mut *self.calls.lock().unwrap())
     }
 
-    fn note(&self, call: impl Into<String>) {
+    pub fn note(&self, call: impl Into<String>) {
         self.calls.lock().unwrap().push(call.into());
     }
 
-    fn find(&self, name: &str) -> Result<EnvironmentView, Problem> {
+    pub fn find(&self, name: &str) -> Result<EnvironmentView, Problem> {
         let environments = self.environments.lock().unwrap();
         let found = environments
             .iter()
@@ -148,9 +158,9 @@ impl Platform for Fake {
                 self.play(operation.clone(), done);
                 return Ok(operation);
             }
-            Request::Rename(from, to) => {
-                let to = to.name;
-                self.note(format!("rename {from} {to}"));
+            Request::Rename(from, RenameRequest { name: to, redirect }) => {
+                let kept = if redirect { " redirect" } else { "" };
+                self.note(format!("rename {from} {to}{kept}"));
                 if to.is_empty() || to.contains('!') {
                     return Err(Problem::new(
                         Code::NameInvalid,
@@ -177,7 +187,10 @@ impl Platform for Fake {
                 self.note(format!("remove {name}"));
                 sample::operation(OperationKind::Remove, &name)
             }
-            other => panic!("{other:?} was not expected"),
+            other => match self.change_traffic(&other) {
+                Some(outcome) => outcome?,
+                None => panic!("{other:?} was not expected"),
+            },
         };
         operation.created = jiff::Timestamp::now();
         self.operations.lock().unwrap().insert(0, operation.clone());
@@ -288,6 +301,22 @@ impl Platform for Fake {
 
     async fn domains(&self, environment: &str) -> Result<Vec<DomainView>, Problem> {
         Ok(self.find(environment)?.domains)
+    }
+
+    async fn traffic(&self, environment: &str) -> Result<TrafficView, Problem> {
+        Ok(self.traffic_of(&self.find(environment)?.name))
+    }
+
+    async fn traffic_back(&self, environment: &str) -> Result<TrafficView, Problem> {
+        Ok(self.bring_back(&self.find(environment)?.name))
+    }
+
+    async fn certificates(&self) -> Result<CertificatesView, Problem> {
+        Ok(self.certificates.lock().unwrap().clone())
+    }
+
+    async fn certificate_root(&self) -> Result<String, Problem> {
+        unreachable!("no page shows the authority")
     }
 
     async fn manifest(&self, _: &str) -> Result<Manifest, Problem> {

@@ -197,6 +197,7 @@ pub fn operation(kind: OperationKind, subject: &str) -> Operation {
         problem: None,
         report: None,
         swap: None,
+        traffic: None,
         notices: Vec::new(),
     }
 }

@@ -117,9 +117,7 @@ async fn a_policy_is_in_use_when_it_is_set_and_follows_names() {
         .await;
     assert_eq!(world.engine.calls(), ["expose"]);
     assert_eq!(world.share(), Some(10));
-    world
-        .done(Request::Rename("next".into(), "beta".into()))
-        .await;
+    world.done(super::rename("next", "beta")).await;
     let view = world.shared.traffic_view("shop").await.unwrap();
     assert_eq!(view.policy, split(&[("shop", 90), ("beta", 10)]));
     assert_eq!(
