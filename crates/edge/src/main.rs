@@ -13,6 +13,7 @@ mod checks;
 mod control;
 mod hosts;
 mod mirror;
+mod moved;
 mod plain;
 mod ports;
 mod proxy;

@@ -28,6 +28,8 @@ use crate::{control, sockets};
 pub(crate) struct Edge {
     pub(crate) config: EdgeConfig,
     pub(crate) table: ArcSwap<Table>,
+    /// Changes after each switch to another table.
+    pub(crate) switches: watch::Sender<()>,
     pub(crate) access_log: AccessLog,
     checks: Arc<Checks>,
     /// Requests answered.
@@ -58,6 +60,7 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         access_log: AccessLog::open(config.access_log.as_ref())?,
         checks: Arc::new(Checks::new(config.health_file())),
         table: ArcSwap::from_pointee(Table::before(saved::read(&config.stats_file()))),
+        switches: watch::Sender::new(()),
         requests: AtomicU64::new(0),
         stopping,
         connections: Arc::new(Semaphore::new(usize::try_from(connections_max)?)),
@@ -203,6 +206,7 @@ impl Edge {
         let old = self.table.swap(Arc::clone(&table));
         ports.apply(self, &table).await;
         old.retire(&table);
+        self.switches.send_replace(());
         tracing::info!(version = table.version, routes = table.routes(), "routes");
         Reloaded {
             version: table.version,

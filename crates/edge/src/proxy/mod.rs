@@ -2,6 +2,7 @@
 
 mod attempt;
 mod connection;
+mod grpc;
 mod pages;
 mod redirect;
 mod request;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{ACCEPT, CONTENT_TYPE, FORWARDED, HOST, HeaderValue, SET_COOKIE};
+use http::header::{ACCEPT, CONTENT_TYPE, FORWARDED, HOST, HeaderMap, HeaderValue, SET_COOKIE};
 use jiff::Timestamp;
 use offshoot_edge_api::Https;
 use pingora_core::protocols::TcpKeepalive;
@@ -31,6 +32,7 @@ use self::pages::Page;
 use crate::access_log::Record;
 use crate::hosts::Found;
 use crate::mirror::{self, Copying};
+use crate::moved::Way;
 use crate::server::Edge;
 use crate::table::{Answer, Target, Upstream, fresh_key};
 use crate::traffic::{COOKIE, Choice, End, Ended, Facts, Owner, Visitor, take_cookie};
@@ -91,6 +93,11 @@ pub(crate) struct Context {
     own: bool,
     /// Whether its answer is a WebSocket or an event stream.
     stream: bool,
+    /// The status of an answer that lasts, until it is counted.
+    lasting: Option<u16>,
+    /// Whether it is a gRPC call, and the HTTP status that the status in its trailers is like.
+    call: bool,
+    call_status: Option<u16>,
     /// Where in the target's upstreams this request begins.
     turn: usize,
     /// Keys of upstreams that this request cannot go to any more.
@@ -118,11 +125,18 @@ impl Context {
         owner.choose(&facts, self.visitor.as_ref(), route)
     }
 
+    /// The status that the client got, if any; for a gRPC call the one that its own status is like.
+    fn status(&self, session: &Session) -> Option<u16> {
+        let written = session.response_written()?;
+        let of_call = || self.call_status.or_else(|| grpc::status(&written.headers));
+        let of_call = self.call.then(of_call).flatten();
+        Some(of_call.unwrap_or(written.status.as_u16()))
+    }
+
     /// How it ended.
     fn ended(&self, session: &Session, error: Option<&Error>) -> Ended {
-        let status = session.response_written().map(|r| r.status.as_u16());
         Ended {
-            status,
+            status: self.status(session),
             own: self.own,
             end: match error.map(|error| error.esource()) {
                 None => End::Complete,
@@ -131,6 +145,22 @@ impl Context {
             },
             stream: self.stream,
             took: self.started.elapsed(),
+        }
+    }
+}
+
+impl Drop for Context {
+    /// Counts what lasted and was ended from outside, of which the library says nothing.
+    fn drop(&mut self) {
+        if let (Some(status), Some(owner)) = (self.lasting, &self.owner) {
+            let ended = Ended {
+                status: Some(status),
+                own: true,
+                end: End::Complete,
+                stream: true,
+                took: self.started.elapsed(),
+            };
+            owner.ended(self.side, &ended);
         }
     }
 }
@@ -151,6 +181,9 @@ impl ProxyHttp for Router {
             visitor: None,
             own: false,
             stream: false,
+            lasting: None,
+            call: false,
+            call_status: None,
             turn: 0,
             tried: Vec::new(),
             other_side: false,
@@ -174,6 +207,7 @@ impl ProxyHttp for Router {
         session.set_read_timeout(Some(read));
         session.set_write_timeout(Some(client));
         session.set_total_drain_timeout(Some(Duration::from_secs(5)));
+        ctx.call = grpc::is_call(session);
         request::check(session, limits.header_bytes)?;
         ctx.host = request::host(session.req_header())?;
         let client = session.client_addr().and_then(|client| client.as_inet());
@@ -224,6 +258,7 @@ impl ProxyHttp for Router {
         let header = session.req_header();
         if let Some(mirror) = &owner.mirror
             && !session.is_upgrade_req()
+            && !ctx.call
             && !wants_events(header)
         {
             ctx.copy = mirror.begin(header, &ctx.host);
@@ -249,7 +284,7 @@ impl ProxyHttp for Router {
         peer.options.connection_timeout = Some(Duration::from_secs(limits.connect_seconds));
         peer.options.total_connection_timeout = peer.options.connection_timeout;
         let upgrade = session.is_upgrade_req();
-        let long = upgrade || wants_events(session.req_header());
+        let long = upgrade || ctx.call || wants_events(session.req_header());
         let read = if long {
             limits.tunnel_seconds
         } else {
@@ -267,8 +302,13 @@ impl ProxyHttp for Router {
             let bound = Duration::from_secs(limits.connect_seconds);
             peer.options.custom_l4 = Some(Arc::new(upgrade::Connect { bound }));
         }
-        if upgrade || ctx.anew || !session.req_header().method.is_idempotent() {
-            // a request that must not be sent twice never meets a kept connection that its server is just closing
+        let once = !ctx.call && !session.req_header().method.is_idempotent();
+        if ctx.call {
+            grpc::ask_by(&mut peer);
+        }
+        if upgrade || ctx.anew || once {
+            // a request that must not be sent twice never meets a kept connection that its server is just closing,
+            // except a call: by HTTP/2 the server says whether it has seen it
             peer.group_key = fresh_key();
             peer.options.idle_timeout = Some(Duration::ZERO);
         } else {
@@ -355,6 +395,13 @@ impl ProxyHttp for Router {
         }
         ctx.own = true;
         ctx.stream = response.status == StatusCode::SWITCHING_PROTOCOLS || is_events(response);
+        if (ctx.stream || ctx.call)
+            && let Some(target) = &ctx.target
+        {
+            ctx.lasting = Some(response.status.as_u16());
+            let path = session.req_header().uri.path();
+            connection::lasts(Way::new(&ctx.host, path, &target.environment));
+        }
         ctx.answered(response.status.as_u16());
         if let Some(owner) = &ctx.owner {
             let facts = Facts::new(session.req_header(), ctx.client);
@@ -366,6 +413,16 @@ impl ProxyHttp for Router {
             }
         }
         Ok(())
+    }
+
+    async fn response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        trailers: &mut HeaderMap,
+        ctx: &mut Context,
+    ) -> Result<Option<Bytes>> {
+        ctx.call_status = grpc::status(trailers);
+        Ok(None)
     }
 
     async fn connected_to_upstream(
@@ -395,6 +452,12 @@ impl ProxyHttp for Router {
         ctx: &mut Context,
         mut error: Box<Error>,
     ) -> Box<Error> {
+        if ctx.call && !ctx.anew && *error.etype() == ErrorType::H2Error {
+            // a kept connection that ended before the call was sent
+            ctx.anew = true;
+            error.set_retry(true);
+            return error;
+        }
         ctx.failed("no connection");
         // nothing was sent, so another upstream may be asked
         let next = ctx.next_upstream().or_else(|| ctx.on_other_side());
@@ -411,9 +474,11 @@ impl ProxyHttp for Router {
         reused: bool,
     ) -> Box<Error> {
         let mut error = error.more_context(format!("upstream {peer}"));
-        let again = session.req_header().method.is_idempotent()
-            && !session.as_ref().retry_buffer_truncated();
-        if again {
+        let whole = !session.as_ref().retry_buffer_truncated();
+        let again = whole && session.req_header().method.is_idempotent();
+        if whole && ctx.call && !ctx.anew && grpc::was_not_seen(&error) {
+            ctx.anew = true;
+        } else if again {
             // a kept connection that its server closed before it saw the request
             error.retry.decide_reuse(reused);
             ctx.anew = true;
@@ -435,7 +500,9 @@ impl ProxyHttp for Router {
     ) -> FailToProxy {
         let page = Page::for_error(error, &ctx.host);
         let error_code = page.as_ref().map_or(0, Page::status);
-        if let Some(page) = page {
+        if ctx.call && ctx.own && *error.esource() == ErrorSource::Upstream {
+            grpc::break_off(session, error).await;
+        } else if let Some(page) = page {
             // after the answer has begun there is no other, and the connection is closed
             pages::send_last(session, page).await;
         }
@@ -454,6 +521,7 @@ impl ProxyHttp for Router {
         if let Some(copy) = ctx.copy.take() {
             copy.ended(error.is_none() && ctx.own);
         }
+        ctx.lasting = None;
         if let Some(owner) = &ctx.owner {
             owner.ended(ctx.side, &ctx.ended(session, error));
         }
@@ -473,9 +541,7 @@ impl ProxyHttp for Router {
             method: request.method.to_string(),
             host: ctx.host.clone(),
             path: request.uri.path().to_owned(),
-            status: session
-                .response_written()
-                .map_or(0, |response| response.status.as_u16()),
+            status: ctx.status(session).unwrap_or(0),
             bytes: session.body_bytes_sent(),
             duration_ms: ctx.started.elapsed().as_secs_f64() * 1e3,
             environment: ctx

@@ -10,6 +10,8 @@ use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
+use super::grpc;
+
 /// Seconds after which a client may try again: nodes start within a few.
 const RETRY_SECONDS: u64 = 2;
 
@@ -76,7 +78,7 @@ impl<'a> Page<'a> {
         }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         match self {
             Self::UnknownHost(host) => {
                 format!(
@@ -135,6 +137,10 @@ impl<'a> Page<'a> {
 
 /// Answers with a page; the connection can be used again.
 pub(super) async fn send(session: &mut Session, page: Page<'_>) -> Result<()> {
+    if grpc::is_call(session) && !matches!(page, Page::Moved { .. }) {
+        let header = Box::new(grpc::header(&page)?);
+        return session.write_response_header(header, true).await;
+    }
     let text = page.text();
     let header = Box::new(page.header(text.len())?);
     if session.req_header().method == Method::HEAD {
