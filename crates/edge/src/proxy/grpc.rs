@@ -4,6 +4,7 @@
 //! `google/rpc/code.proto` for which HTTP status a code is like.
 
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use pingora_core::protocols::http::ServerSession;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, RetryType};
 use pingora_http::ResponseHeader;
@@ -76,8 +77,17 @@ pub(super) fn status(fields: &HeaderMap) -> Option<u16> {
     Some(like(code))
 }
 
-/// The page as an answer to a call: only a header, and what is wrong in it. Clients show the message.
-pub(super) fn header(page: &Page<'_>) -> pingora_core::Result<ResponseHeader> {
+/// Answers a call with a page: only a header, which is also the end, and what is wrong in it. Clients show the message.
+pub(super) fn send(session: &mut Session, page: &Page<'_>) -> pingora_core::Result<()> {
+    let header = Box::new(header(page)?);
+    match session.as_downstream_mut() {
+        // the library's own way for all protocols leaves the stream open
+        ServerSession::H2(stream) => stream.write_response_header(header, true),
+        _ => Ok(()),
+    }
+}
+
+fn header(page: &Page<'_>) -> pingora_core::Result<ResponseHeader> {
     let mut header = ResponseHeader::build(200, Some(3))?;
     header.insert_header(CONTENT_TYPE, "application/grpc")?;
     header.insert_header(STATUS, code_for(page.status()))?;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{ACCEPT, CONTENT_TYPE, FORWARDED, HOST, HeaderMap, HeaderValue, SET_COOKIE};
+use http::header::{ACCEPT, CONTENT_TYPE, FORWARDED, HeaderMap, HeaderValue, SET_COOKIE};
 use jiff::Timestamp;
 use offshoot_edge_api::Https;
 use pingora_core::protocols::TcpKeepalive;
@@ -336,7 +336,7 @@ impl ProxyHttp for Router {
         }
         let scheme = HeaderValue::from_static(ctx.scheme.name());
         request.insert_header("x-forwarded-proto", scheme)?;
-        if let Some(host) = request.headers.get(HOST).cloned() {
+        if let Some(host) = request::authority(request) {
             request.insert_header("x-forwarded-host", host)?;
         }
         if let Some(copy) = &mut ctx.copy {

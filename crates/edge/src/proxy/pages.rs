@@ -138,13 +138,17 @@ impl<'a> Page<'a> {
 /// Answers with a page; the connection can be used again.
 pub(super) async fn send(session: &mut Session, page: Page<'_>) -> Result<()> {
     if grpc::is_call(session) && !matches!(page, Page::Moved { .. }) {
-        let header = Box::new(grpc::header(&page)?);
-        return session.write_response_header(header, true).await;
+        return grpc::send(session, &page);
     }
     let text = page.text();
     let header = Box::new(page.header(text.len())?);
     if session.req_header().method == Method::HEAD {
-        return session.write_response_header(header, true).await;
+        session.write_response_header(header, true).await?;
+        return match session.is_http2() {
+            // there the end is a part of the body's
+            true => session.write_response_body(Some(Bytes::new()), true).await,
+            false => Ok(()),
+        };
     }
     session.write_response_header(header, false).await?;
     session
