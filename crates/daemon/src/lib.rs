@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use offshoot_checkpoint::Criu;
-use offshoot_engine_local::{Local, LocalConfig};
+use offshoot_engine_local::{EdgeLimits, EdgeLogFormat, EdgeOptions, Local, LocalConfig};
 use offshoot_images::ImagesConfig;
 use offshoot_model::view::DoctorReport;
 use offshoot_model::{Code, Fault, Problem};
@@ -61,6 +61,25 @@ fn has_ipv6() -> bool {
     Path::new("/proc/net/if_inet6").exists()
 }
 
+fn edge_options(edge: &config::Edge) -> EdgeOptions {
+    EdgeOptions {
+        proxy_from: edge.proxy_from.clone(),
+        trust: edge.trust.clone(),
+        metrics: edge.metrics,
+        log_format: match edge.access_log {
+            config::LogFormat::Json => EdgeLogFormat::Json,
+            config::LogFormat::Combined => EdgeLogFormat::Combined,
+        },
+        log_query: edge.access_log_query,
+        limits: EdgeLimits {
+            client_connections: edge.client_connections,
+            body_bytes: edge.body_bytes,
+            body_rate: edge.body_rate,
+            ..EdgeLimits::default()
+        },
+    }
+}
+
 fn wants_ipv6(config: &Config) -> bool {
     config.network.ipv6 == config::Ipv6::Auto && has_ipv6()
 }
@@ -113,6 +132,7 @@ fn local_config(config: &Config) -> Result<LocalConfig, Problem> {
         shim: config.tools.find_shim().map_err(missing)?,
         edge: config.tools.find_edge().map_err(missing)?,
         edge_listen: config.edge.listen.clone(),
+        edge_options: edge_options(&config.edge),
         outer_pool: config.network.outer_pool,
         outer_pool6: wants_ipv6(config).then_some(config.network.outer_pool6),
         forwarding: match config.network.forwarding {

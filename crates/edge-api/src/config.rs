@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::error::EdgeError;
@@ -32,9 +33,37 @@ pub struct EdgeConfig {
     /// Bounds.
     #[serde(default)]
     pub limits: Limits,
+    /// From where connections begin with a PROXY protocol header, version 1 or 2: load balancers. They must have one
+    /// then, on HTTP, HTTPS and published TCP ports; from elsewhere nothing is read as one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proxy_from: Vec<IpNet>,
+    /// Whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed: proxies that speak HTTP, a CDN for instance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trust: Vec<IpNet>,
+    /// Where `GET /metrics` is answered in the text format of Prometheus, without TLS; nowhere when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
 }
 
-/// The access log: a JSON object per line.
+impl EdgeConfig {
+    /// A configuration without addresses, access log and metrics, everything else by default.
+    #[must_use]
+    pub fn new(routes: PathBuf, control: PathBuf) -> Self {
+        Self {
+            listen: Vec::new(),
+            listen_tls: Vec::new(),
+            routes,
+            control,
+            access_log: None,
+            limits: Limits::default(),
+            proxy_from: Vec::new(),
+            trust: Vec::new(),
+            metrics: None,
+        }
+    }
+}
+
+/// The access log: a line per request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessLog {
@@ -46,16 +75,45 @@ pub struct AccessLog {
     /// How many older files are kept.
     #[serde(default = "AccessLog::default_keep")]
     pub keep: u32,
+    /// What a line looks like.
+    #[serde(default, skip_serializing_if = "LogFormat::is_json")]
+    pub format: LogFormat,
+    /// Whether queries are logged, which may hold secrets: of requests, and of the pages they came from.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub query: bool,
+}
+
+/// What a line of the access log looks like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A JSON object.
+    #[default]
+    Json,
+    /// Apache's and nginx's `combined`, escaped as Apache does it (`mod_log_config`).
+    Combined,
+}
+
+impl LogFormat {
+    fn is_json(&self) -> bool {
+        *self == Self::Json
+    }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl AccessLog {
-    /// A log at `path`: 64 MiB a file, two older files.
+    /// A log at `path`: JSON, 64 MiB a file, two older files.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
         Self {
             path,
             max_bytes: Self::default_max_bytes(),
             keep: Self::default_keep(),
+            format: LogFormat::default(),
+            query: false,
         }
     }
 
@@ -75,6 +133,10 @@ impl AccessLog {
 pub struct Limits {
     /// Client connections at a time, HTTP and published ports together; more wait in the kernel's queue.
     pub connections: usize,
+    /// Connections of one client (an IPv4 address, an IPv6 /64) at a time, HTTP and published TCP ports together; more
+    /// are closed. 0: no bound. By default a quarter of all, so that no client alone takes every place; whoever stands
+    /// for many (a load balancer) is better named in `proxy_from`, which makes each of its clients one.
+    pub client_connections: usize,
     /// Bytes of a request's header, all fields together.
     pub header_bytes: u32,
     /// Seconds from a connection's start to its first complete request header.
@@ -83,6 +145,14 @@ pub struct Limits {
     pub idle_seconds: u64,
     /// Seconds that a client may take for the next part of its body, or to accept the next part of an answer.
     pub client_seconds: u64,
+    /// Bytes per second that a client must send of its body on the average; `client_seconds` may pass before that
+    /// counts, and time in which nobody wants more of it does not. 0: no bound.
+    pub body_rate: u64,
+    /// Bytes of a request's body; longer ones are answered 413. 0: no bound.
+    pub body_bytes: u64,
+    /// Requests of one HTTP/2 connection at a time. Those that a client gives up count until they have ended: from
+    /// twice as many on the connection is closed (CVE-2023-44487).
+    pub streams: u32,
     /// Seconds to connect to an upstream.
     pub connect_seconds: u64,
     /// Seconds without a byte from an upstream while an answer is due.
@@ -105,10 +175,14 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 16_384,
+            client_connections: 4_096,
             header_bytes: 64 << 10,
             header_seconds: 15,
             idle_seconds: 75,
             client_seconds: 60,
+            body_rate: 64,
+            body_bytes: 0,
+            streams: 100,
             connect_seconds: 15,
             upstream_seconds: 600,
             tunnel_seconds: 7_200,

@@ -14,7 +14,7 @@ mod path;
 mod process;
 mod routes;
 
-pub use config::{AccessLog, EdgeConfig, Limits};
+pub use config::{AccessLog, EdgeConfig, Limits, LogFormat};
 pub use control::{
     CONTROL_LINE_MAX, Cause, ControlRequest, EdgeControl, EdgeStatus, PortReport, PortState,
     Refusal, Reloaded,

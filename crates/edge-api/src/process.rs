@@ -213,14 +213,8 @@ mod tests {
     #[test]
     fn stopping_nothing_is_fine() {
         let directory = tempfile::tempdir().unwrap();
-        let config = EdgeConfig {
-            listen: vec![],
-            listen_tls: Vec::new(),
-            routes: directory.path().join("routes.json"),
-            control: directory.path().join("edge.sock"),
-            access_log: None,
-            limits: crate::Limits::default(),
-        };
+        let at = |name: &str| directory.path().join(name);
+        let config = EdgeConfig::new(at("routes.json"), at("edge.sock"));
         stop(&config).unwrap();
         std::fs::write(config.pid_file(), b"").unwrap();
         std::fs::write(&config.control, b"").unwrap();

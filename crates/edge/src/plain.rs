@@ -11,7 +11,7 @@ use offshoot_model::traffic::ProxyVersion;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::sockets;
+use crate::{clients, sockets};
 
 /// Most that is kept of an answer's header, bytes.
 const HEADER_MAX: usize = 128 << 10;
@@ -31,22 +31,16 @@ pub(crate) async fn connect(
     let mut stream = TcpStream::connect(address).await?;
     sockets::tune(&stream);
     if let Some(version) = proxy {
-        stream.write_all(own_connection(version)).await?;
+        // it is the edge's own, and nobody's behind it
+        stream
+            .write_all(&clients::proxy_header(version, None))
+            .await?;
     }
     Builder::new()
         .max_buf_size(HEADER_MAX)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)
-}
-
-/// How the PROXY protocol says that a connection is the proxy's own and nobody's behind it (`proxy-protocol.txt`, 2.1
-/// and 2.2: `UNKNOWN` and `LOCAL`).
-fn own_connection(version: ProxyVersion) -> &'static [u8] {
-    match version {
-        ProxyVersion::V1 => b"PROXY UNKNOWN\r\n",
-        ProxyVersion::V2 => b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
-    }
 }
 
 /// An I/O error in a few words.

@@ -28,6 +28,13 @@ impl RotatingFile {
         })
     }
 
+    /// Opens the file anew, when another program has moved it.
+    pub(crate) fn reopen(&mut self) -> io::Result<()> {
+        self.file = append(&self.path)?;
+        self.size = self.file.metadata()?.len();
+        Ok(())
+    }
+
     fn rotate(&mut self) -> io::Result<()> {
         for number in (1..self.keep).rev() {
             ignore_absent(fs::rename(self.numbered(number), self.numbered(number + 1)))?;

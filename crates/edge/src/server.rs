@@ -18,6 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use crate::access_log::AccessLog;
 use crate::certificates::Certificates;
 use crate::checks::Checks;
+use crate::clients::Connections;
+use crate::metrics::{self, Counters};
 use crate::ports::Ports;
 use crate::proxy::{Http, Scheme};
 use crate::table::Table;
@@ -34,6 +36,9 @@ pub(crate) struct Edge {
     checks: Arc<Checks>,
     /// Requests answered.
     pub(crate) requests: AtomicU64,
+    /// Everything else that is counted of all together.
+    pub(crate) counters: Counters,
+    pub(crate) client_connections: Arc<Connections>,
     /// Becomes true once, when the edge stops.
     pub(crate) stopping: watch::Receiver<bool>,
     connections: Arc<Semaphore>,
@@ -62,6 +67,8 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         table: ArcSwap::from_pointee(Table::before(saved::read(&config.stats_file()))),
         switches: watch::Sender::new(()),
         requests: AtomicU64::new(0),
+        counters: Counters::default(),
+        client_connections: Arc::default(),
         stopping,
         connections: Arc::new(Semaphore::new(usize::try_from(connections_max)?)),
         connections_max,
@@ -77,7 +84,13 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
+    let mut reopen = signal(SignalKind::user_defined1())?;
     let http = Arc::new(Http::new(Arc::clone(&edge)));
+    if let Some(address) = edge.config.metrics {
+        let address = metrics::listen(&edge, address)
+            .with_context(|| format!("cannot listen on {address}, for metrics"))?;
+        tracing::info!(%address, "metrics");
+    }
     let control = control::listen(&edge)?;
     let (end, ended) = oneshot::channel::<()>();
     let keeper = tokio::spawn(saved::keep(Arc::clone(&edge), ended));
@@ -92,6 +105,7 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            _ = reopen.recv() => edge.access_log.reopen(),
             _ = hang_up.recv() => { let _ = edge.reload().await; }
         }
     }
@@ -173,6 +187,7 @@ impl Edge {
         let (file, table) = match read.flatten() {
             Ok(read) => read,
             Err(refusal) => {
+                self.counters.reloads_failed.fetch_add(1, Ordering::Relaxed);
                 let error = &refusal.error;
                 tracing::warn!(%error, version = self.table.load().version, "routes kept");
                 *self
@@ -207,6 +222,7 @@ impl Edge {
         ports.apply(self, &table).await;
         old.retire(&table);
         self.switches.send_replace(());
+        self.counters.reloads.fetch_add(1, Ordering::Relaxed);
         tracing::info!(version = table.version, routes = table.routes(), "routes");
         Reloaded {
             version: table.version,

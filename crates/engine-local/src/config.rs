@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use offshoot_edge_api::{Limits, LogFormat};
 use offshoot_images::ImagesConfig;
 use offshoot_network::Forwarding;
 use offshoot_pool::PoolConfig;
@@ -34,6 +35,8 @@ pub struct LocalConfig {
     pub edge: PathBuf,
     /// Where the edge listens.
     pub edge_listen: Vec<SocketAddr>,
+    /// What the edge believes, bounds and tells.
+    pub edge_options: EdgeOptions,
     /// All outer networks are taken from it.
     pub outer_pool: Ipv4Net,
     /// As `outer_pool`, where the host has IPv6.
@@ -44,6 +47,23 @@ pub struct LocalConfig {
     pub dns: Vec<SocketAddr>,
     /// Whether equal memory of nodes may be kept once, and is while there are clones that came with their memory.
     pub share_memory: bool,
+}
+
+/// What the edge believes, bounds and tells; see [`offshoot_edge_api::EdgeConfig`].
+#[derive(Debug, Clone)]
+pub struct EdgeOptions {
+    /// Whose connections begin with a PROXY header.
+    pub proxy_from: Vec<IpNet>,
+    /// Whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
+    pub trust: Vec<IpNet>,
+    /// Where metrics are told.
+    pub metrics: Option<SocketAddr>,
+    /// What lines of the access log look like.
+    pub log_format: LogFormat,
+    /// Whether queries are logged.
+    pub log_query: bool,
+    /// Bounds.
+    pub limits: Limits,
 }
 
 impl LocalConfig {

@@ -18,13 +18,19 @@ use crate::config::LocalConfig;
 /// The edge's own configuration.
 pub(crate) fn edge_config(config: &LocalConfig) -> EdgeConfig {
     let dir = config.run_dir.join("edge");
+    let options = &config.edge_options;
     EdgeConfig {
         listen: config.edge_listen.clone(),
-        listen_tls: Vec::new(),
-        routes: dir.join("routes.json"),
-        control: dir.join("control.sock"),
-        access_log: Some(AccessLog::new(config.state_dir.join("edge-access.log"))),
-        limits: offshoot_edge_api::Limits::default(),
+        access_log: Some(AccessLog {
+            format: options.log_format,
+            query: options.log_query,
+            ..AccessLog::new(config.state_dir.join("edge-access.log"))
+        }),
+        limits: options.limits.clone(),
+        proxy_from: options.proxy_from.clone(),
+        trust: options.trust.clone(),
+        metrics: options.metrics,
+        ..EdgeConfig::new(dir.join("routes.json"), dir.join("control.sock"))
     }
 }
 

@@ -23,6 +23,7 @@ mod plant;
 mod sweep;
 mod usage;
 
-pub use config::LocalConfig;
+pub use config::{EdgeOptions, LocalConfig};
 pub use doctor::doctor;
 pub use local::Local;
+pub use offshoot_edge_api::{Limits as EdgeLimits, LogFormat as EdgeLogFormat};

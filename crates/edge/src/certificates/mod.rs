@@ -40,6 +40,8 @@ pub(crate) struct Certificates {
     exact: HashMap<String, Arc<ServerConfig>>,
     /// By the name after `*.`.
     wildcard: HashMap<String, Arc<ServerConfig>>,
+    /// The first host of each, and when it or one that leads to its root expires.
+    expiries: Vec<(String, Timestamp)>,
 }
 
 impl Certificates {
@@ -68,7 +70,11 @@ impl Certificates {
     }
 
     fn add(&mut self, entry: &Certificate, now: DateTime) -> Result<(), String> {
-        let config = Arc::new(config(entry, now)?);
+        let (config, until) = config(entry, now)?;
+        let config = Arc::new(config);
+        if let (Some(host), Ok(until)) = (entry.hosts.first(), until.to_zoned(TimeZone::UTC)) {
+            self.expiries.push((host.clone(), until.timestamp()));
+        }
         for host in entry.hosts.iter().filter_map(|host| normal_pattern(host)) {
             match host.strip_prefix("*.") {
                 Some(parent) => self.wildcard.insert(parent.to_owned(), Arc::clone(&config)),
@@ -84,14 +90,31 @@ impl Certificates {
         let wildcard = || self.wildcard.get(name.split_once('.')?.1);
         self.exact.get(name).or_else(wildcard).map(Arc::clone)
     }
+
+    /// The first host of each certificate, and when it can no longer be used.
+    pub(crate) fn expiries(&self) -> impl Iterator<Item = (&str, Timestamp)> {
+        self.expiries
+            .iter()
+            .map(|(host, until)| (host.as_str(), *until))
+    }
+
+    /// Whether a client that was shown the certificate of `shown` may ask for `host` there: it is the same certificate,
+    /// or `host` has none.
+    pub(crate) fn are_one(&self, shown: &str, host: &str) -> bool {
+        let Some(own) = self.find(host) else {
+            return true;
+        };
+        self.find(shown)
+            .is_some_and(|shown| Arc::ptr_eq(&shown, &own))
+    }
 }
 
 fn now() -> DateTime {
     TimeZone::UTC.to_datetime(Timestamp::now())
 }
 
-fn config(entry: &Certificate, now: DateTime) -> Result<ServerConfig, String> {
-    let key = certified_key(entry, now)?;
+fn config(entry: &Certificate, now: DateTime) -> Result<(ServerConfig, DateTime), String> {
+    let (key, until) = certified_key(entry, now)?;
     let mut config = ServerConfig::builder_with_provider(Arc::clone(&PROVIDER))
         .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(|e| format!("TLS cannot be set up: {e}"))?
@@ -99,10 +122,11 @@ fn config(entry: &Certificate, now: DateTime) -> Result<ServerConfig, String> {
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
     config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
     config.session_storage = Arc::clone(&SESSION_STORE);
-    Ok(config)
+    Ok((config, until))
 }
 
-fn certified_key(entry: &Certificate, now: DateTime) -> Result<CertifiedKey, String> {
+/// Certificate and key, and when the first in the chain expires.
+fn certified_key(entry: &Certificate, now: DateTime) -> Result<(CertifiedKey, DateTime), String> {
     let of_chain = |why: String| format!("certificate {}: {why}", entry.chain.display());
     let of_key = |why: String| format!("key {}: {why}", entry.key.display());
     let text = read(&entry.chain).map_err(|e| of_chain(format!("cannot be read: {e}")))?;
@@ -112,6 +136,7 @@ fn certified_key(entry: &Certificate, now: DateTime) -> Result<CertifiedKey, Str
     if chain.is_empty() {
         return Err(of_chain("no certificate is in it".to_owned()));
     }
+    let mut first = DateTime::MAX;
     for (at, certificate) in chain.iter().enumerate() {
         let until = validity::not_after(certificate)
             .ok_or_else(|| of_chain(format!("number {} in it is no certificate", at + 1)))?;
@@ -121,6 +146,7 @@ fn certified_key(entry: &Certificate, now: DateTime) -> Result<CertifiedKey, Str
                 "number {number} in it expired at {until} UTC"
             )));
         }
+        first = first.min(until);
     }
     let text = read(&entry.key).map_err(|e| of_key(format!("cannot be read: {e}")))?;
     let key = PrivateKeyDer::from_pem_slice(&text)
@@ -131,7 +157,7 @@ fn certified_key(entry: &Certificate, now: DateTime) -> Result<CertifiedKey, Str
         .map_err(|e| of_key(format!("cannot be used: {e}")))?;
     let certified = CertifiedKey::new(chain, key);
     match certified.keys_match() {
-        Ok(()) => Ok(certified),
+        Ok(()) => Ok((certified, first)),
         Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(of_key(format!(
             "is not the key of certificate {}",
             entry.chain.display()

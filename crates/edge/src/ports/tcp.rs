@@ -28,12 +28,17 @@ pub(crate) async fn serve(
 ) {
     while let Some(place) = edge.place().await {
         match listener.accept().await {
-            Ok((client, _)) => {
+            Ok((mut client, peer)) => {
                 let target = target.load_full();
                 let edge = Arc::clone(&edge);
                 tokio::spawn(async move {
                     let _place = place;
                     let relayed = async {
+                        let bound = Duration::from_secs(edge.config.limits.header_seconds);
+                        let admitted = timeout(bound, edge.admit(&mut client, peer)).await;
+                        let Ok(Some((_, _counted))) = admitted else {
+                            return;
+                        };
                         if let Some(upstream) = connect(&target, &edge).await {
                             // an error here is one side's reset, which closing tells the other
                             let idle = Duration::from_secs(edge.config.limits.tunnel_seconds);

@@ -14,12 +14,14 @@ use pingora_core::protocols::http::v2::server::{
 };
 use pingora_core::protocols::l4::stream::Stream;
 use pingora_core::protocols::{Digest, GetSocketDigest, SocketDigest};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{Http, tls};
+use crate::metrics::Refused;
 use crate::moved::Way;
 use crate::sockets;
 use crate::table::Environment;
@@ -31,7 +33,7 @@ const MALFORMED_MAX: usize = 32;
 
 tokio::task_local! {
     /// Set while a request is processed, so that the library's callbacks reach the request's watch.
-    static STAGE: (watch::Sender<Stage>, Scheme);
+    static STAGE: (watch::Sender<Stage>, Arrival);
 }
 
 /// How a client reaches the edge.
@@ -65,14 +67,25 @@ enum Stage {
     Lasting(Arc<Way>),
 }
 
+/// How a connection came to the edge.
+#[derive(Debug, Clone)]
+pub(super) struct Arrival {
+    pub(super) scheme: Scheme,
+    /// The name that its client asked for in the TLS handshake, in normal form.
+    pub(super) name: Option<Arc<str>>,
+}
+
 /// Says that the current request's header is complete; returns how it came.
-pub(super) fn header_received() -> Scheme {
-    let scheme = STAGE.try_with(|(stage, scheme)| {
+pub(super) fn header_received() -> Arrival {
+    let arrival = STAGE.try_with(|(stage, arrival)| {
         stage.send_replace(Stage::Received);
-        *scheme
+        arrival.clone()
     });
     // every request is processed within the scope
-    scheme.unwrap_or(Scheme::Http)
+    arrival.unwrap_or(Arrival {
+        scheme: Scheme::Http,
+        name: None,
+    })
 }
 
 /// Says which environment answers the current request.
@@ -98,11 +111,11 @@ impl Http {
                 _ = stopping.wait_for(|stop| *stop) => return,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     let http = Arc::clone(&self);
                     tokio::spawn(async move {
                         let _place = place;
-                        http.serve(stream, scheme).await;
+                        http.serve(stream, peer, scheme).await;
                     });
                 }
                 Err(error) => {
@@ -119,41 +132,48 @@ impl Http {
         self.app.http_cleanup().await;
     }
 
-    async fn serve(&self, stream: TcpStream, scheme: Scheme) {
+    async fn serve(&self, mut stream: TcpStream, peer: SocketAddr, scheme: Scheme) {
         let bound = Duration::from_secs(self.edge.config.limits.header_seconds);
         sockets::tune(&stream);
         let mut stopping = self.edge.stopping.clone();
         let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
         let begin = async {
-            match scheme {
+            let (client, counted) = self.edge.admit(&mut stream, peer).await?;
+            // the library's name for the client: what a PROXY header told, from here on
+            let _ = digest.peer_addr.set(Some(client.into()));
+            let (stream, http2, name) = match scheme {
                 Scheme::Http => {
                     let http2 = begins_http2(&stream).await?;
-                    Some((Stream::from(stream), http2))
+                    (Stream::from(stream), http2, None)
                 }
-                Scheme::Https => tls::accept(stream, &self.edge).await,
-            }
+                Scheme::Https => {
+                    let (stream, http2, name) = tls::accept(stream, &self.edge).await?;
+                    (stream, http2, Some(Arc::from(name)))
+                }
+            };
+            Some((stream, http2, Arrival { scheme, name }, counted))
         };
         let begun = tokio::select! {
             begun = timeout(bound, begin) => begun,
             _ = stopping.wait_for(|stop| *stop) => return,
         };
-        let Ok(Some((mut stream, http2))) = begun else {
+        let Ok(Some((mut stream, http2, arrival, _counted))) = begun else {
             return;
         };
         stream.set_socket_digest(digest);
         if http2 {
-            self.serve_http2(stream, scheme).await
+            self.serve_http2(stream, arrival).await
         } else {
-            self.serve_http1(stream, scheme).await
+            self.serve_http1(stream, arrival).await
         }
     }
 
-    async fn serve_http1(&self, stream: Stream, scheme: Scheme) {
+    async fn serve_http1(&self, stream: Stream, arrival: Arrival) {
         let limits = &self.edge.config.limits;
         let mut session = ServerSession::new_http1(Box::new(stream));
         session.set_keepalive(Some(limits.idle_seconds));
         let mut bound = Duration::from_secs(limits.header_seconds);
-        while let Some(reused) = self.watched(session, scheme, bound).await {
+        while let Some(reused) = self.watched(session, arrival.clone(), bound).await {
             if *self.edge.stopping.borrow() {
                 return;
             }
@@ -170,7 +190,7 @@ impl Http {
     async fn watched(
         &self,
         session: ServerSession,
-        scheme: Scheme,
+        arrival: Arrival,
         header: Duration,
     ) -> Option<pingora_core::apps::ReusedHttpStream> {
         let (stage, mut watch) = watch::channel(Stage::Header);
@@ -197,12 +217,12 @@ impl Http {
             }
         };
         tokio::select! {
-            reused = STAGE.scope((stage, scheme), self.app.process_new_http(session, &self.edge.stopping)) => reused,
+            reused = STAGE.scope((stage, arrival), self.app.process_new_http(session, &self.edge.stopping)) => reused,
             () = over => None,
         }
     }
 
-    async fn serve_http2(&self, stream: Stream, scheme: Scheme) {
+    async fn serve_http2(&self, stream: Stream, arrival: Arrival) {
         let limits = &self.edge.config.limits;
         let digest = Arc::new(Digest {
             socket_digest: stream.get_socket_digest(),
@@ -210,6 +230,8 @@ impl Http {
         });
         let mut options = default_h2_options();
         options.max_header_list_size(limits.header_bytes);
+        options.max_concurrent_streams(limits.streams);
+        let abandoned = 2 * usize::try_from(limits.streams).unwrap_or(usize::MAX / 2);
         let header = Duration::from_secs(limits.header_seconds);
         let idle = Duration::from_secs(limits.idle_seconds);
         let Ok(Ok(mut connection)) =
@@ -245,14 +267,20 @@ impl Http {
             };
             match accepted {
                 Ok(Some(H2Accept::Session(session))) => {
+                    // a client that gives requests up as soon as they began has few open and much work done for it
+                    if Arc::strong_count(&active) > abandoned {
+                        self.edge.counters.refused(Refused::Streams);
+                        return;
+                    }
                     let busy = Arc::clone(&active);
+                    let arrival = arrival.clone();
                     let http = Self {
                         edge: Arc::clone(&self.edge),
                         app: Arc::clone(&self.app),
                     };
                     tokio::spawn(async move {
                         let _busy = busy;
-                        http.watched(ServerSession::new_http2(session), scheme, header)
+                        http.watched(ServerSession::new_http2(session), arrival, header)
                             .await;
                     });
                 }

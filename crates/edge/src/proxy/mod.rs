@@ -1,23 +1,26 @@
 //! HTTP by host name and path.
 
 mod attempt;
+mod body;
+mod connect;
 mod connection;
+mod context;
+mod forwarded;
 mod grpc;
+mod guard;
 mod pages;
 mod redirect;
 mod request;
 mod tls;
-mod upgrade;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{ACCEPT, CONTENT_TYPE, FORWARDED, HeaderMap, HeaderValue, SET_COOKIE};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, REFERER, SET_COOKIE, USER_AGENT};
 use jiff::Timestamp;
 use offshoot_edge_api::Https;
 use pingora_core::protocols::TcpKeepalive;
@@ -28,14 +31,17 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session};
 
 pub(crate) use self::connection::Scheme;
+use self::context::Context;
+use self::guard::end_unless_continued;
 use self::pages::Page;
 use crate::access_log::Record;
 use crate::hosts::Found;
-use crate::mirror::{self, Copying};
+use crate::metrics::Refused;
+use crate::mirror;
 use crate::moved::Way;
 use crate::server::Edge;
-use crate::table::{Answer, Target, Upstream, fresh_key};
-use crate::traffic::{COOKIE, Choice, End, Ended, Facts, Owner, Visitor, take_cookie};
+use crate::table::{Answer, fresh_key};
+use crate::traffic::{COOKIE, Facts, Owner, Refusal, take_cookie};
 
 /// How long a connection to an upstream is kept without use. Shorter than what common servers keep (nginx 75 s), so
 /// that it is rarely the other side that closes.
@@ -75,93 +81,21 @@ pub(crate) struct Router {
     edge: Arc<Edge>,
 }
 
-/// A request on its way.
-pub(crate) struct Context {
-    started: Instant,
-    scheme: Scheme,
-    host: String,
-    /// The client's address.
-    client: Option<IpAddr>,
-    /// Whose domain was asked for, when an environment answers.
-    owner: Option<Arc<Owner>>,
-    /// Which of the owner's sides answers, and where.
-    side: usize,
-    target: Option<Arc<Target>>,
-    /// Who asks, when visitors are told apart.
-    visitor: Option<Visitor>,
-    /// Whether the upstream answered.
-    own: bool,
-    /// Whether its answer is a WebSocket or an event stream.
-    stream: bool,
-    /// The status of an answer that lasts, until it is counted.
-    lasting: Option<u16>,
-    /// Whether it is a gRPC call, and the HTTP status that the status in its trailers is like.
-    call: bool,
-    call_status: Option<u16>,
-    /// Where in the target's upstreams this request begins.
-    turn: usize,
-    /// Keys of upstreams that this request cannot go to any more.
-    tried: Vec<u64>,
-    /// Whether it went to another side than the chosen one, and whether it was sent a second time: once each.
-    other_side: bool,
-    resent: bool,
-    /// When it is also copied.
-    copy: Option<Box<Copying>>,
-    upstream: Option<Upstream>,
-    /// Whether a kept connection turned out to be dead: the next attempt takes a new one.
-    anew: bool,
-}
-
-impl Context {
-    /// Who asks, and who answers.
-    fn choose(
-        &mut self,
-        request: &RequestHeader,
-        owner: &Owner,
-        route: &Arc<Target>,
-    ) -> Option<Choice> {
-        let facts = Facts::new(request, self.client);
-        self.visitor = owner.visitor(&facts);
-        owner.choose(&facts, self.visitor.as_ref(), route)
-    }
-
-    /// The status that the client got, if any; for a gRPC call the one that its own status is like.
-    fn status(&self, session: &Session) -> Option<u16> {
-        let written = session.response_written()?;
-        let of_call = || self.call_status.or_else(|| grpc::status(&written.headers));
-        let of_call = self.call.then(of_call).flatten();
-        Some(of_call.unwrap_or(written.status.as_u16()))
-    }
-
-    /// How it ended.
-    fn ended(&self, session: &Session, error: Option<&Error>) -> Ended {
-        Ended {
-            status: self.status(session),
-            own: self.own,
-            end: match error.map(|error| error.esource()) {
-                None => End::Complete,
-                Some(ErrorSource::Downstream) => End::ClientLeft,
-                Some(_) => End::Failed,
-            },
-            stream: self.stream,
-            took: self.started.elapsed(),
-        }
-    }
-}
-
-impl Drop for Context {
-    /// Counts what lasted and was ended from outside, of which the library says nothing.
-    fn drop(&mut self) {
-        if let (Some(status), Some(owner)) = (self.lasting, &self.owner) {
-            let ended = Ended {
-                status: Some(status),
-                own: true,
-                end: End::Complete,
-                stream: true,
-                took: self.started.elapsed(),
-            };
-            owner.ended(self.side, &ended);
-        }
+impl Router {
+    /// Answers a request that an owner's bounds do not let in.
+    async fn refuse(&self, session: &mut Session, owner: &Owner, refusal: Refusal) -> Result<()> {
+        self.edge.counters.refused(refusal.why);
+        owner.refused();
+        let status = match refusal.why {
+            Refused::ClientRate | Refused::ClientRequests => 429,
+            Refused::Body => {
+                pages::send_last(session, Page::Refused(413)).await;
+                return Ok(());
+            }
+            _ => 503,
+        };
+        let after = refusal.after.map_or(1, |after| after.as_secs() + 1);
+        pages::send(session, Page::Limited { status, after }).await
     }
 }
 
@@ -170,53 +104,26 @@ impl ProxyHttp for Router {
     type CTX = Context;
 
     fn new_ctx(&self) -> Context {
-        Context {
-            started: Instant::now(),
-            scheme: Scheme::Http,
-            host: String::new(),
-            client: None,
-            owner: None,
-            side: 0,
-            target: None,
-            visitor: None,
-            own: false,
-            stream: false,
-            lasting: None,
-            call: false,
-            call_status: None,
-            turn: 0,
-            tried: Vec::new(),
-            other_side: false,
-            resent: false,
-            copy: None,
-            upstream: None,
-            anew: false,
-        }
+        Context::new()
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<()> {
-        ctx.scheme = connection::header_received();
-        let limits = &self.edge.config.limits;
-        let client = Duration::from_secs(limits.client_seconds);
-        // on a WebSocket the client's frames are its body, and it may be silent for long
-        let read = if session.is_upgrade_req() {
-            Duration::from_secs(limits.tunnel_seconds)
-        } else {
-            client
-        };
-        session.set_read_timeout(Some(read));
-        session.set_write_timeout(Some(client));
-        session.set_total_drain_timeout(Some(Duration::from_secs(5)));
+        let config = &self.edge.config;
         ctx.call = grpc::is_call(session);
-        request::check(session, limits.header_bytes)?;
+        ctx.guard
+            .begin(session, connection::header_received(), config);
+        ctx.scheme = ctx.guard.scheme();
+        ctx.client = ctx.guard.client();
+        request::check(session, config.limits.header_bytes)?;
         ctx.host = request::host(session.req_header())?;
-        let client = session.client_addr().and_then(|client| client.as_inet());
-        ctx.client = client.map(|client| client.ip().to_canonical());
         Ok(())
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
         let table = self.edge.table.load();
+        if ctx.guard.is_misdirected(&ctx.host, &table.certificates) {
+            return Error::e_explain(ErrorType::HTTPStatus(421), "another host's certificate");
+        }
         let route = match table.find(&ctx.host, session.req_header().uri.path()) {
             Found::Route(route) => route,
             Found::NoPath => {
@@ -250,6 +157,11 @@ impl ProxyHttp for Router {
                 return Ok(true);
             }
         };
+        if let Err(refusal) = ctx.guard.admit(owner, session.req_header()) {
+            connection::routed(&owner.environment);
+            self.refuse(session, owner, refusal).await?;
+            return Ok(true);
+        }
         let Some(choice) = ctx.choose(session.req_header(), owner, target) else {
             pages::send(session, Page::NotReady(&ctx.host)).await?;
             return Ok(true);
@@ -268,6 +180,20 @@ impl ProxyHttp for Router {
         ctx.turn = choice.target.turn();
         ctx.target = Some(choice.target);
         Ok(false)
+    }
+
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        is_last: bool,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        ctx.guard.part(session, body.as_ref())?;
+        if let Some(copy) = &mut ctx.copy {
+            copy.body(body.as_ref(), is_last);
+        }
+        Ok(())
     }
 
     async fn upstream_peer(
@@ -298,15 +224,20 @@ impl ProxyHttp for Router {
             count: 4,
             user_timeout: Duration::ZERO,
         });
-        if upgrade {
-            let bound = Duration::from_secs(limits.connect_seconds);
-            peer.options.custom_l4 = Some(Arc::new(upgrade::Connect { bound }));
+        let header = ctx.proxy_header(session);
+        let alone = upgrade || header.is_some();
+        if alone {
+            peer.options.custom_l4 = Some(Arc::new(connect::Connect {
+                bound: Duration::from_secs(limits.connect_seconds),
+                header,
+                patient: upgrade,
+            }));
         }
         let once = !ctx.call && !session.req_header().method.is_idempotent();
         if ctx.call {
             grpc::ask_by(&mut peer);
         }
-        if upgrade || ctx.anew || once {
+        if alone || ctx.anew || once {
             // a request that must not be sent twice never meets a kept connection that its server is just closing,
             // except a call: by HTTP/2 the server says whether it has seen it
             peer.group_key = fresh_key();
@@ -320,40 +251,15 @@ impl ProxyHttp for Router {
 
     async fn upstream_request_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         request: &mut RequestHeader,
         ctx: &mut Context,
     ) -> Result<()> {
-        // the edge is the first to see the client: what the client says of itself here is not believed
-        for name in ["x-forwarded-for", "x-forwarded-port", "x-real-ip", "proxy"] {
-            request.remove_header(name);
-        }
-        request.remove_header(&FORWARDED);
         request.remove_header(&mirror::MARK);
         take_cookie(request, COOKIE);
-        if let Some(client) = session.client_addr().and_then(|address| address.as_inet()) {
-            request.insert_header("x-forwarded-for", client.ip().to_string())?;
-        }
-        let scheme = HeaderValue::from_static(ctx.scheme.name());
-        request.insert_header("x-forwarded-proto", scheme)?;
-        if let Some(host) = request::authority(request) {
-            request.insert_header("x-forwarded-host", host)?;
-        }
+        ctx.guard.write(request)?;
         if let Some(copy) = &mut ctx.copy {
             copy.header(request);
-        }
-        Ok(())
-    }
-
-    async fn request_body_filter(
-        &self,
-        _session: &mut Session,
-        body: &mut Option<Bytes>,
-        is_last: bool,
-        ctx: &mut Context,
-    ) -> Result<()> {
-        if let Some(copy) = &mut ctx.copy {
-            copy.body(body.as_ref(), is_last);
         }
         Ok(())
     }
@@ -393,6 +299,7 @@ impl ProxyHttp for Router {
         {
             return Ok(());
         }
+        end_unless_continued(session);
         ctx.own = true;
         ctx.stream = response.status == StatusCode::SWITCHING_PROTOCOLS || is_events(response);
         if (ctx.stream || ctx.call)
@@ -459,6 +366,10 @@ impl ProxyHttp for Router {
             return error;
         }
         ctx.failed("no connection");
+        self.edge
+            .counters
+            .unreachable
+            .fetch_add(1, Ordering::Relaxed);
         // nothing was sent, so another upstream may be asked
         let next = ctx.next_upstream().or_else(|| ctx.on_other_side());
         error.set_retry(next.is_some());
@@ -500,6 +411,12 @@ impl ProxyHttp for Router {
     ) -> FailToProxy {
         let page = Page::for_error(error, &ctx.host);
         let error_code = page.as_ref().map_or(0, Page::status);
+        if let Some(why) = Refused::of_status(error_code) {
+            self.edge.counters.refused(why);
+        }
+        if let Some(owner) = ctx.owner.as_ref().filter(|_| error_code == 413) {
+            owner.refused();
+        }
         if ctx.call && ctx.own && *error.esource() == ErrorSource::Upstream {
             grpc::break_off(session, error).await;
         } else if let Some(page) = page {
@@ -525,22 +442,38 @@ impl ProxyHttp for Router {
         if let Some(owner) = &ctx.owner {
             owner.ended(ctx.side, &ctx.ended(session, error));
         }
+        let counters = &self.edge.counters;
+        counters.bodies(session.body_bytes_read(), session.body_bytes_sent());
         // after what it counts: who sees the number finds the counts
         self.edge.requests.fetch_add(1, Ordering::Release);
-        if !self.edge.access_log.is_on() {
+        let Some(wanted) = self.edge.access_log.wants() else {
             return;
-        }
+        };
         let request = session.req_header();
+        let field = |name: HeaderName| {
+            let value = request.headers.get(name).filter(|_| wanted.fields)?;
+            Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
         // a client that went away is no error of anyone's
         let error = error.filter(|error| *error.esource() != ErrorSource::Downstream);
         self.edge.access_log.log(Record {
             time: Timestamp::now(),
-            client: session.client_addr().map(ToString::to_string),
+            client: ctx.guard.client_socket().map(|client| client.to_string()),
             protocol: if session.is_http2() { "h2" } else { "http/1.1" },
             scheme: ctx.scheme.name(),
             method: request.method.to_string(),
             host: ctx.host.clone(),
             path: request.uri.path().to_owned(),
+            query: request
+                .uri
+                .query()
+                .filter(|_| wanted.query)
+                .map(str::to_owned),
+            referer: field(REFERER).map(|text| match text.split_once(['?', '#']) {
+                Some((page, _)) if !wanted.query => page.to_owned(),
+                _ => text,
+            }),
+            agent: field(USER_AGENT),
             status: ctx.status(session).unwrap_or(0),
             bytes: session.body_bytes_sent(),
             duration_ms: ctx.started.elapsed().as_secs_f64() * 1e3,

@@ -11,6 +11,7 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::grpc;
+use super::guard::end_unless_continued;
 
 /// Seconds after which a client may try again: nodes start within a few.
 const RETRY_SECONDS: u64 = 2;
@@ -39,6 +40,12 @@ pub(super) enum Page<'a> {
     Late(&'a str),
     /// The request cannot be served.
     Refused(u16),
+    /// It passes a bound of 429 or 503.
+    Limited {
+        status: u16,
+        /// Seconds until it may be asked again.
+        after: u64,
+    },
 }
 
 impl<'a> Page<'a> {
@@ -74,7 +81,7 @@ impl<'a> Page<'a> {
             Self::NotReady(_) | Self::Fenced(_) => 503,
             Self::Broken(_) => 502,
             Self::Late(_) => 504,
-            Self::Refused(status) => *status,
+            Self::Refused(status) | Self::Limited { status, .. } => *status,
         }
     }
 
@@ -107,6 +114,12 @@ impl<'a> Page<'a> {
                     "504: the environment behind {host} did not answer in time.\n\n`offshoot logs` says why.\n"
                 )
             }
+            Self::Limited { status: 429, .. } => {
+                "429: this client asks more than it may just now.\n".to_owned()
+            }
+            Self::Limited { status, .. } => {
+                format!("{status}: more is asked here than may be just now.\n")
+            }
             Self::Refused(status) => {
                 let reason = http::StatusCode::from_u16(*status)
                     .ok()
@@ -131,12 +144,16 @@ impl<'a> Page<'a> {
         if matches!(self, Self::NotReady(_) | Self::Fenced(_) | Self::Broken(_)) {
             header.insert_header(RETRY_AFTER, RETRY_SECONDS)?;
         }
+        if let Self::Limited { after, .. } = self {
+            header.insert_header(RETRY_AFTER, *after)?;
+        }
         Ok(header)
     }
 }
 
 /// Answers with a page; the connection can be used again.
 pub(super) async fn send(session: &mut Session, page: Page<'_>) -> Result<()> {
+    end_unless_continued(session);
     if grpc::is_call(session) && !matches!(page, Page::Moved { .. }) {
         return grpc::send(session, &page);
     }
@@ -165,8 +182,12 @@ pub(super) async fn send_last(session: &mut Session, page: Page<'_>) {
     {
         return;
     }
+    let drains = page.status() == 413 && !session.is_http2();
     if let Err(error) = send(session, page).await {
         tracing::debug!(%error, "page not sent");
+    } else if drains {
+        // closed at once, the client would be told of its unread bytes (RST) and not of the page; it has a moment
+        let _ = session.as_downstream_mut().drain_request_body().await;
     }
 }
 

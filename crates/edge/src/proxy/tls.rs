@@ -21,9 +21,9 @@ use crate::server::Edge;
 /// sent: it answers the client's first message.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
-/// Does the handshake; the caller bounds its time. Returns the connection and whether it speaks HTTP/2; `None` when
+/// Does the handshake; the caller bounds its time. Returns the connection, whether it speaks HTTP/2, and the name that was asked for; `None` when
 /// there is no certificate for the name, or no agreement.
-pub(super) async fn accept(stream: TcpStream, edge: &Edge) -> Option<(Stream, bool)> {
+pub(super) async fn accept(stream: TcpStream, edge: &Edge) -> Option<(Stream, bool, String)> {
     let start = match LazyConfigAcceptor::new(Acceptor::default(), stream).await {
         Ok(start) => start,
         Err(error) => {
@@ -32,8 +32,11 @@ pub(super) async fn accept(stream: TcpStream, edge: &Edge) -> Option<(Stream, bo
         }
     };
     let name = start.client_hello().server_name().and_then(normal_host);
-    let config = name.and_then(|name| edge.table.load().certificates.find(&name));
-    let Some(config) = config else {
+    let config = name.and_then(|name| {
+        let config = edge.table.load().certificates.find(&name)?;
+        Some((name, config))
+    });
+    let Some((name, config)) = config else {
         let mut stream = start.io;
         // the client may be gone already
         let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
@@ -49,7 +52,7 @@ pub(super) async fn accept(stream: TcpStream, edge: &Edge) -> Option<(Stream, bo
     };
     let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
     let socket = VirtualSocketStream::new(Box::new(Tls(stream)));
-    Some((Stream::from(socket), http2))
+    Some((Stream::from(socket), http2, name))
 }
 
 /// A connection with TLS as the proxy library takes it.

@@ -4,6 +4,7 @@
 //! costs no more than its routes. What was counted, and whatever else must not begin anew with every table, is in its
 //! [`OwnerState`].
 
+mod bounds;
 mod care;
 mod counters;
 mod facts;
@@ -13,13 +14,16 @@ mod share;
 mod visitor;
 
 use std::borrow::Cow;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use offshoot_model::id::EnvId;
 use offshoot_model::traffic::stats::OwnerStats;
-use offshoot_model::traffic::{Goal, Policy, Sticky};
+use offshoot_model::traffic::{Bounds, Goal, Policy, Sticky};
 
+use self::bounds::BoundsState;
+pub(crate) use self::bounds::{Refusal, UnderWay};
 use self::counters::Counters;
 pub(crate) use self::facts::{Facts, take_cookie};
 use self::rules::{Goals, Rules};
@@ -58,6 +62,7 @@ pub(crate) struct Side {
 pub(crate) struct OwnerState {
     /// Only there once it is needed: most of many owners are never asked for.
     counters: OnceLock<Box<Counters>>,
+    pub(crate) bounds: BoundsState,
 }
 
 /// Who answers a request.
@@ -134,7 +139,10 @@ impl Owner {
             owner.state = Arc::clone(&former.state);
         } else if let Some(saved) = saved.filter(|saved| saved.ground() == ground) {
             let counters = OnceLock::from(Box::new(Counters::go_on(&saved.stats)));
-            owner.state = Arc::new(OwnerState { counters });
+            owner.state = Arc::new(OwnerState {
+                counters,
+                ..OwnerState::default()
+            });
         }
         if owner.policy.is_some() {
             // counting begins with the policy, not with the first request
@@ -178,6 +186,11 @@ impl Owner {
     /// Whether nobody is let in.
     pub(crate) fn is_fenced(&self) -> bool {
         self.policy.as_ref().is_some_and(|policy| policy.fence)
+    }
+
+    /// Its bounds, if it has a policy.
+    pub(crate) fn bounds(&self) -> Option<&Bounds> {
+        self.policy.as_ref().map(|policy| &policy.bounds)
     }
 
     /// Who asks, when visitors are told apart.
@@ -279,6 +292,13 @@ impl Owner {
     pub(crate) fn ended(&self, side: usize, ended: &Ended) {
         if let Some(side) = self.counters().sides.get(side) {
             side.ended(ended);
+        }
+    }
+
+    /// Its bounds refused a request.
+    pub(crate) fn refused(&self) {
+        if self.policy.is_some() {
+            self.counters().refused.fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -66,6 +66,17 @@ impl Authority {
         name: &str,
         how: Client,
     ) -> std::io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(address).await.unwrap();
+        self.handshake(stream, name, how).await
+    }
+
+    /// On a connection that is there.
+    pub(crate) async fn handshake(
+        &self,
+        stream: TcpStream,
+        name: &str,
+        how: Client,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.root.clone()).unwrap();
         let mut config =
@@ -80,7 +91,6 @@ impl Authority {
             .map(|name| name.as_bytes().to_vec())
             .collect();
         config.enable_sni = how.sni;
-        let stream = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
         tokio::time::timeout(SOON, handshake).await.unwrap()

@@ -97,6 +97,8 @@ async fn deadlines_arrive_and_silence_is_waited_for() {
     let edge = TestEdge::with(|config| {
         config.limits.client_seconds = 1;
         config.limits.upstream_seconds = 1;
+        // far above what is sent here
+        config.limits.body_rate = 1 << 30;
     });
     let a = Service::start("a").await;
     edge.serve(&lead_to(&a));
@@ -119,8 +121,13 @@ async fn deadlines_arrive_and_silence_is_waited_for() {
             "x-forwarded-proto: http",
         ]
     );
+    let mut both = call(&client, "http://a.org/echo", &[]).await;
+    let mut body = (&mut both.response).await.unwrap().into_body();
+    exchange(&mut both, &mut body, b"before").await;
     let slow = call(&client, "http://a.org/slow", &[]).await;
     let slow = slow.end(message(b"?")).await.unwrap();
+    exchange(&mut both, &mut body, b"after").await;
+    exchange(&mut both, &mut body, &[7; 1 << 20]).await;
     assert_eq!((slow.code(), &slow.content[5..]), ("0", &b"at last"[..]));
 }
 
@@ -290,6 +297,13 @@ async fn only_what_was_not_seen_is_sent_again() {
     assert_eq!(a.calls(), 6, "once");
     assert_eq!(code("/drop").await, "14");
     assert_eq!(a.calls(), 7, "nobody knows whether it was seen");
+
+    // nor was it by a node that does not listen
+    let nodes = [nobody(), a.address];
+    edge.serve(&routes(2, vec![route("a.org", A, &nodes)]));
+    for _ in 0..4 {
+        assert_eq!(code("/unary").await, "0");
+    }
 
     let connections = a.connections();
     assert_eq!(code("/last").await, "0");

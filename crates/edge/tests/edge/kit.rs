@@ -17,7 +17,7 @@ use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use offshoot_edge_api::{
-    AccessLog, EdgeConfig, EdgeControl, EdgeStatus, Limits, PortReport, PortState, Reloaded, Route,
+    AccessLog, EdgeConfig, EdgeControl, EdgeStatus, PortReport, PortState, Reloaded, Route,
     RoutesFile, Traffic, ensure_edge, stop,
 };
 use tempfile::TempDir;
@@ -43,17 +43,10 @@ impl TestEdge {
     pub(crate) fn with(change: impl FnOnce(&mut EdgeConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        let mut config = EdgeConfig {
-            listen: vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()],
-            listen_tls: vec![],
-            routes: at("routes.json"),
-            control: at("edge.sock"),
-            access_log: Some(AccessLog::new(at("access.log"))),
-            limits: Limits {
-                drain_seconds: 1,
-                ..Limits::default()
-            },
-        };
+        let mut config = EdgeConfig::new(at("routes.json"), at("edge.sock"));
+        config.listen = vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()];
+        config.access_log = Some(AccessLog::new(at("access.log")));
+        config.limits.drain_seconds = 1;
         change(&mut config);
         let status = ensure_edge(&config, binary()).unwrap();
         Self {
@@ -142,6 +135,15 @@ pub(crate) fn routes(version: u64, routes: Vec<Route>) -> RoutesFile {
         routes,
         ..RoutesFile::default()
     }
+}
+
+/// A policy of environment [`A`], as people write it; it has no sides.
+pub(crate) fn policy(text: &str) -> Vec<Traffic> {
+    vec![Traffic {
+        environment: A.parse().unwrap(),
+        policy: serde_json::from_str(text).unwrap(),
+        upstreams: Default::default(),
+    }]
 }
 
 /// Routes with the policy of one of the environments, and where those that it names answer.
@@ -249,6 +251,11 @@ async fn answer(
                 .into_data_stream()
                 .map(|part| Ok(Frame::data(part.unwrap_or_default())));
             Response::new(BodyExt::boxed(StreamBody::new(SyncStream(parts))))
+        }
+        // all of it, then the answer
+        "/sink" => {
+            let body = request.into_body().collect().await?.to_bytes();
+            Response::new(full(body.len().to_string()))
         }
         "/slow" => {
             tokio::time::sleep(Duration::from_secs(5)).await;

@@ -2,6 +2,8 @@
 
 mod authority;
 mod backend;
+mod bodies;
+mod clients;
 mod domains;
 mod failover;
 mod grpc;
@@ -9,6 +11,7 @@ mod http;
 mod kit;
 mod lasting;
 mod mirror;
+mod observed;
 mod ports;
 mod protection;
 mod routes;

@@ -1,13 +1,14 @@
 //! What is refused, and what is answered when nobody else can.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper::{Method, Request, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::kit::{A, SOON, Server, TestEdge, ask, ask2, full, get, http1, route, routes};
+use crate::kit::{A, SOON, Server, TestEdge, ask, ask2, full, get, http1, route, routes, until};
 
 /// Sends bytes as they are and returns all that comes back until the connection is closed.
 async fn raw(edge: &TestEdge, bytes: &[u8]) -> String {
@@ -218,4 +219,110 @@ async fn a_request_that_was_sent_is_not_sent_again() {
         "each upstream was asked in turn, none for the other"
     );
     assert_eq!(a.requests.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn nothing_is_smuggled() {
+    // what could still become a body is waited for
+    let edge = TestEdge::with(|config| config.limits.client_seconds = 1);
+    let a = Server::start("a").await;
+    edge.serve(&routes(1, vec![route("a.localhost", A, &[a.address])]));
+    let chunked = "POST /sink HTTP/1.1\r\nHost: a.localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
+    // sizes that are none, and ends of lines that are none
+    let bodies = [
+        "ffffffffffffffffff\r\nx\r\n0\r\n\r\n",
+        "-1\r\nx\r\n0\r\n\r\n",
+        "0x1\r\nx\r\n0\r\n\r\n",
+        "1 1\r\nx\r\n0\r\n\r\n",
+        "g\r\nx\r\n0\r\n\r\n",
+        "1\r\nxy\r\n0\r\n\r\n",
+    ];
+    for body in bodies {
+        let second = "GET /smuggled HTTP/1.1\r\nHost: a.localhost\r\n\r\n";
+        let answer = raw(&edge, format!("{chunked}{body}{second}").as_bytes()).await;
+        assert!(
+            answer.matches("HTTP/1.1 ").count() <= 1,
+            "{body:?} -> {answer:?}"
+        );
+        assert!(!answer.contains(" 200 "), "{body:?} -> {answer:?}");
+    }
+    let long = format!("{chunked}1;{}\r\nx\r\n0\r\n\r\n", "x".repeat(100 << 10));
+    assert!(
+        !raw(&edge, long.as_bytes()).await.contains(" 200 "),
+        "an endless chunk extension"
+    );
+    let headers: [&[u8]; 6] = [
+        b"GET / HTTP/1.1\r\nHost: a.localhost\r\nX: a\0b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a.localhost\r\nX: a\rHost: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a.localhost\r\nX y: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a.localhost\r\nTransfer-Encoding\x0b: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a.localhost\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a.localhost\r\nTransfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n",
+    ];
+    for header in headers {
+        let answer = raw(&edge, header).await;
+        let shown = String::from_utf8_lossy(header);
+        assert!(
+            answer.starts_with("HTTP/1.1 400 "),
+            "{shown:?} -> {answer:?}"
+        );
+    }
+    // fields about one connection go no further, named ones neither
+    let answer = raw(
+        &edge,
+        b"GET /headers HTTP/1.1\r\nHost: a.localhost\r\nConnection: close, X-Mine\r\nX-Mine: 1\r\nTE: trailers\r\n\
+          Keep-Alive: 5\r\nProxy-Authorization: x\r\nUpgrade: h2c\r\nX-Other: 1\r\n\r\n",
+    )
+    .await
+    .to_ascii_lowercase();
+    for field in ["x-mine", "\nte:", "upgrade: h2c", "keep-alive: 5"] {
+        assert!(!answer.contains(field), "{field}: {answer}");
+    }
+    assert!(answer.contains("x-other: 1"), "{answer}");
+}
+
+/// Counts its open connections, and never answers.
+async fn silent() -> (std::net::SocketAddr, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (open, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let (now, peak) = (Arc::clone(&open), Arc::clone(&most));
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            peak.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            let now = Arc::clone(&now);
+            tokio::spawn(async move {
+                while stream.read(&mut [0; 4096]).await.is_ok_and(|read| read > 0) {}
+                now.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    });
+    (address, open, most)
+}
+
+#[tokio::test]
+async fn requests_that_are_given_up_are_bounded() {
+    let streams = 4;
+    let edge = TestEdge::with(|config| config.limits.streams = streams);
+    let (address, open, most) = silent().await;
+    edge.serve(&routes(1, vec![route("a.localhost", A, &[address])]));
+    let mut client = crate::kit::http2(edge.http()).await;
+    // each is dropped, and so reset, soon after it is sent
+    for _ in 0..1_000 {
+        if client.ready().await.is_err() {
+            break;
+        }
+        let request = Request::get("http://a.localhost/").body(crate::kit::empty());
+        let answer = client.send_request(request.unwrap());
+        let _ = tokio::time::timeout(Duration::from_micros(300), answer).await;
+    }
+    let most = most.load(Ordering::SeqCst);
+    assert!(most > 0, "none reached the server");
+    // the server may hear of an end after the next beginning
+    assert!(most <= 4 * streams as usize, "{most} at a time");
+    until("what was given up has ended", || {
+        open.load(Ordering::SeqCst) == 0
+    })
+    .await;
 }

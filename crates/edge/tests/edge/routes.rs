@@ -235,14 +235,9 @@ async fn a_taken_address_is_said() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let config = EdgeConfig {
-        listen: vec![address],
-        listen_tls: vec![],
-        routes: directory.path().join("routes.json"),
-        control: directory.path().join("edge.sock"),
-        access_log: None,
-        limits: offshoot_edge_api::Limits::default(),
-    };
+    let at = |name: &str| directory.path().join(name);
+    let mut config = EdgeConfig::new(at("routes.json"), at("edge.sock"));
+    config.listen = vec![address];
     let error = ensure_edge(&config, binary()).unwrap_err();
     let text = error.to_string();
     assert!(

@@ -461,3 +461,32 @@ async fn stopping_ends_idle_connections_and_lets_requests_finish() {
     stopped.unwrap().unwrap();
     assert!(end.is_ok(), "an idle connection stays open");
 }
+
+#[tokio::test]
+async fn a_connection_is_for_hosts_of_its_certificate() {
+    let (edge, authority) = (edge(), Authority::new());
+    let a = Server::start("a").await;
+    let hosts = ["a.org", "x.a.org", "b.org", "plain.org"];
+    let all = hosts.map(|host| route(host, A, &[a.address]));
+    let certificates = vec![
+        authority.certificate("a", &["a.org", "*.a.org"]),
+        authority.certificate("b", &["b.org"]),
+    ];
+    edge.serve(&with(1, all.into(), certificates));
+    let mut client = authority.http2(edge.https(), "a.org").await;
+    // the last one has no certificate, so no other connection could be better for it
+    for (host, status) in [
+        ("a.org", 200),
+        ("x.a.org", 200),
+        ("b.org", 421),
+        ("plain.org", 200),
+    ] {
+        let request = Request::get(format!("https://{host}/"));
+        let answer = client
+            .send_request(request.body(empty()).unwrap())
+            .await
+            .unwrap();
+        assert_eq!(Answer::read(answer).await.status.as_u16(), status, "{host}");
+    }
+    assert_eq!(authority.ask(edge.https(), "b.org", "/").await.text(), "a");
+}

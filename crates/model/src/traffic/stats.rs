@@ -225,6 +225,14 @@ impl Histogram {
         steps.ceil().clamp(0.0, (BUCKETS - 1) as f64) as usize
     }
 
+    /// The longest time that is in a bucket; the last one holds longer ones too.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "at most 127")]
+    pub fn longest(bucket: usize) -> Duration {
+        let bucket = bucket.min(BUCKETS - 1) as f64;
+        Duration::from_secs_f64(FIRST_US * (bucket / PER_DOUBLE).exp2() / 1e6)
+    }
+
     /// A histogram with these counts, from the first bucket.
     #[must_use]
     pub fn from_counts(counts: [u64; BUCKETS]) -> Self {

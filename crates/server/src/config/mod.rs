@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use offshoot_model::{Code, Fault, Problem};
 use serde::Deserialize;
 
-pub use sections::{Api, Backing, CloneBounds, Edge, Forwarding, Ids, Images, Ipv6, Network, Pool};
+pub use sections::{
+    Api, Backing, CloneBounds, Edge, Forwarding, Ids, Images, Ipv6, LogFormat, Network, Pool,
+};
 pub use tools::{ToolMissing, Tools};
 pub(crate) use value::is_loopback;
 pub use value::{BaseDomain, Instance};

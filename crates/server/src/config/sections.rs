@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Deserializer};
 
 use super::value::{self, LoopbackAddr};
@@ -23,6 +23,33 @@ pub struct Api {
 pub struct Edge {
     /// Addresses at which people reach environments by name.
     pub listen: Vec<SocketAddr>,
+    /// Whose connections begin with a PROXY header.
+    pub proxy_from: Vec<IpNet>,
+    /// Whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
+    pub trust: Vec<IpNet>,
+    /// Where metrics are told.
+    pub metrics: Option<SocketAddr>,
+    /// What lines of the access log look like.
+    pub access_log: LogFormat,
+    /// Whether queries are logged.
+    pub access_log_query: bool,
+    /// Connections of one client at a time; 0: any number.
+    pub client_connections: usize,
+    /// Bytes of a request's body; 0: any number.
+    pub body_bytes: u64,
+    /// Bytes per second that a body must come with; 0: none.
+    pub body_rate: u64,
+}
+
+/// What lines of the access log look like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// JSON objects.
+    #[default]
+    Json,
+    /// As Apache and nginx write them.
+    Combined,
 }
 
 impl Default for Edge {
@@ -32,6 +59,14 @@ impl Default for Edge {
                 (Ipv4Addr::LOCALHOST, 8080).into(),
                 (Ipv6Addr::LOCALHOST, 8080).into(),
             ],
+            proxy_from: Vec::new(),
+            trust: Vec::new(),
+            metrics: None,
+            access_log: LogFormat::default(),
+            access_log_query: false,
+            client_connections: 4_096,
+            body_bytes: 0,
+            body_rate: 64,
         }
     }
 }

@@ -100,6 +100,10 @@ fn values_are_understood() {
         listen = "[::1]:7777"
         [edge]
         listen = ["0.0.0.0:80"]
+        proxy_from = ["192.0.2.0/24", "2001:db8::/32"]
+        metrics = "127.0.0.1:9463"
+        access_log = "combined"
+        body_bytes = 1048576
         [network]
         dns = ["9.9.9.9", "[2620:fe::fe]:5353"]
         [pool]
@@ -116,6 +120,13 @@ fn values_are_understood() {
     assert_eq!(config.database(), Path::new("/srv/offshoot/offshoot.db"));
     assert_eq!(config.server().tcp, Some("[::1]:7777".parse().unwrap()));
     assert_eq!(config.edge_port(), 80);
+    assert_eq!(config.edge.proxy_from.len(), 2);
+    assert_eq!(config.edge.metrics, Some("127.0.0.1:9463".parse().unwrap()));
+    assert_eq!(config.edge.access_log, super::LogFormat::Combined);
+    assert_eq!(
+        (config.edge.body_bytes, config.edge.body_rate),
+        (1 << 20, 64)
+    );
     assert_eq!(
         config.network.dns,
         [

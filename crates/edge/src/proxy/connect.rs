@@ -1,4 +1,7 @@
-//! Connections to servers for WebSockets.
+//! Connections to servers that are for one client only: for WebSockets, and for servers that want a PROXY header.
+//!
+//! A PROXY header is about one client, so such a connection is never given to another request, not even of the same
+//! client: HTTP keeps no promise about who comes next on a client's own connection (a proxy may be behind it).
 //!
 //! The library (pingora-proxy 0.9.1, `proxy_handle_upstream`) ends an upgraded connection when it handles the end of
 //! the request's empty body after the answer `101`: the end of either body is the end of both. Both are ready when
@@ -17,7 +20,7 @@ use pingora_core::protocols::l4::socket::SocketAddr;
 use pingora_core::protocols::l4::stream::Stream;
 use pingora_core::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
 use pingora_core::{Error, ErrorType, Result};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -27,6 +30,21 @@ use crate::sockets;
 #[derive(Debug)]
 pub(super) struct Connect {
     pub(super) bound: Duration,
+    /// Sent before everything else.
+    pub(super) header: Option<Vec<u8>>,
+    /// Whether it is for a WebSocket.
+    pub(super) patient: bool,
+}
+
+impl Connect {
+    async fn stream(&self, address: &std::net::SocketAddr) -> io::Result<TcpStream> {
+        let mut stream = TcpStream::connect(address).await?;
+        sockets::tune(&stream);
+        if let Some(header) = &self.header {
+            stream.write_all(header).await?;
+        }
+        Ok(stream)
+    }
 }
 
 #[async_trait]
@@ -35,9 +53,9 @@ impl L4Connect for Connect {
         let Some(inet) = address.as_inet() else {
             return Error::e_explain(ErrorType::ConnectError, "not an internet address");
         };
-        match timeout(self.bound, TcpStream::connect(inet)).await {
+        match timeout(self.bound, self.stream(inet)).await {
+            Ok(Ok(stream)) if !self.patient => Ok(Stream::from(stream)),
             Ok(Ok(stream)) => {
-                sockets::tune(&stream);
                 let socket = Patient {
                     stream,
                     waited: false,
@@ -45,10 +63,10 @@ impl L4Connect for Connect {
                 Ok(Stream::from(VirtualSocketStream::new(Box::new(socket))))
             }
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                Error::e_because(ErrorType::ConnectRefused, "WebSocket", error)
+                Error::e_because(ErrorType::ConnectRefused, "own connection", error)
             }
-            Ok(Err(error)) => Error::e_because(ErrorType::ConnectError, "WebSocket", error),
-            Err(late) => Error::e_because(ErrorType::ConnectTimedout, "WebSocket", late),
+            Ok(Err(error)) => Error::e_because(ErrorType::ConnectError, "own connection", error),
+            Err(late) => Error::e_because(ErrorType::ConnectTimedout, "own connection", late),
         }
     }
 }
