@@ -12,10 +12,10 @@ use pingora_proxy::Session;
 
 use super::pages::Page;
 
-/// What a stream of a node's may have sent that its client has not taken. Networks of containers need no more.
-const STREAM_WINDOW: u32 = 256 << 10;
-/// The same of a connection, which carries one call at a time.
-const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes that a node may have sent and its client has not taken, of a call and so of its connection. The library takes
+/// nothing of an answer while it waits for the node to take more of the request, so this is also how far a node that
+/// answers while it is asked gets ahead.
+const WINDOW: u32 = 1 << 20;
 /// Where a call's status is.
 const STATUS: &str = "grpc-status";
 
@@ -42,8 +42,8 @@ fn is_grpc(kind: &[u8]) -> bool {
 pub(super) fn ask_by(peer: &mut HttpPeer) {
     peer.options.set_http_version(2, 2);
     peer.options.max_h2_streams = 1;
-    peer.options.h2_stream_window_size = Some(STREAM_WINDOW);
-    peer.options.h2_connection_window_size = Some(CONNECTION_WINDOW);
+    peer.options.h2_stream_window_size = Some(WINDOW);
+    peer.options.h2_connection_window_size = Some(WINDOW);
 }
 
 /// Whether its server said that it has done nothing with a call: it refused the stream, or ended the connection before

@@ -71,6 +71,10 @@ async fn all_kinds(client: SendRequest<Bytes>, scheme: &str) {
     assert!(echo.content == large, "{} bytes", echo.content.len());
     assert_eq!(echo.code(), "0");
 
+    let large = message(&vec![7; 16 << 20]);
+    let echo = begin("/patient").await.end(large.clone()).await.unwrap();
+    assert!(echo.content == large, "{} bytes", echo.content.len());
+
     let fail = begin("/fail").await.end(message(b"?")).await.unwrap();
     assert_eq!((fail.status, fail.code()), (StatusCode::OK, "5"));
     assert_eq!((fail.content, fail.trailers), (vec![], None));

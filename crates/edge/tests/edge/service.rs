@@ -145,6 +145,20 @@ async fn answer(
                 send.send_data(part, false).unwrap();
             }
         }
+        // the same, but reads no more than its client takes
+        "/patient" => {
+            while let Some(Ok(mut part)) = body.data().await {
+                let size = part.len();
+                while !part.is_empty() {
+                    send.reserve_capacity(part.len());
+                    let room = std::future::poll_fn(|context| send.poll_capacity(context)).await;
+                    let Some(Ok(room)) = room else { return };
+                    let now = part.split_to(room.min(part.len()));
+                    send.send_data(now, false).unwrap();
+                }
+                body.flow_control().release_capacity(size).unwrap();
+            }
+        }
         "/list" => {
             for number in 0..100 {
                 let number = message(format!("{number}").as_bytes());
