@@ -17,7 +17,7 @@ export LC_ALL=C
 
 RUN_PACKAGES=(runc nftables btrfs-progs mmdebstrap iproute2)
 BUILD_PACKAGES=(gcc g++ make cmake pkg-config)
-TEST_PACKAGES=(docker-registry busybox-static redis-server redis-tools wrk curl python3 strace)
+TEST_PACKAGES=(pebble docker-registry busybox-static redis-server redis-tools wrk curl python3 strace)
 BENCH_PACKAGES=(nginx haproxy nghttp2-client wrk openssl)
 # Packages above that come with a service nobody asked for.
 QUIET_SERVICES=(docker-registry redis-server nginx haproxy)

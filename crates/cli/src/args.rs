@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    clone, create, doctor, domain, image, ls, meta, op, pool, power, show, swap,
+    cert, clone, create, doctor, domain, image, ls, meta, op, pool, power, show, swap,
 };
 use crate::commands::{exec, logs};
 use crate::context::Format;
@@ -102,6 +102,7 @@ pub(crate) enum Command {
     // What leads to them.
     Domain(domain::DomainArgs),
     Swap(swap::SwapArgs),
+    Cert(cert::CertArgs),
     // Inside nodes.
     Exec(exec::ExecArgs),
     Logs(logs::LogsArgs),

@@ -13,6 +13,14 @@ pub(crate) fn age(then: Timestamp, now: Timestamp) -> String {
     format!("{} ago", span(seconds.unsigned_abs()))
 }
 
+/// How long it is until `then`: `in 3 minutes`; of what is past how long ago.
+pub(crate) fn until(then: Timestamp, now: Timestamp) -> String {
+    match then.as_second().checked_sub(now.as_second()) {
+        Some(seconds) if seconds > 0 => format!("in {}", span(seconds.unsigned_abs())),
+        _ => age(then, now),
+    }
+}
+
 /// Seconds in the largest unit that fits: `3 minutes`.
 pub(crate) fn span(seconds: u64) -> String {
     let (count, unit) = match seconds {

@@ -202,6 +202,12 @@ pub(crate) fn headline(operation: &Operation) -> String {
         (OperationKind::PoolGrow, _) => "Growing the pool".to_owned(),
         (OperationKind::DomainAdd, _) => format!("Adding domains to {subject}"),
         (OperationKind::DomainRemove, _) => format!("Removing a domain from {subject}"),
+        (OperationKind::DomainHttps, _) => format!("Changing a domain of {subject}"),
+        (OperationKind::CertificateAdd, _) => format!("Getting a certificate for {subject}"),
+        (OperationKind::CertificateRemove, _) => {
+            format!("Removing the certificate of {subject}")
+        }
+        (OperationKind::CertificateRenew, _) => format!("Renewing the certificate of {subject}"),
         (OperationKind::Swap, _) => match &operation.swap {
             Some(swap) => format!("Swapping {subject} and {}", safe(&swap.with)),
             None => format!("Swapping {subject}"),

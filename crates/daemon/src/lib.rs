@@ -4,13 +4,14 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 
+use offshoot_certificates::{Acme, AcmeConfig, Authority, Files, Own};
 use offshoot_checkpoint::Criu;
 use offshoot_engine_local::{EdgeLimits, EdgeLogFormat, EdgeOptions, Local, LocalConfig};
 use offshoot_images::ImagesConfig;
 use offshoot_model::view::DoctorReport;
 use offshoot_model::{Code, Fault, Problem};
 use offshoot_network::Forwarding;
-use offshoot_operations::{Operations, Settings};
+use offshoot_operations::{Https, Operations, Settings};
 use offshoot_plan::Host;
 use offshoot_pool::{Backing, PoolConfig};
 use offshoot_server::config::{self, Config};
@@ -100,6 +101,25 @@ fn settings(config: &Config) -> Settings {
         },
         max_freeze_ms: u64::try_from(config.clone.max_freeze.as_millis()).unwrap_or(u64::MAX),
         ready_timeout: config.clone.ready_timeout,
+        https: https(config),
+    }
+}
+
+fn https(config: &Config) -> Https {
+    let files = Files::new(offshoot_engine_local::certificates_in(&config.state_dir));
+    let acme = config.edge.acme.as_ref().map(|acme| {
+        let server = AcmeConfig {
+            directory: acme.directory.clone(),
+            email: acme.email.clone(),
+            ca_file: acme.ca_file.clone(),
+        };
+        Arc::new(Acme::new(server, files.clone())) as Arc<dyn Authority>
+    });
+    Https {
+        served: !config.edge.listen_tls.is_empty(),
+        own: Arc::new(Own::new(files.clone(), config.instance.as_str().to_owned())),
+        files,
+        acme,
     }
 }
 
@@ -133,6 +153,7 @@ fn local_config(config: &Config) -> Result<LocalConfig, Problem> {
         edge: config.tools.find_edge().map_err(missing)?,
         edge_listen: config.edge.listen.clone(),
         edge_options: edge_options(&config.edge),
+        edge_listen_tls: config.edge.listen_tls.clone(),
         outer_pool: config.network.outer_pool,
         outer_pool6: wants_ipv6(config).then_some(config.network.outer_pool6),
         forwarding: match config.network.forwarding {

@@ -67,6 +67,21 @@ impl TestDaemon {
         daemon
     }
 
+    /// As [`Self::start`], with a changed configuration: told the daemon's directory and the file's text.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn start_changed(change: impl FnOnce(&Path, String) -> String) -> Self {
+        let mut daemon = Self::prepare().expect("a place for a daemon");
+        let file = daemon.path("offshoot.toml");
+        let config = fs::read_to_string(&file).expect("a configuration");
+        fs::write(file, change(daemon.dir.path(), config)).expect("a configuration");
+        daemon.launch(&[]);
+        daemon.wait_up();
+        daemon
+    }
+
     /// Makes the directories and the namespace; nothing runs yet.
     pub(crate) fn prepare() -> Result<Self> {
         let dir = tempfile::Builder::new()

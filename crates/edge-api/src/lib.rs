@@ -26,5 +26,5 @@ pub use path::{PATH_MAX, covers, normal_path, normal_prefix};
 pub use process::{PidFile, ensure_edge, stop};
 pub use routes::{
     Certificate, Https, PortRoute, Protocol, ROUTES_FILE_MAX, Redirect, Route, RoutesError,
-    RoutesFile, Traffic,
+    RoutesFile, TEXT_MAX, Traffic,
 };

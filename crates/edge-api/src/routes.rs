@@ -20,6 +20,8 @@ use crate::path::normal_prefix;
 
 /// Largest routes file that is read, bytes: some 400,000 routes.
 pub const ROUTES_FILE_MAX: u64 = 64 << 20;
+/// Longest text that a route answers with, bytes.
+pub const TEXT_MAX: usize = 4 << 10;
 
 /// All routes of an instance; the edge switches from one such file to the next as a whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +75,10 @@ pub struct Route {
     /// Where requests are sent instead; then there are no upstreams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redirect: Option<Redirect>,
+    /// What the edge answers by itself, as plain text with status 200; then there are no upstreams and no redirect. At
+    /// most [`TEXT_MAX`] bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
     /// What requests without TLS get.
     #[serde(default, skip_serializing_if = "Https::is_offer")]
     pub https: Https,
@@ -96,6 +102,7 @@ impl Route {
             environment,
             upstreams,
             redirect: None,
+            text: None,
             https: Https::Offer,
         }
     }
@@ -212,7 +219,7 @@ pub enum RoutesError {
         /// The path.
         path: String,
     },
-    /// A redirect that leads nowhere.
+    /// A redirect that leads nowhere, or a text that cannot be answered.
     #[error("route of environment {environment} for {host}: {why}")]
     Redirect {
         /// Whose route.
@@ -388,13 +395,25 @@ impl Route {
             host: host.clone(),
             path: self.path.clone(),
         })?;
-        match self.redirect.as_ref().and_then(|to| self.wrong_with(to)) {
+        let of_redirect = self.redirect.as_ref().and_then(|to| self.wrong_with(to));
+        match of_redirect.or_else(|| self.wrong_text()) {
             Some(why) => Err(RoutesError::Redirect {
                 environment: self.environment.clone(),
                 host,
                 why,
             }),
             None => Ok((host, path)),
+        }
+    }
+
+    fn wrong_text(&self) -> Option<String> {
+        let text = self.text.as_ref()?;
+        if !self.upstreams.is_empty() || self.redirect.is_some() {
+            Some("it has a text beside a redirect or upstreams".to_owned())
+        } else if text.len() > TEXT_MAX {
+            Some(format!("its text is longer than {TEXT_MAX} bytes"))
+        } else {
+            None
         }
     }
 
@@ -550,6 +569,20 @@ mod tests {
                 "{message}"
             );
         }
+    }
+
+    #[test]
+    fn a_text_stands_alone() {
+        let text = |length: usize, upstreams: bool| {
+            refused(|file| {
+                file.routes[0].text = Some("x".repeat(length));
+                if !upstreams {
+                    file.routes[0].upstreams.clear();
+                }
+            })
+        };
+        assert!(text(1, true).contains("a text beside"));
+        assert!(text(TEXT_MAX + 1, false).contains("longer than 4096 bytes"));
     }
 
     #[test]

@@ -32,6 +32,11 @@ use anyhow::Context;
 use clap::Parser;
 use offshoot_edge_api::EdgeConfig;
 
+/// A request makes many small allocations that live as long as it; `cargo xtask bench edge` shows what the C library's own
+/// allocator costs.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The way in for all environments: HTTP by host name, published TCP and UDP ports. Started by `offshoot serve`.
 #[derive(Parser)]
 #[command(version)]

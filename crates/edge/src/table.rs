@@ -120,13 +120,18 @@ pub(crate) enum Answer {
         to: String,
         status: u16,
     },
+    /// The edge, for an environment, with a text.
+    Text {
+        environment: Arc<Environment>,
+        text: String,
+    },
 }
 
 impl Route {
     pub(crate) fn environment(&self) -> &Arc<Environment> {
         match &self.answer {
             Answer::Environment { owner, .. } => &owner.environment,
-            Answer::Redirect { environment, .. } => environment,
+            Answer::Redirect { environment, .. } | Answer::Text { environment, .. } => environment,
         }
     }
 
@@ -139,7 +144,7 @@ impl Route {
                 let mut sides = owner.sides.iter();
                 sides.any(|side| Arc::ptr_eq(&side.target.environment, to))
             }
-            Answer::Redirect { .. } => false,
+            Answer::Redirect { .. } | Answer::Text { .. } => false,
         }
     }
 
@@ -190,13 +195,17 @@ impl Table {
         for route in file.routes {
             let place = normal_pattern(&route.host).zip(normal_prefix(&route.path));
             let Some((host, path)) = place else { continue };
-            let answer = match route.redirect.as_ref().and_then(redirect) {
-                Some((to, status)) => Answer::Redirect {
+            let answer = match (route.redirect.as_ref().and_then(redirect), route.text) {
+                (Some((to, status)), _) => Answer::Redirect {
                     environment: table.environment(old, &route.environment),
                     to,
                     status,
                 },
-                None => {
+                (None, Some(text)) => Answer::Text {
+                    environment: table.environment(old, &route.environment),
+                    text,
+                },
+                (None, None) => {
                     let owner = table.owner(old, &route.environment, &mut policies);
                     let target = table.target(old, route.environment, route.upstreams);
                     if let Some(watched) = Watched::of(&owner) {
@@ -364,7 +373,7 @@ mod tests {
             match self.find(host, "/") {
                 Found::Route(route) => match &route.answer {
                     Answer::Environment { target, .. } => Some(target),
-                    Answer::Redirect { .. } => None,
+                    Answer::Redirect { .. } | Answer::Text { .. } => None,
                 },
                 Found::NoPath | Found::NoHost => None,
             }

@@ -1,7 +1,7 @@
 //! What the engine of one host is told.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use offshoot_edge_api::{Limits, LogFormat};
@@ -37,6 +37,8 @@ pub struct LocalConfig {
     pub edge_listen: Vec<SocketAddr>,
     /// What the edge believes, bounds and tells.
     pub edge_options: EdgeOptions,
+    /// Where it listens for HTTPS; nowhere when empty.
+    pub edge_listen_tls: Vec<SocketAddr>,
     /// All outer networks are taken from it.
     pub outer_pool: Ipv4Net,
     /// As `outer_pool`, where the host has IPv6.
@@ -64,6 +66,12 @@ pub struct EdgeOptions {
     pub log_query: bool,
     /// Bounds.
     pub limits: Limits,
+}
+
+/// Where certificates and their keys are in a state directory.
+#[must_use]
+pub fn certificates_in(state_dir: &Path) -> PathBuf {
+    state_dir.join("certificates")
 }
 
 impl LocalConfig {
@@ -104,6 +112,12 @@ impl LocalConfig {
             }
         }
         self.criu_kernel().map_or(Ok(()), std::fs::create_dir)
+    }
+
+    /// Files of certificates and their keys: `<id>.pem`, `<id>.key`.
+    #[must_use]
+    pub fn certificates(&self) -> PathBuf {
+        certificates_in(&self.state_dir)
     }
 
     /// Memory images of cuts under way.

@@ -6,9 +6,10 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use offshoot_edge_api::{
-    AccessLog, EdgeConfig, EdgeControl, PortRoute, PortState, Route, RoutesFile, ensure_edge,
+    AccessLog, Certificate, EdgeConfig, EdgeControl, Https, PortReport, PortRoute, PortState,
+    Redirect, Route, RoutesFile, ensure_edge,
 };
-use offshoot_engine::{Exposed, Exposure, Reach};
+use offshoot_engine::{Beside, Exposed, Exposure, HostText, Reach, RefusedPort, ShownCertificate};
 use offshoot_model::environment::PortBinding;
 use offshoot_model::manifest::Protocol;
 use offshoot_model::{Code, Environment, Fault, LayerName, Problem};
@@ -21,6 +22,7 @@ pub(crate) fn edge_config(config: &LocalConfig) -> EdgeConfig {
     let options = &config.edge_options;
     EdgeConfig {
         listen: config.edge_listen.clone(),
+        listen_tls: config.edge_listen_tls.clone(),
         access_log: Some(AccessLog {
             format: options.log_format,
             query: options.log_query,
@@ -42,13 +44,26 @@ pub(crate) fn ensure(config: &LocalConfig) -> Result<(), Problem> {
 }
 
 /// Makes exactly these environments reachable.
-pub(crate) fn expose(config: &LocalConfig, all: &[Exposure]) -> Result<Exposed, Problem> {
+pub(crate) fn expose(
+    config: &LocalConfig,
+    all: &[Exposure],
+    beside: &Beside,
+) -> Result<Exposed, Problem> {
     let edge = edge_config(config);
     let before = RoutesFile::read(&edge.routes).map_or(0, |file| file.version);
     let file = RoutesFile {
         version: before + 1,
-        routes: all.iter().flat_map(routes).collect(),
+        routes: all
+            .iter()
+            .flat_map(routes)
+            .chain(beside.texts.iter().map(text))
+            .collect(),
         ports: all.iter().flat_map(ports).collect(),
+        certificates: beside
+            .certificates
+            .iter()
+            .map(|one| certificate(config, one))
+            .collect(),
         ..RoutesFile::default()
     };
     file.write_atomically(&edge.routes)
@@ -57,34 +72,48 @@ pub(crate) fn expose(config: &LocalConfig, all: &[Exposure]) -> Result<Exposed, 
     let mut control = EdgeControl::connect(&edge.control).map_err(|e| e.problem())?;
     let told = Instant::now();
     let answer = control.reload().map_err(|e| e.problem())?;
-    let exposed = Exposed {
+    Ok(Exposed {
         version: answer.version,
         at: Timestamp::now(),
         us: u64::try_from(told.elapsed().as_micros()).unwrap_or(u64::MAX),
+        refused: refused(&file, &answer.ports),
+    })
+}
+
+/// Ports that were not opened, with whose they are.
+fn refused(file: &RoutesFile, reports: &[PortReport]) -> Vec<RefusedPort> {
+    let why = |report: &PortReport| match &report.state {
+        PortState::Open { .. } => None,
+        PortState::InUse => Some("another program has it".to_owned()),
+        PortState::Failed { error } => Some(error.clone()),
     };
-    let refused: Vec<String> = answer
-        .ports
-        .iter()
-        .filter_map(|port| match &port.state {
-            PortState::Open { .. } => None,
-            PortState::InUse => Some(format!(
-                "{}/{}: another program has it",
-                port.listen, port.protocol
-            )),
-            PortState::Failed { error } => {
-                Some(format!("{}/{}: {error}", port.listen, port.protocol))
-            }
+    let of = |report: &PortReport| {
+        let why = why(report)?;
+        let same =
+            |port: &&PortRoute| (port.listen, port.protocol) == (report.listen, report.protocol);
+        Some(RefusedPort {
+            environment: file.ports.iter().find(same)?.environment.clone(),
+            what: format!("{}/{}: {why}", report.listen, report.protocol),
         })
-        .collect();
-    if refused.is_empty() {
-        return Ok(exposed);
+    };
+    reports.iter().filter_map(of).collect()
+}
+
+fn certificate(config: &LocalConfig, shown: &ShownCertificate) -> Certificate {
+    let dir = config.certificates();
+    Certificate {
+        hosts: shown.names.clone(),
+        chain: dir.join(format!("{}.pem", shown.id)),
+        key: dir.join(format!("{}.key", shown.id)),
     }
-    let mut problem = port_in_use(format!(
-        "{} published ports cannot be listened on",
-        refused.len()
-    ));
-    problem.details = refused;
-    Err(problem)
+}
+
+fn text(text: &HostText) -> Route {
+    Route {
+        path: text.path.clone(),
+        text: Some(text.text.clone()),
+        ..Route::new(text.host.clone(), text.environment.clone(), Vec::new())
+    }
 }
 
 fn port_in_use(what: String) -> Problem {
@@ -110,12 +139,24 @@ fn routes(exposure: &Exposure) -> Vec<Route> {
         .iter()
         .map(|domain| Route {
             path: domain.path.clone(),
+            https: if exposure.only_https.contains(domain) {
+                Https::Redirect
+            } else {
+                Https::Offer
+            },
             ..Route::new(
                 domain.host.clone(),
                 environment.id.clone(),
                 upstreams.clone(),
             )
         })
+        .chain(exposure.redirects.iter().map(|redirect| Route {
+            redirect: Some(Redirect {
+                to: redirect.to.clone(),
+                status: 308,
+            }),
+            ..Route::new(redirect.host.clone(), environment.id.clone(), Vec::new())
+        }))
         .collect()
 }
 

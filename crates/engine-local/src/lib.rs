@@ -22,8 +22,9 @@ mod nodes;
 mod plant;
 mod sweep;
 mod usage;
+mod views;
 
-pub use config::{EdgeOptions, LocalConfig};
+pub use config::{EdgeOptions, LocalConfig, certificates_in};
 pub use doctor::doctor;
 pub use local::Local;
 pub use offshoot_edge_api::{Limits as EdgeLimits, LogFormat as EdgeLogFormat};

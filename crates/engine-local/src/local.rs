@@ -6,10 +6,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use offshoot_checkpoint::{Container, Criu, CriuInfo, Insist, Ladder, preflight};
 use offshoot_engine::{
-    Begin, ByteStream, CutOrder, CutOutcome, Engine, ExecSession, Exposed, Exposure, Fallback,
-    Gate, LogQuery, NodeStatus, ReadyImage,
+    Begin, Beside, ByteStream, CutOrder, CutOutcome, Engine, ExecSession, Exposed, Exposure,
+    Fallback, Gate, LogQuery, NodeStatus, ReadyImage,
 };
-use offshoot_images::{Image, ImageError, Images};
+use offshoot_images::Images;
 use offshoot_model::environment::PortBinding;
 use offshoot_model::view::{DoctorReport, ExecRequest, ImageView, LogLine, PoolView};
 use offshoot_model::{
@@ -18,7 +18,7 @@ use offshoot_model::{
 };
 use offshoot_network::Router;
 use offshoot_plan::NodeFacts;
-use offshoot_pool::{Backing, Pool, Subvolume};
+use offshoot_pool::{Pool, Subvolume};
 use tokio::sync::mpsc;
 
 use crate::blocking::blocking;
@@ -27,7 +27,7 @@ use crate::dirs::ensure_passable;
 use crate::ksm::Sharing;
 use crate::leftovers::{Left, Leftovers};
 use crate::plant::Planter;
-use crate::{copy, cut, disks, doctor, edge, exec, logs, net, nodes, sweep};
+use crate::{copy, cut, disks, doctor, edge, exec, logs, net, nodes, sweep, views};
 
 /// The engine of this host.
 pub struct Local {
@@ -127,17 +127,6 @@ impl Inner {
             )
             .caused_by(&e)
         })
-    }
-
-    fn view(&self, image: Image) -> ImageView {
-        ImageView {
-            id: image.id,
-            source: image.source,
-            created: image.created,
-            size: image.size,
-            used_by: 0,
-            config: image.config,
-        }
     }
 
     fn ensure_network(&self, environment: &Environment, gate: Gate) -> Result<(), Problem> {
@@ -291,40 +280,6 @@ impl Inner {
         self.leftovers.keep(&clone.id, left);
         Ok(CutOutcome { nodes, report })
     }
-
-    fn pool_view(&self) -> Result<PoolView, Problem> {
-        let status = self.pool.status().map_err(|e| e.problem())?;
-        let (backing, path) = match &status.backing {
-            Backing::LoopFile { path, .. } => ("loop file", path.clone()),
-            Backing::Device(path) => ("device", path.clone()),
-            Backing::Mounted => ("mounted", status.path.clone()),
-        };
-        let host_bytes = match &status.backing {
-            Backing::LoopFile { path, .. } => {
-                use std::os::unix::fs::MetadataExt;
-                std::fs::metadata(path)
-                    .ok()
-                    .map(|metadata| metadata.blocks() * 512)
-            }
-            _ => None,
-        };
-        Ok(PoolView {
-            backing: backing.to_owned(),
-            path: path.display().to_string(),
-            size: status.size,
-            used: status.used,
-            free: status.free,
-            host_bytes,
-        })
-    }
-}
-
-fn ready(image: Result<Image, ImageError>) -> Result<ReadyImage, Problem> {
-    let image = image.map_err(|e| e.problem())?;
-    Ok(ReadyImage {
-        id: image.id,
-        config: image.config,
-    })
 }
 
 #[async_trait]
@@ -334,7 +289,7 @@ impl Engine for Local {
         source: &ImageSource,
         progress: &dyn ProgressSink,
     ) -> Result<ReadyImage, Problem> {
-        ready(self.inner.images.ensure(source, progress).await)
+        views::ready(self.inner.images.ensure(source, progress).await)
     }
 
     async fn refresh_image(
@@ -342,13 +297,13 @@ impl Engine for Local {
         source: &ImageSource,
         progress: &dyn ProgressSink,
     ) -> Result<ReadyImage, Problem> {
-        ready(self.inner.images.refresh(source, progress).await)
+        views::ready(self.inner.images.refresh(source, progress).await)
     }
 
     async fn images(&self) -> Result<Vec<ImageView>, Problem> {
         self.run(|inner| {
             let images = inner.images.list().map_err(|e| e.problem())?;
-            Ok(images.into_iter().map(|image| inner.view(image)).collect())
+            Ok(images.into_iter().map(views::image).collect())
         })
         .await
     }
@@ -488,8 +443,8 @@ impl Engine for Local {
             .await
     }
 
-    async fn expose(&self, all: Vec<Exposure>) -> Result<Exposed, Problem> {
-        self.run(move |inner| edge::expose(&inner.config, &all))
+    async fn expose(&self, all: Vec<Exposure>, beside: Beside) -> Result<Exposed, Problem> {
+        self.run(move |inner| edge::expose(&inner.config, &all, &beside))
             .await
     }
 
@@ -580,7 +535,7 @@ impl Engine for Local {
     }
 
     async fn pool(&self) -> Result<PoolView, Problem> {
-        self.run(Inner::pool_view).await
+        self.run(|inner| views::pool(&inner.pool)).await
     }
 
     async fn ensure_pool_size(&self, size: u64) -> Result<(), Problem> {

@@ -114,6 +114,59 @@ pub struct Exposure {
     pub ports: Vec<PortBinding>,
     /// Whether anything answers there.
     pub reach: Reach,
+    /// Those of the domains at which requests without TLS are sent to the same address with it.
+    pub only_https: Vec<Domain>,
+    /// Host names whose visitors are sent elsewhere.
+    pub redirects: Vec<HostRedirect>,
+}
+
+/// A host name whose visitors are sent elsewhere, for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostRedirect {
+    /// Host name.
+    pub host: String,
+    /// Scheme and authority.
+    pub to: String,
+}
+
+/// What the edge is told beside environments.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// Certificates for HTTPS.
+    pub certificates: Vec<ShownCertificate>,
+    /// Texts to answer at paths of environments' hosts.
+    pub texts: Vec<HostText>,
+}
+
+/// A certificate that the edge shows. Its files are where the engine keeps them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownCertificate {
+    /// Its identity.
+    pub id: String,
+    /// Host names to show it for.
+    pub names: Vec<String>,
+}
+
+/// A text that the edge answers by itself, with and without TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostText {
+    /// The environment at that host.
+    pub environment: EnvId,
+    /// Host name, or `*.` and one.
+    pub host: String,
+    /// The path, and what is below it.
+    pub path: String,
+    /// The whole body.
+    pub text: String,
+}
+
+/// A published port that the edge could not open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedPort {
+    /// Whose port.
+    pub environment: EnvId,
+    /// Which, and why.
+    pub what: String,
 }
 
 /// How the edge took to what it was told.
@@ -125,6 +178,8 @@ pub struct Exposed {
     pub at: Timestamp,
     /// From telling it to its answer, microseconds.
     pub us: u64,
+    /// Published ports that it could not open. All else is served.
+    pub refused: Vec<RefusedPort>,
 }
 
 /// Something that runs environments.
@@ -203,8 +258,8 @@ pub trait Engine: Send + Sync + 'static {
     /// keep the rest from being removed.
     async fn ensure_removed(&self, environment: &EnvId) -> Result<(), Problem>;
 
-    /// Makes exactly these environments known at the edge. Answers only when the edge uses them.
-    async fn expose(&self, all: Vec<Exposure>) -> Result<Exposed, Problem>;
+    /// Makes exactly these environments known at the edge, with what goes beside them. Answers only when the edge uses them.
+    async fn expose(&self, all: Vec<Exposure>, beside: Beside) -> Result<Exposed, Problem>;
 
     /// `GET path` of a node of the entry layer, past the edge but as it would ask for `host`: the status of the answer,
     /// or in a sentence why there was none. Bounded in time.

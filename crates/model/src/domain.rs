@@ -53,7 +53,41 @@ impl fmt::Display for Domain {
     }
 }
 
-/// A custom domain of an environment as people see it.
+/// What a request without TLS gets at a domain.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DomainHttps {
+    /// The same as one with TLS.
+    #[default]
+    Offer,
+    /// 308 to the same address with `https`.
+    Redirect,
+}
+
+impl DomainHttps {
+    fn is_offer(&self) -> bool {
+        *self == Self::Offer
+    }
+}
+
+impl fmt::Display for DomainHttps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Offer => "offer",
+            Self::Redirect => "redirect",
+        })
+    }
+}
+
+/// `PUT /api/v1/domains/{domain}/https`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DomainHttpsRequest {
+    /// What requests without TLS get.
+    pub https: DomainHttps,
+}
+
+/// A custom domain of an environment as people see it, or its former default domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DomainView {
     /// Host name, in lower case, without a final dot.
@@ -63,6 +97,12 @@ pub struct DomainView {
     /// When it was added.
     #[schema(value_type = String)]
     pub added: Timestamp,
+    /// What requests without TLS get.
+    #[serde(default, skip_serializing_if = "DomainHttps::is_offer")]
+    pub https: DomainHttps,
+    /// For a former default domain, the address that its visitors are sent to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<String>,
 }
 
 impl DomainView {

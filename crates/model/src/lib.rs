@@ -3,6 +3,7 @@
 //! No I/O, no clock, no async. Everything here can be kept in the database and sent over the API,
 //! so a change to a public field is a change to both.
 
+pub mod certificate;
 pub mod clone;
 pub mod domain;
 pub mod environment;

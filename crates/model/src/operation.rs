@@ -35,6 +35,14 @@ pub enum OperationKind {
     DomainRemove,
     /// Exchange the custom domains of two environments.
     Swap,
+    /// Say what requests without TLS get at a custom domain.
+    DomainHttps,
+    /// Get or take a certificate.
+    CertificateAdd,
+    /// Take the certificate away from a host name.
+    CertificateRemove,
+    /// Renew a certificate.
+    CertificateRenew,
 }
 
 /// How far an operation is.

@@ -85,6 +85,12 @@ codes! {
     DomainTaken = "domain-taken", 409;
     /// The environment has no such custom domain.
     DomainUnknown = "domain-unknown", 404;
+    /// A certificate or its key cannot be used.
+    CertificateInvalid = "certificate-invalid", 422;
+    /// No certificate is for the host name.
+    CertificateUnknown = "certificate-unknown", 404;
+    /// The ACME server refused, or could not be reached.
+    AcmeFailed = "acme-failed", 502;
     /// What should get a domain did not answer well, so nothing was switched.
     WarmFailed = "warm-failed", 504;
     /// The pool has too little room.

@@ -44,6 +44,9 @@ pub struct CloneRequest {
 pub struct RenameRequest {
     /// The new name.
     pub name: String,
+    /// Whether the old name's domain leads visitors to the new one's, until another environment has the name.
+    #[serde(default)]
+    pub redirect: bool,
 }
 
 /// `POST /api/v1/environments/{environment}/domains`.

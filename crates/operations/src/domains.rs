@@ -3,8 +3,9 @@
 use async_trait::async_trait;
 use jiff::Timestamp;
 use offshoot_edge_api::{normal_pattern, normal_prefix};
+use offshoot_model::domain::{DomainHttps, DomainView};
 use offshoot_model::{Code, Domain, EnvId, Environment, Fault, Problem};
-use offshoot_store::StoreError;
+use offshoot_store::{RedirectedHost, StoreError};
 use serde::{Deserialize, Serialize};
 
 use crate::saga::{Cx, Plan, Saga, Settle};
@@ -27,6 +28,9 @@ pub(crate) struct Add {
 pub(crate) struct Remove {
     pub(crate) environment: EnvId,
     pub(crate) domain: Domain,
+    /// Since when it leads on, when it is a former default domain and no custom one.
+    #[serde(default)]
+    pub(crate) redirect: Option<Timestamp>,
 }
 
 #[async_trait]
@@ -79,6 +83,11 @@ impl Saga for Remove {
 
     async fn run(&mut self, step: &'static str, cx: &Cx) -> Result<(), Problem> {
         match step {
+            "record" if self.redirect.is_some() => cx
+                .shared
+                .store
+                .remove_redirect(&self.domain.host)
+                .map_err(store_problem),
             "record" => cx
                 .shared
                 .store
@@ -93,6 +102,17 @@ impl Saga for Remove {
             .store
             .let_domains_stay(cx.live.id())
             .map_err(store_problem)?;
+        if let Some(added) = self.redirect {
+            let redirect = RedirectedHost {
+                host: self.domain.host.clone(),
+                environment: self.environment.clone(),
+                added,
+            };
+            cx.shared
+                .store
+                .add_redirect(&redirect, cx.live.id())
+                .map_err(store_problem)?;
+        }
         cx.expose(Change::None).await
     }
 
@@ -102,6 +122,24 @@ impl Saga for Remove {
 }
 
 impl Shared {
+    /// Custom domains of an environment as people see them, and former default domains that lead to it.
+    pub(crate) fn domain_views(
+        &self,
+        environment: &Environment,
+    ) -> Result<Vec<DomainView>, Problem> {
+        let mut views = self.store.domains(&environment.id).map_err(store_problem)?;
+        let redirects = self.store.redirects().map_err(store_problem)?;
+        let of_it = |one: &RedirectedHost| one.environment == environment.id;
+        views.extend(redirects.into_iter().filter(of_it).map(|one| DomainView {
+            host: one.host,
+            path: "/".to_owned(),
+            added: one.added,
+            https: DomainHttps::default(),
+            redirect: Some(self.settings.host.url(environment.name.as_str())),
+        }));
+        Ok(views)
+    }
+
     pub(crate) fn draft_domain_add(
         &self,
         environment: &str,
@@ -145,7 +183,12 @@ impl Shared {
             .domain_holder(&domain)
             .map_err(store_problem)?
             .is_some_and(|holder| holder.environment == found.id);
-        if !has {
+        let redirects = self.store.redirects().map_err(store_problem)?;
+        let redirect = redirects
+            .into_iter()
+            .find(|one| one.environment == found.id && Domain::of_host(&one.host) == domain)
+            .map(|one| one.added);
+        if !has && redirect.is_none() {
             return Err(store_problem(StoreError::DomainUnknown {
                 domain,
                 environment: found.name,
@@ -156,6 +199,7 @@ impl Shared {
             Plan::DomainRemove(Remove {
                 environment: found.id.clone(),
                 domain,
+                redirect: redirect.filter(|_| !has),
             }),
         ))
     }
@@ -226,7 +270,7 @@ pub(crate) fn no_entry(environment: &Environment) -> Problem {
 }
 
 /// A domain in the form in which domains are compared, or why it cannot be one.
-fn parse(domain: &Domain) -> Result<Domain, Problem> {
+pub(crate) fn parse(domain: &Domain) -> Result<Domain, Problem> {
     let next = "write a host name, for instance shop.example.com";
     let refuse = |why: &str, next: &str| Err(invalid(domain, why, next));
     if domain.path.starts_with("//") {
@@ -254,7 +298,7 @@ fn parse(domain: &Domain) -> Result<Domain, Problem> {
     Ok(Domain { host, path })
 }
 
-fn invalid(domain: &Domain, why: impl AsRef<str>, next: impl Into<String>) -> Problem {
+pub(crate) fn invalid(domain: &Domain, why: impl AsRef<str>, next: impl Into<String>) -> Problem {
     let text: String = domain.to_string().chars().take(300).collect();
     Problem::new(
         Code::DomainInvalid,

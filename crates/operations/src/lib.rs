@@ -7,6 +7,7 @@ mod clone;
 mod create;
 mod domains;
 mod health;
+mod https;
 mod image;
 mod live;
 mod locks;
@@ -27,6 +28,7 @@ mod swap;
 mod tests;
 mod view;
 
+pub use https::Https;
 pub use offshoot_engine::{ByteStream, ExecInput, ExecOutput, ExecSession, LogQuery};
 pub use platform::{Platform, Request, SharedPlatform};
 pub use service::Operations;

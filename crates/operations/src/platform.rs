@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use offshoot_engine::{ByteStream, ExecSession, LogQuery};
-use offshoot_model::domain::DomainView;
+use offshoot_model::certificate::{CertificateRequest, CertificatesView};
+use offshoot_model::domain::{DomainHttps, DomainView};
 use offshoot_model::view::{
     CloneRequest, CreateRequest, DoctorReport, DomainAddRequest, EnvironmentView, Event,
-    ExecRequest, ImageView, LogLine, PlanView, PoolView, SwapRequest,
+    ExecRequest, ImageView, LogLine, PlanView, PoolView, RenameRequest, SwapRequest,
 };
 use offshoot_model::{ImageSource, Manifest, Operation, OperationId, Problem};
 use tokio::sync::mpsc;
@@ -23,7 +24,7 @@ pub enum Request {
     /// Clone the environment of that name or id.
     Clone(String, CloneRequest),
     /// Give an environment another name, and with it another domain.
-    Rename(String, String),
+    Rename(String, RenameRequest),
     /// Start the nodes.
     Start(String),
     /// Stop the nodes.
@@ -38,6 +39,14 @@ pub enum Request {
     DomainAdd(String, DomainAddRequest),
     /// Take a custom domain, as people type it, away from an environment.
     DomainRemove(String, String),
+    /// Say what requests without TLS get at a custom domain, as people type it.
+    DomainHttps(String, DomainHttps),
+    /// Get or take a certificate.
+    CertificateAdd(CertificateRequest),
+    /// Take the certificate away from a host name.
+    CertificateRemove(String),
+    /// Renew the certificate of a host name.
+    CertificateRenew(String),
     /// Exchange the custom domains of an environment with another's.
     Swap(String, SwapRequest),
 }
@@ -79,6 +88,12 @@ pub trait Platform: Send + Sync + 'static {
 
     /// Custom domains of an environment, by name.
     async fn domains(&self, environment: &str) -> Result<Vec<DomainView>, Problem>;
+
+    /// All certificates.
+    async fn certificates(&self) -> Result<CertificatesView, Problem>;
+
+    /// The root of the instance's own authority, PEM; made when there is none yet.
+    async fn certificate_root(&self) -> Result<String, Problem>;
 
     /// An environment's manifest, secrets left out.
     async fn manifest(&self, environment: &str) -> Result<Manifest, Problem>;

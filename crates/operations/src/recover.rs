@@ -32,6 +32,8 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), Problem> {
         .store
         .unfinished_operations()
         .map_err(store_problem)?;
+    // Files that a crash left without a record, before anybody makes new ones.
+    shared.sweep_certificates(&unfinished)?;
     for (operation, plan) in unfinished {
         let cancel = shared.store.cancel_requested(operation.id).unwrap_or(false);
         match serde_json::from_value::<Plan>(plan) {

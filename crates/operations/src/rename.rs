@@ -1,8 +1,10 @@
 //! Rename: another name, and with it another domain and other host names. Nothing stops.
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use offshoot_model::{EnvId, EnvName, EnvironmentState, Problem};
 use offshoot_plan::rehost;
+use offshoot_store::RedirectedHost;
 use serde::{Deserialize, Serialize};
 
 use crate::saga::{Cx, Saga};
@@ -14,6 +16,9 @@ pub(crate) struct Rename {
     pub(crate) environment: EnvId,
     pub(crate) from: EnvName,
     pub(crate) to: EnvName,
+    /// Whether the old default domain leads to the new one.
+    #[serde(default)]
+    pub(crate) redirect: bool,
 }
 
 #[async_trait]
@@ -28,7 +33,13 @@ impl Saga for Rename {
 
     async fn run(&mut self, step: &'static str, cx: &Cx) -> Result<(), Problem> {
         match step {
-            "record" => record(cx, &self.environment, &self.to),
+            "record" => {
+                record(cx, &self.environment, &self.to)?;
+                match self.redirect {
+                    true => self.keep_old_name(cx),
+                    false => Ok(()),
+                }
+            }
             "names" => names(cx, &self.environment).await,
             _ => cx.expose(Change::None).await,
         }
@@ -42,9 +53,27 @@ impl Saga for Rename {
             .is_ok_and(|environment| environment.name == self.to)
         {
             record(cx, &self.environment, &self.from)?;
+            cx.shared
+                .store
+                .take_redirects_back(cx.live.id())
+                .map_err(store_problem)?;
             names(cx, &self.environment).await?;
         }
         cx.expose(Change::None).await
+    }
+}
+
+impl Rename {
+    fn keep_old_name(&self, cx: &Cx) -> Result<(), Problem> {
+        let redirect = RedirectedHost {
+            host: cx.shared.settings.host.domain(self.from.as_str()),
+            environment: self.environment.clone(),
+            added: Timestamp::now(),
+        };
+        cx.shared
+            .store
+            .add_redirect(&redirect, cx.live.id())
+            .map_err(store_problem)
     }
 }
 

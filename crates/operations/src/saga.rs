@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use offshoot_engine::Engine;
+use offshoot_engine::{Engine, Exposed};
 use offshoot_model::{EnvId, EnvironmentState, OperationKind, Problem};
 use offshoot_store::LastSwap;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::live::{Live, StepProgress};
 use crate::locks::Held;
 use crate::shared::{Change, Shared};
-use crate::{clone, create, domains, image, pool, power, remove, rename, swap};
+use crate::{clone, create, domains, https, image, pool, power, remove, rename, swap};
 
 /// What the final record changes beside the operation itself, in the same transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +99,9 @@ pub(crate) enum Plan {
     DomainAdd(domains::Add),
     DomainRemove(domains::Remove),
     Swap(swap::Swap),
+    DomainHttps(https::SetHttps),
+    CertificateAdd(https::Install),
+    CertificateRemove(https::Forget),
 }
 
 impl Plan {
@@ -115,6 +118,9 @@ impl Plan {
             Self::DomainAdd(saga) => saga,
             Self::DomainRemove(saga) => saga,
             Self::Swap(saga) => saga,
+            Self::DomainHttps(saga) => saga,
+            Self::CertificateAdd(saga) => saga,
+            Self::CertificateRemove(saga) => saga,
         }
     }
 
@@ -131,6 +137,10 @@ impl Plan {
             Self::DomainAdd(_) => OperationKind::DomainAdd,
             Self::DomainRemove(_) => OperationKind::DomainRemove,
             Self::Swap(_) => OperationKind::Swap,
+            Self::DomainHttps(_) => OperationKind::DomainHttps,
+            Self::CertificateAdd(saga) if saga.is_renewal() => OperationKind::CertificateRenew,
+            Self::CertificateAdd(_) => OperationKind::CertificateAdd,
+            Self::CertificateRemove(_) => OperationKind::CertificateRemove,
         }
     }
 }
@@ -173,7 +183,19 @@ impl Cx {
 
     /// Tells the edge what there is, with `change`; it holds until the operation has ended.
     pub(crate) async fn expose(&self, change: Change<'_>) -> Result<(), Problem> {
-        self.shared.expose(Some(self.live.id()), change).await
+        let exposed = self
+            .shared
+            .expose_after(Some(self.live.id()), change, || Ok(()))
+            .await?;
+        self.note_refused(&exposed);
+        Ok(())
+    }
+
+    /// Says which published ports are not open; those of the operation's own environment fail it before.
+    pub(crate) fn note_refused(&self, exposed: &Exposed) {
+        for port in &exposed.refused {
+            self.notice(format!("a published port is not open: {}", port.what));
+        }
     }
 
     /// Keeps the environments that the operation changes until it ends.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use offshoot_engine::{ByteStream, Engine, ExecSession, LogQuery};
+use offshoot_model::certificate::CertificatesView;
 use offshoot_model::domain::DomainView;
 use offshoot_model::view::{
     CloneRequest, DoctorReport, EnvironmentView, Event, ExecRequest, ImageView, LogLine, PlanView,
@@ -32,7 +33,7 @@ const MOST_OPERATIONS: usize = 1_000;
 /// The platform of one daemon.
 pub struct Operations {
     shared: Arc<Shared>,
-    supervisor: tokio::task::JoinHandle<()>,
+    tasks: [tokio::task::JoinHandle<()>; 2],
 }
 
 impl Operations {
@@ -47,8 +48,11 @@ impl Operations {
     ) -> Result<Self, Problem> {
         let shared = Arc::new(Shared::new(store, engine, settings));
         recover(&shared).await?;
-        let supervisor = tokio::spawn(supervise(Arc::clone(&shared)));
-        Ok(Self { shared, supervisor })
+        let tasks = [
+            tokio::spawn(supervise(Arc::clone(&shared))),
+            tokio::spawn(crate::https::renew(Arc::clone(&shared))),
+        ];
+        Ok(Self { shared, tasks })
     }
 
     /// Waits until no operation runs. Operations that are still under way when the daemon ends are taken up by the
@@ -146,7 +150,9 @@ impl Operations {
 
 impl Drop for Operations {
     fn drop(&mut self) {
-        self.supervisor.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 }
 
@@ -320,11 +326,18 @@ impl Platform for Operations {
     }
 
     async fn domains(&self, environment: &str) -> Result<Vec<DomainView>, Problem> {
-        let environment = self.shared.find(environment)?;
-        self.shared
-            .store
-            .domains(&environment.id)
-            .map_err(store_problem)
+        self.shared.domain_views(&self.shared.find(environment)?)
+    }
+
+    async fn certificates(&self) -> Result<CertificatesView, Problem> {
+        Ok(CertificatesView {
+            served: self.shared.settings.https.served,
+            certificates: self.shared.store.certificates().map_err(store_problem)?,
+        })
+    }
+
+    async fn certificate_root(&self) -> Result<String, Problem> {
+        self.shared.settings.https.own.root()
     }
 
     async fn manifest(&self, environment: &str) -> Result<Manifest, Problem> {

@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use offshoot_engine::{Engine, Exposed, Exposure, Reach};
-use offshoot_model::domain::DomainView;
+use offshoot_engine::{Beside, Engine, Exposed, Exposure, HostRedirect, Reach, RefusedPort};
+use offshoot_model::domain::{DomainHttps, DomainView};
 use offshoot_model::{
     Code, Domain, EnvId, Environment, EnvironmentState, Fault, NodeId, OperationId, Problem,
 };
@@ -14,6 +14,7 @@ use offshoot_store::{Store, StoreError};
 use tokio::sync::{Notify, broadcast};
 
 use crate::health::HealthBook;
+use crate::https::{Https, Proofs};
 use crate::live::Live;
 use crate::locks::Locks;
 use crate::supervise::Restarts;
@@ -27,6 +28,8 @@ pub struct Settings {
     pub max_freeze_ms: u64,
     /// How long to wait for a new environment's or clone's health checks.
     pub ready_timeout: Duration,
+    /// Certificates, and who signs them.
+    pub https: Https,
 }
 
 /// What an operation said about an environment before the store says it too.
@@ -65,6 +68,10 @@ pub(crate) struct Shared {
     /// Changes that operations made known and the store does not know yet: whoever else tells the edge meanwhile must
     /// not take them back.
     announced: Mutex<HashMap<EnvId, (OperationId, Announced)>>,
+    /// What the edge answers while certificates are ordered.
+    pub(crate) proofs: Proofs,
+    /// Held from the recording of a certificate to the end of its operation.
+    pub(crate) certifying: Arc<tokio::sync::Mutex<()>>,
     /// Only one task at a time tells the edge what to do.
     exposing: tokio::sync::Mutex<()>,
     /// Only one request at a time is planned and recorded, so that no two are given the same places.
@@ -85,6 +92,8 @@ impl Shared {
             news: broadcast::channel(256).0,
             live: Mutex::default(),
             announced: Mutex::default(),
+            proofs: Proofs::default(),
+            certifying: Arc::default(),
             exposing: tokio::sync::Mutex::default(),
             submitting: tokio::sync::Mutex::default(),
             ended: Notify::new(),
@@ -193,7 +202,44 @@ impl Shared {
             all.push(self.exposure(environment, reach)?);
         }
         leave_out_doubles(&mut all);
-        self.engine.expose(all).await
+        self.end_redirects(&mut all)?;
+        self.ensure_automatic(&all);
+        let beside = Beside {
+            certificates: self.shown_certificates()?,
+            texts: self.proof_texts()?,
+        };
+        let exposed = self.engine.expose(all, beside).await?;
+        let own = |port: &RefusedPort| matches!(change, Some((id, Announced::Open)) if *id == port.environment);
+        for port in &exposed.refused {
+            tracing::warn!(environment = %port.environment, "a published port is not open: {}", port.what);
+        }
+        let failed: Vec<_> = exposed.refused.iter().filter(|port| own(port)).collect();
+        if failed.is_empty() {
+            return Ok(exposed);
+        }
+        let mut problem = Problem::new(
+            Code::PortInUse,
+            Fault::Request,
+            format!("{} published ports cannot be listened on", failed.len()),
+            "publish another port, or stop what listens there (`ss -ltnup` shows it)",
+        );
+        problem.details = failed.into_iter().map(|port| port.what.clone()).collect();
+        Err(problem)
+    }
+
+    /// A former default domain that is a domain of an environment again leads to that one.
+    fn end_redirects(&self, all: &mut [Exposure]) -> Result<(), Problem> {
+        let taken: HashSet<Domain> = all.iter().flat_map(|one| one.domains.clone()).collect();
+        for one in all {
+            for ended in one.redirects.extract_if(.., |redirect| {
+                taken.contains(&Domain::of_host(&redirect.host))
+            }) {
+                self.store
+                    .remove_redirect(&ended.host)
+                    .map_err(store_problem)?;
+            }
+        }
+        Ok(())
     }
 
     /// The store knows now what the operation made of its environment.
@@ -216,7 +262,26 @@ impl Shared {
         let mut domains = vec![Domain::of_host(default)];
         let custom = self.store.domains(&environment.id).map_err(store_problem)?;
         domains.extend(custom.iter().map(DomainView::domain));
+        let only_https = custom
+            .iter()
+            .filter(|view| self.settings.https.served && view.https == DomainHttps::Redirect)
+            .map(DomainView::domain)
+            .collect();
+        let to = self.settings.host.url(environment.name.as_str());
+        let redirects = self
+            .store
+            .redirects()
+            .map_err(store_problem)?
+            .into_iter()
+            .filter(|one| one.environment == environment.id)
+            .map(|one| HostRedirect {
+                host: one.host,
+                to: to.trim_end_matches('/').to_owned(),
+            })
+            .collect();
         Ok(Exposure {
+            only_https,
+            redirects,
             environment,
             domains,
             ports,

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use offshoot_model::domain::SwapReport;
 use offshoot_model::environment::PortBinding;
 use offshoot_model::operation::{StepRecord, StepState};
-use offshoot_model::view::{CloneRequest, CreateRequest};
+use offshoot_model::view::{CloneRequest, CreateRequest, RenameRequest};
 use offshoot_model::{
     Code, EnvId, EnvName, Environment, EnvironmentState, Fault, Manifest, Operation, OperationId,
     OperationKind, OperationState, Problem,
@@ -35,7 +35,7 @@ pub(crate) struct Draft {
     parent: Option<String>,
     /// For a swap, with whom.
     pub(crate) swap: Option<SwapReport>,
-    notices: Vec<String>,
+    pub(crate) notices: Vec<String>,
     /// A new environment to reserve together with the operation.
     reserve: Option<(Environment, Vec<PortBinding>)>,
 }
@@ -49,7 +49,7 @@ impl Draft {
     }
 
     /// A change of the host, not of an environment.
-    fn of_host(subject: String, plan: Plan) -> Self {
+    pub(crate) fn of_host(subject: String, plan: Plan) -> Self {
         Self {
             plan,
             environment: None,
@@ -71,7 +71,7 @@ impl Shared {
         let mut draft = match request {
             Request::Create(request) => self.draft_create(request, now).await?,
             Request::Clone(parent, request) => self.draft_clone(&parent, &request, id, now).await?,
-            Request::Rename(environment, name) => self.draft_rename(&environment, &name)?,
+            Request::Rename(environment, request) => self.draft_rename(&environment, &request)?,
             Request::Start(environment) => {
                 let found = self.settled(&environment, "started")?;
                 Draft::on(
@@ -105,6 +105,10 @@ impl Shared {
                 self.draft_domain_remove(&environment, &domain)?
             }
             Request::Swap(environment, request) => self.draft_swap(&environment, request)?,
+            Request::DomainHttps(domain, https) => self.draft_domain_https(&domain, https)?,
+            Request::CertificateAdd(request) => self.draft_certificate(id, request)?,
+            Request::CertificateRemove(name) => self.draft_certificate_remove(&name)?,
+            Request::CertificateRenew(name) => self.draft_certificate_renew(id, &name)?,
         };
         let environments = draft.plan.saga().environments();
         self.must_have_room(&environments)?;
@@ -262,8 +266,8 @@ impl Shared {
         })
     }
 
-    fn draft_rename(&self, environment: &str, name: &str) -> Result<Draft, Problem> {
-        let to = parse_name(name)?;
+    fn draft_rename(&self, environment: &str, request: &RenameRequest) -> Result<Draft, Problem> {
+        let to = parse_name(&request.name)?;
         let found = self.settled(environment, "renamed")?;
         if found.name != to {
             self.must_be_free(&to)?;
@@ -272,6 +276,7 @@ impl Shared {
             environment: found.id.clone(),
             from: found.name.clone(),
             to: to.clone(),
+            redirect: request.redirect && found.name != to,
         });
         Ok(Draft {
             subject: to.to_string(),

@@ -287,6 +287,7 @@ impl Swap {
             .shared
             .expose_after(Some(cx.live.id()), Change::None, record)
             .await?;
+        cx.note_refused(&exposed);
         report(cx, |report| {
             report.switched = Some(exposed.at);
             report.us = Some(exposed.us);

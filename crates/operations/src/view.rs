@@ -69,7 +69,7 @@ impl Shared {
                 .manifest
                 .entry()
                 .map(|_| self.settings.host.url(environment.name.as_str())),
-            domains: self.store.domains(&environment.id).map_err(store_problem)?,
+            domains: self.domain_views(environment)?,
             parent: self.lineage(environment),
             created: environment.created,
             layers,

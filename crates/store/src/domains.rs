@@ -1,7 +1,7 @@
 //! Custom domains: who has which, and what two environments had after their last swap.
 
 use jiff::Timestamp;
-use offshoot_model::domain::DomainView;
+use offshoot_model::domain::{DomainHttps, DomainView};
 use offshoot_model::view::Event;
 use offshoot_model::{Domain, EnvId, Operation, OperationId};
 use rusqlite::{OptionalExtension as _, params};
@@ -18,6 +18,8 @@ pub struct DomainHolder {
     pub environment: EnvId,
     /// When it was added.
     pub added: Timestamp,
+    /// What requests without TLS get.
+    pub https: DomainHttps,
 }
 
 /// The custom domains of two environments right after their last swap.
@@ -192,6 +194,26 @@ impl Tx<'_> {
         self.update_operation(operation)
     }
 
+    /// Says what requests without TLS get at a domain, whoever has it.
+    ///
+    /// # Errors
+    /// [`StoreError::DomainsChanged`] when nobody has it.
+    pub fn set_domain_https(&self, domain: &Domain, https: DomainHttps) -> Result<(), StoreError> {
+        let rows = self
+            .sql
+            .prepare_cached("UPDATE domains SET https = ?3 WHERE host = ?1 AND path = ?2")
+            .and_then(|mut statement| {
+                statement.execute(params![domain.host, domain.path, https.to_string()])
+            })
+            .map_err(StoreError::sql("change a domain"))?;
+        if rows == 0 {
+            return Err(StoreError::DomainsChanged {
+                domain: domain.clone(),
+            });
+        }
+        Ok(())
+    }
+
     /// What two environments had after their last swap, if there was one; the answer names them in the order asked.
     ///
     /// # Errors
@@ -236,6 +258,8 @@ impl Tx<'_> {
                 host: held.domain.host,
                 path: held.domain.path,
                 added: held.added,
+                https: held.https,
+                redirect: None,
             })
             .collect())
     }
@@ -275,28 +299,30 @@ impl Tx<'_> {
     }
 
     fn holders(&self, condition: &str, values: &[&str]) -> Result<Vec<DomainHolder>, StoreError> {
-        let rows: Vec<(String, String, String, String)> = self
+        let rows: Vec<(String, String, String, String, String)> = self
             .sql
             .prepare_cached(&format!(
-                "SELECT host, path, environment, added FROM domains {condition} ORDER BY host, path"
+                "SELECT host, path, environment, added, https FROM domains {condition} ORDER BY host, path"
             ))
             .and_then(|mut statement| {
                 statement
                     .query_map(rusqlite::params_from_iter(values), |row| {
-                        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+                        Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
                     })?
                     .collect()
             })
             .map_err(StoreError::sql("read domains"))?;
-        let read = |(host, path, environment, added): (String, String, String, String)| {
-            let text = |text: String| serde_json::Value::String(text).to_string();
-            let what = format!("domain {host}{path}");
-            Ok(DomainHolder {
-                environment: decode(&what, &text(environment))?,
-                added: decode(&what, &text(added))?,
-                domain: Domain { host, path },
-            })
-        };
+        let read =
+            |(host, path, environment, added, https): (String, String, String, String, String)| {
+                let text = |text: String| serde_json::Value::String(text).to_string();
+                let what = format!("domain {host}{path}");
+                Ok(DomainHolder {
+                    environment: decode(&what, &text(environment))?,
+                    added: decode(&what, &text(added))?,
+                    https: decode(&what, &text(https))?,
+                    domain: Domain { host, path },
+                })
+            };
         rows.into_iter().map(read).collect()
     }
 }

@@ -7,12 +7,14 @@
 //! One connection, one writer; every call is short and blocks. A transaction is on the disk when the call returns
 //! (WAL with `synchronous=FULL`), except [`Store::note_progress`].
 
+mod certificates;
 mod domains;
 mod environments;
 mod error;
 mod events;
 mod operations;
 mod ports;
+mod redirects;
 mod schema;
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -23,7 +25,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use offshoot_model::domain::DomainView;
+use offshoot_model::certificate::Certificate;
+use offshoot_model::domain::{DomainHttps, DomainView};
 use offshoot_model::environment::PortBinding;
 use offshoot_model::view::Event;
 use offshoot_model::{
@@ -35,6 +38,7 @@ use serde_json::Value;
 pub use domains::{DomainHolder, LastSwap};
 pub use error::StoreError;
 pub use ports::overlaps;
+pub use redirects::RedirectedHost;
 pub use schema::SCHEMA_VERSION;
 
 /// How long another program (a backup, `sqlite3`) may hold the file before a call fails.
@@ -285,6 +289,17 @@ in_own_transaction! {
     update_in_one place_domains(places: &[(Domain, EnvId)]) -> ();
     read domains(id: &EnvId) -> Vec<DomainView>;
     read domain_holder(domain: &Domain) -> Option<DomainHolder>;
+    update_in_one set_domain_https(domain: &Domain, https: DomainHttps) -> ();
+    read certificates() -> Vec<Certificate>;
+    update_in_one place_certificate(new: &Certificate) -> Vec<Certificate>;
+    update_in_one take_certificate_back(id: &str, before: &[Certificate]) -> ();
+    update_in_one forget_certificate_name(id: &str, name: &str) -> ();
+    update_in_one give_certificate_name(certificate: &Certificate, name: &str) -> ();
+    update_in_one update_certificate(certificate: &Certificate) -> ();
+    read redirects() -> Vec<RedirectedHost>;
+    update_in_one add_redirect(redirect: &RedirectedHost, by: OperationId) -> ();
+    update_in_one remove_redirect(host: &str) -> ();
+    update_in_one take_redirects_back(by: OperationId) -> ();
     read last_swap(one: &EnvId, other: &EnvId) -> Option<LastSwap>;
     update_in_one finish_with_domains_gone(operation: &Operation) -> Event;
     update_in_one finish_with_swap(operation: &Operation, swap: &LastSwap) -> Event;

@@ -57,6 +57,15 @@ impl Client {
         self.call(Method::POST, route, Some(body)).await
     }
 
+    /// Asks for something to be as said.
+    pub(crate) async fn set<T: DeserializeOwned>(
+        &self,
+        route: &Route,
+        body: &impl Serialize,
+    ) -> Result<T, Problem> {
+        self.call(Method::PUT, route, Some(body)).await
+    }
+
     /// Asks for a change that needs no words.
     pub(crate) async fn post_empty<T: DeserializeOwned>(
         &self,

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use offshoot_model::domain::DomainView;
+use offshoot_model::domain::{DomainHttps, DomainHttpsRequest, DomainView};
 use offshoot_model::view::{DomainAddRequest, EnvironmentView};
 use offshoot_model::{Domain, Operation};
 use serde::Serialize;
@@ -57,7 +57,21 @@ enum DomainCommand {
         #[command(flatten)]
         wait: Wait,
     },
-    /// List custom domains
+    /// Say what requests without TLS get at a custom domain
+    ///
+    /// `redirect` sends them to the same address with https; `offer`, as at the beginning, answers them.
+    #[command(after_help = "Examples:\n  offshoot domain https shop.example.com redirect")]
+    Https {
+        /// Host name, with its path where it has one
+        #[arg(value_name = "DOMAIN")]
+        domain: String,
+        /// What they get
+        #[arg(value_name = "redirect|offer", value_parser = https)]
+        https: DomainHttps,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// List custom domains, and former default domains that lead on
     #[command(after_help = "Examples:\n  \
         offshoot domain ls                  of all environments\n  \
         offshoot domain ls shop -o json")]
@@ -104,6 +118,16 @@ pub(crate) async fn run(context: &Context, args: DomainArgs) -> Result<(), Failu
             }
             complete_all(context, begun, wait).await
         }
+        DomainCommand::Https {
+            domain,
+            https,
+            wait,
+        } => {
+            let route = Route::to("domains").then(&domain).then("https");
+            let request = DomainHttpsRequest { https };
+            let begun = context.client.set::<Operation>(&route, &request).await;
+            complete_all(context, vec![begun], wait).await
+        }
         DomainCommand::Ls { environment } => {
             let views: Vec<EnvironmentView> = match environment {
                 Some(name) => vec![context.client.get(&Route::environment(&name)).await?],
@@ -121,6 +145,14 @@ pub(crate) async fn run(context: &Context, args: DomainArgs) -> Result<(), Failu
     }
 }
 
+fn https(text: &str) -> Result<DomainHttps, String> {
+    match text {
+        "redirect" => Ok(DomainHttps::Redirect),
+        "offer" => Ok(DomainHttps::Offer),
+        _ => Err("write redirect or offer".to_owned()),
+    }
+}
+
 fn lines(views: Vec<EnvironmentView>) -> Vec<Line> {
     let of_one = |view: EnvironmentView| {
         let name = view.name;
@@ -133,12 +165,16 @@ fn lines(views: Vec<EnvironmentView>) -> Vec<Line> {
 }
 
 fn list(lines: &[Line], paint: Paint, now: Timestamp) -> String {
-    let mut grid = Grid::new(&["DOMAIN", "ENVIRONMENT", "ADDED"], paint);
+    let mut grid = Grid::new(&["DOMAIN", "ENVIRONMENT", "ADDED", "HTTPS"], paint);
     for line in lines {
         grid.row([
             line.domain.domain().to_string(),
             line.environment.clone(),
             human::age(line.domain.added, now),
+            match &line.domain.redirect {
+                Some(to) => format!("leads to {to}"),
+                None => line.domain.https.to_string(),
+            },
         ]);
     }
     grid.render()
@@ -153,9 +189,9 @@ mod tests {
     fn domains_for_people() {
         let lines = lines(vec![fixtures::clone(), fixtures::shop_with_domains()]);
         insta::assert_snapshot!(list(&lines, Paint::Plain, fixtures::now()), @r"
-        DOMAIN             ENVIRONMENT   ADDED
-        shop.example.com   shop          2 hours ago
-        www.example.com    shop          1 minute ago
+        DOMAIN             ENVIRONMENT   ADDED          HTTPS
+        shop.example.com   shop          2 hours ago    offer
+        www.example.com    shop          1 minute ago   offer
         ");
     }
 }

@@ -121,6 +121,8 @@ fn environment(env: &str, name: &str, third: u8) -> EnvironmentView {
 /// The shop with two custom domains.
 pub(crate) fn shop_with_domains() -> EnvironmentView {
     let held = |host: &str, seconds| DomainView {
+        https: offshoot_model::domain::DomainHttps::Offer,
+        redirect: None,
         host: host.to_owned(),
         path: "/".to_owned(),
         added: ago(seconds),

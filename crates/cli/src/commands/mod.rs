@@ -1,5 +1,6 @@
 //! The commands, a file for each group.
 
+pub(crate) mod cert;
 pub(crate) mod clone;
 pub(crate) mod create;
 pub(crate) mod doctor;
@@ -41,6 +42,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<(), Failu
         Command::Rm(args) => power::rm(context, args).await,
         Command::Domain(args) => domain::run(context, args).await,
         Command::Swap(args) => swap::run(context, args).await,
+        Command::Cert(args) => cert::run(context, args).await,
         Command::Exec(args) => exec::run(context, args).await,
         Command::Logs(args) => logs::run(context, args).await,
         Command::Cp(args) => cp::run(context, args).await,

@@ -138,6 +138,10 @@ pub(super) fn kind(kind: OperationKind) -> &'static str {
         OperationKind::DomainAdd => "domain add",
         OperationKind::DomainRemove => "domain rm",
         OperationKind::Swap => "swap",
+        OperationKind::DomainHttps => "domain https",
+        OperationKind::CertificateAdd => "cert add",
+        OperationKind::CertificateRemove => "cert rm",
+        OperationKind::CertificateRenew => "cert renew",
     }
 }
 

@@ -40,10 +40,12 @@ pub(crate) struct StopArgs {
 
 /// Give an environment another name, and with it another address.
 ///
-/// Nothing inside is restarted. The old address stops answering.
+/// Nothing inside is restarted. The old address stops answering; with --redirect it sends visitors to the new one, until
+/// another environment has the old name or `offshoot domain rm` ends it.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
-    offshoot rename shop-clone experiment")]
+    offshoot rename shop-clone experiment\n  \
+    offshoot rename shop store --redirect")]
 pub(crate) struct RenameArgs {
     /// Environment, by name or id
     #[arg(value_name = "OLD")]
@@ -51,6 +53,9 @@ pub(crate) struct RenameArgs {
     /// Its new name
     #[arg(value_name = "NEW")]
     new: String,
+    /// Let the old address send visitors to the new one
+    #[arg(long)]
+    redirect: bool,
     #[command(flatten)]
     wait: Wait,
 }
@@ -88,7 +93,13 @@ pub(crate) async fn rename(context: &Context, args: RenameArgs) -> Result<(), Fa
     let route = Route::environment(&args.old).then("rename");
     let operation: Operation = context
         .client
-        .post(&route, &RenameRequest { name: args.new })
+        .post(
+            &route,
+            &RenameRequest {
+                name: args.new,
+                redirect: args.redirect,
+            },
+        )
         .await?;
     complete_and_show(context, operation, args.wait, |_, view| {
         super::show::summary(view, context.out_paint)

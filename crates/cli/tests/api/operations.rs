@@ -472,6 +472,59 @@ fn domains_are_added_and_removed_as_typed() {
 }
 
 #[test]
+fn a_key_goes_in_the_body_and_its_file_is_named_when_it_is_refused() {
+    use offshoot_model::certificate::CertificateRequest;
+    let bodies: Arc<Mutex<Vec<CertificateRequest>>> = Arc::default();
+    let seen = Arc::clone(&bodies);
+    let routes = Router::new().route(
+        "/certificates",
+        post(move |Json(request): Json<CertificateRequest>| async move {
+            let refused =
+                matches!(&request, CertificateRequest::Uploaded { key, .. } if key == "BAD");
+            seen.lock().unwrap().push(request);
+            if refused {
+                let what = "the key cannot be used: it is not the key of the certificate";
+                let problem = Problem::new(Code::CertificateInvalid, Fault::Request, what, "");
+                return (StatusCode::UNPROCESSABLE_ENTITY, Json(problem)).into_response();
+            }
+            accepted(&operation(
+                OperationKind::CertificateAdd,
+                "a.test",
+                OperationState::Done,
+            ))
+            .into_response()
+        }),
+    );
+    let fake = Fake::start(routes);
+    let file = |name: &str, text: &str| {
+        let path = fake.dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (chain, key, bad) = (
+        file("chain.pem", "CHAIN"),
+        file("key.pem", "KEY"),
+        file("bad.pem", "BAD"),
+    );
+    let added = fake.run(&["cert", "add", &chain, &key, "a.test"]);
+    assert_eq!(added.expect(0).text(), "a.test\n");
+    assert!(matches!(&bodies.lock().unwrap()[0],
+        CertificateRequest::Uploaded { chain, key, domains }
+            if chain == "CHAIN" && key == "KEY" && domains == &["a.test"]));
+    let refused = fake.run(&["cert", "add", &chain, &bad]).expect(1).stderr;
+    assert!(
+        refused.contains(&bad) && refused.contains("certificate-invalid"),
+        "{refused}"
+    );
+    let missing = fake
+        .run(&["cert", "add", &chain, "/nonexistent"])
+        .expect(1)
+        .stderr;
+    assert!(missing.contains("/nonexistent cannot be read"), "{missing}");
+    assert_eq!(bodies.lock().unwrap().len(), 2);
+}
+
+#[test]
 fn a_swap_says_what_is_to_be_seen_first_and_what_came_of_it() {
     use offshoot_model::domain::{MovedDomain, SwapReport, Warm};
     use offshoot_model::view::SwapRequest;

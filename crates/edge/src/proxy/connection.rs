@@ -13,6 +13,7 @@ use pingora_core::protocols::http::v2::server::{
     H2Accept, HttpSession, default_h2_options, handshake,
 };
 use pingora_core::protocols::l4::stream::Stream;
+use pingora_core::protocols::l4::virt::VirtualSocketStream;
 use pingora_core::protocols::{Digest, GetSocketDigest, SocketDigest};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -20,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::gather::Gather;
 use super::{Http, tls};
 use crate::metrics::Refused;
 use crate::moved::Way;
@@ -144,7 +146,8 @@ impl Http {
             let (stream, http2, name) = match scheme {
                 Scheme::Http => {
                     let http2 = begins_http2(&stream).await?;
-                    (Stream::from(stream), http2, None)
+                    let socket = VirtualSocketStream::new(Box::new(Gather::new(stream)));
+                    (Stream::from(socket), http2, None)
                 }
                 Scheme::Https => {
                     let (stream, http2, name) = tls::accept(stream, &self.edge).await?;

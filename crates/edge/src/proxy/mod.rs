@@ -6,6 +6,7 @@ mod connect;
 mod connection;
 mod context;
 mod forwarded;
+mod gather;
 mod grpc;
 mod guard;
 mod pages;
@@ -154,6 +155,10 @@ impl ProxyHttp for Router {
             } => {
                 connection::routed(environment);
                 redirect::send(session, to, *status).await?;
+                return Ok(true);
+            }
+            Answer::Text { text, .. } => {
+                pages::send(session, Page::Text(text)).await?;
                 return Ok(true);
             }
         };

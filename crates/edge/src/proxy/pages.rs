@@ -30,6 +30,8 @@ pub(super) enum Page<'a> {
         /// Where.
         location: &'a HeaderValue,
     },
+    /// What the route says.
+    Text(&'a str),
     /// Its environment is stopped, not yet ready, or does not accept connections.
     NotReady(&'a str),
     /// Its environment lets nobody in.
@@ -78,6 +80,7 @@ impl<'a> Page<'a> {
         match self {
             Self::UnknownHost(_) | Self::UnknownPath(_) => 404,
             Self::Moved { status, .. } => *status,
+            Self::Text(_) => 200,
             Self::NotReady(_) | Self::Fenced(_) => 503,
             Self::Broken(_) => 502,
             Self::Late(_) => 504,
@@ -98,6 +101,7 @@ impl<'a> Page<'a> {
             Self::Moved { status, .. } => {
                 format!("{status}: this is elsewhere, the field Location says where.\n")
             }
+            Self::Text(text) => (*text).to_owned(),
             Self::NotReady(host) => format!(
                 "503: the environment behind {host} is stopped or not ready yet.\n\n\
                  `offshoot ps` says what its nodes do.\n"
@@ -154,7 +158,7 @@ impl<'a> Page<'a> {
 /// Answers with a page; the connection can be used again.
 pub(super) async fn send(session: &mut Session, page: Page<'_>) -> Result<()> {
     end_unless_continued(session);
-    if grpc::is_call(session) && !matches!(page, Page::Moved { .. }) {
+    if grpc::is_call(session) && !matches!(page, Page::Moved { .. } | Page::Text(_)) {
         return grpc::send(session, &page);
     }
     let text = page.text();

@@ -1,19 +1,14 @@
 //! TLS on accepted connections: the certificate by the name that the client asks for, and no other.
 
-use std::fmt;
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
 use offshoot_edge_api::normal_host;
 use pingora_core::protocols::l4::stream::Stream;
-use pingora_core::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use pingora_core::protocols::l4::virt::VirtualSocketStream;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::rustls::server::Acceptor;
-use tokio_rustls::server::TlsStream;
 
+use super::gather::Gather;
 use crate::certificates::HTTP2;
 use crate::server::Edge;
 
@@ -51,50 +46,6 @@ pub(super) async fn accept(stream: TcpStream, edge: &Edge) -> Option<(Stream, bo
         }
     };
     let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
-    let socket = VirtualSocketStream::new(Box::new(Tls(stream)));
+    let socket = VirtualSocketStream::new(Box::new(Gather::new(stream)));
     Some((Stream::from(socket), http2, name))
-}
-
-/// A connection with TLS as the proxy library takes it.
-struct Tls(TlsStream<TcpStream>);
-
-impl fmt::Debug for Tls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.get_ref().0.fmt(f)
-    }
-}
-
-impl AsyncRead for Tls {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Tls {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        content: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, content)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
-    }
-}
-
-impl VirtualSocket for Tls {
-    fn set_socket_option(&self, _option: VirtualSockOpt) -> io::Result<()> {
-        // `tune` has set them on the TCP socket
-        Ok(())
-    }
 }

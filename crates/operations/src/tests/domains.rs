@@ -51,7 +51,7 @@ impl World {
         world
     }
 
-    async fn done(&self, request: Request) -> Operation {
+    pub(super) async fn done(&self, request: Request) -> Operation {
         let operation = self.run(request).await;
         assert_eq!(operation.state, OperationState::Done, "{operation:?}");
         operation
@@ -61,7 +61,7 @@ impl World {
         self.shared.submit(request).await.unwrap_err()
     }
 
-    async fn failed(&self, request: Request) -> offshoot_model::Problem {
+    pub(super) async fn failed(&self, request: Request) -> offshoot_model::Problem {
         let operation = self.run(request).await;
         assert_eq!(operation.state, OperationState::Failed, "{operation:?}");
         operation.problem.unwrap()
@@ -114,9 +114,7 @@ async fn a_domain_is_in_use_when_it_is_added_and_not_when_it_is_removed() {
 
     // Below its own default domain, and over a rename and a stop.
     world.done(add("shop", &["api.shop.localhost"])).await;
-    world
-        .done(Request::Rename("shop".into(), "store".into()))
-        .await;
+    world.done(super::rename("shop", "store")).await;
     world.done(Request::Stop("store".into())).await;
     world.edge_is_right();
     let reach = world.engine.host().exposed.get("www.test").copied();

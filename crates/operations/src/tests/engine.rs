@@ -7,8 +7,8 @@ use std::sync::{Mutex, MutexGuard};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use offshoot_engine::{
-    Begin, ByteStream, CutOrder, CutOutcome, Engine, ExecOutput, ExecSession, Exposed, Exposure,
-    Gate, LogQuery, NodeStatus, Reach, ReadyImage,
+    Begin, Beside, ByteStream, CutOrder, CutOutcome, Engine, ExecOutput, ExecSession, Exposed,
+    Exposure, Gate, LogQuery, NodeStatus, Reach, ReadyImage, RefusedPort,
 };
 use offshoot_model::environment::{Health, PortBinding};
 use offshoot_model::manifest::ImageConfig;
@@ -49,6 +49,18 @@ pub(super) struct Host {
     pub(super) exposed: BTreeMap<String, Reach>,
     /// Where the edge leads, by domain.
     pub(super) leads: BTreeMap<String, EnvId>,
+    /// Whether the edge serves HTTPS.
+    pub(super) https: bool,
+    /// Certificates that the edge shows, by name.
+    pub(super) certificates: BTreeMap<String, String>,
+    /// Texts that it answers, by host and path.
+    pub(super) texts: BTreeMap<String, String>,
+    /// Hosts that it sends elsewhere.
+    pub(super) redirects: BTreeMap<String, String>,
+    /// Domains at which it sends people to HTTPS.
+    pub(super) only_https: BTreeSet<String>,
+    /// Environments whose published ports are taken by others.
+    pub(super) ports_taken: BTreeSet<EnvId>,
     /// Version of what the edge knows.
     pub(super) version: u64,
     /// Status of the next answers of entry nodes; 200 after the last.
@@ -107,7 +119,7 @@ impl Pretend {
     }
 
     /// Notes a call and does it, unless something else was asked for.
-    async fn call<R>(
+    pub(super) async fn call<R>(
         &self,
         what: impl Into<String>,
         change: impl FnOnce(&mut Host) -> R + Send,
@@ -338,7 +350,7 @@ impl Engine for Pretend {
             .map_err(|problem| problem.what)
     }
 
-    async fn expose(&self, all: Vec<Exposure>) -> Result<Exposed, Problem> {
+    async fn expose(&self, all: Vec<Exposure>, beside: Beside) -> Result<Exposed, Problem> {
         let by_domain = |one: &Exposure| {
             one.domains
                 .iter()
@@ -354,13 +366,40 @@ impl Engine for Pretend {
                     .map(|d| (d.to_string(), one.environment.id.clone()))
             })
             .collect();
+        let each = |shown: &offshoot_engine::ShownCertificate| {
+            let id = shown.id.clone();
+            let names = shown.names.clone();
+            names.into_iter().map(move |name| (name, id.clone()))
+        };
+        let certificates = beside.certificates.iter().flat_map(each).collect();
+        let text = |text: offshoot_engine::HostText| (text.host + &text.path, text.text);
+        let texts = beside.texts.into_iter().map(text).collect();
+        let redirects = all
+            .iter()
+            .flat_map(|one| one.redirects.clone())
+            .map(|one| (one.host, one.to))
+            .collect();
+        let only_https = all
+            .iter()
+            .flat_map(|one| &one.only_https)
+            .map(ToString::to_string)
+            .collect();
         self.call("expose", |host| {
             (host.exposed, host.leads) = (exposed, leads);
+            (host.certificates, host.texts) = (certificates, texts);
+            (host.redirects, host.only_https) = (redirects, only_https);
+            let refused = |one: &Exposure| RefusedPort {
+                environment: one.environment.id.clone(),
+                what: "0.0.0.0:1/tcp: another program has it".to_owned(),
+            };
+            let taken = |one: &&Exposure| host.ports_taken.contains(&one.environment.id);
+            let refused = all.iter().filter(taken).map(refused).collect();
             host.version += 1;
             Exposed {
                 version: host.version,
                 at: Timestamp::now(),
                 us: 70,
+                refused,
             }
         })
         .await

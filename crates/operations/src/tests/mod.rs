@@ -5,6 +5,7 @@ mod clone;
 mod domains;
 mod engine;
 mod health;
+mod https;
 mod power;
 mod queue;
 mod recover;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use offshoot_engine::Reach;
 use offshoot_model::manifest::{Condition, Dependency, HealthCheck};
-use offshoot_model::view::{CloneRequest, CreateRequest};
+use offshoot_model::view::{CloneRequest, CreateRequest, RenameRequest};
 use offshoot_model::{
     EnvId, Environment, EnvironmentState, Layer, Manifest, NodeId, Operation, OperationId,
     OperationState,
@@ -62,6 +63,7 @@ impl World {
             },
             max_freeze_ms: 5_000,
             ready_timeout: Duration::from_secs(120),
+            https: https::settings(dir.path(), &engine),
         };
         let shared = Arc::new(Shared::new(Arc::new(store), engine.clone(), settings));
         Self {
@@ -146,6 +148,14 @@ fn create(name: &str, layers: Vec<Layer>) -> Request {
         name: name.to_owned(),
         manifest,
     })
+}
+
+fn rename(name: &str, to: &str) -> Request {
+    let request = RenameRequest {
+        name: to.to_owned(),
+        redirect: false,
+    };
+    Request::Rename(name.to_owned(), request)
 }
 
 fn clone_of(name: &str) -> Request {

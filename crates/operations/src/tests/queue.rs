@@ -65,7 +65,7 @@ async fn a_waiting_change_that_is_cancelled_ends_at_once_and_touches_nothing() {
         Request::Start("shop".into()),
         Request::Stop("shop".into()),
         Request::Remove("shop".into()),
-        Request::Rename("shop".into(), "store".into()),
+        super::rename("shop", "store"),
         clone_of("shop"),
     ] {
         let world = World::new();
@@ -98,14 +98,10 @@ async fn what_one_operation_announced_is_not_taken_back_by_the_end_of_another() 
     let waiting = world.submit(Request::Stop("shop".into())).await;
     world.shared.live_of(waiting).unwrap().cancel();
     world.ended(waiting).await;
-    world
-        .run(Request::Rename("blog".into(), "news".into()))
-        .await;
+    world.run(super::rename("blog", "news")).await;
     assert_eq!(world.reach("shop"), Some(Reach::Open));
     world.shared.forget_announced(opener);
-    world
-        .run(Request::Rename("news".into(), "blog".into()))
-        .await;
+    world.run(super::rename("news", "blog")).await;
     assert_eq!(
         world.reach("shop"),
         Some(Reach::Closed),

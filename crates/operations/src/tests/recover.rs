@@ -34,7 +34,9 @@ fn layers() -> Vec<Layer> {
 fn die_at(change: &Change, at: usize, act: Act) -> bool {
     let first = runtime();
     let (dir, engine, id) = first.block_on(async {
-        let world = World::new();
+        let engine: Arc<Pretend> = Arc::default();
+        engine.host().https = !change.domains.is_empty();
+        let world = World::on(Arc::new(tempfile::tempdir().unwrap()), engine);
         if change.domains.is_empty() {
             world.created("shop", layers()).await;
         } else {
@@ -147,7 +149,7 @@ fn clone() {
 #[test]
 fn rename() {
     let change = Change {
-        request: || Request::Rename("shop".into(), "store".into()),
+        request: || super::rename("shop", "store"),
         stopped: false,
         domains: &[],
         settled: |world, done| {
@@ -325,7 +327,7 @@ fn changes_that_waited_are_done_in_their_order() {
         world.engine.hangs.notified().await;
         for request in [
             Request::Start("shop".into()),
-            Request::Rename("shop".into(), "store".into()),
+            super::rename("shop", "store"),
             Request::Stop("shop".into()),
         ] {
             ids.push(world.submit(request).await);
@@ -383,4 +385,69 @@ fn after_a_reboot_what_ran_runs_and_what_ended_by_itself_is_left_to_its_policy()
         assert_eq!(world.reach("shop"), Some(Reach::Open));
         assert_eq!(world.reach("rests"), Some(Reach::Closed));
     });
+}
+
+/// The host has a certificate by its authority or the one before, and nothing else is left.
+fn certified(world: &World, done: bool) {
+    assert!(done);
+    world.edge_is_right();
+    world.https_is_right();
+    assert!(world.certified("a.test"));
+}
+
+#[test]
+fn certificate_by_acme() {
+    let change = Change {
+        request: || super::https::acme(&["a.test"]),
+        stopped: false,
+        domains: &["a.test"],
+        settled: certified,
+    };
+    die_everywhere(&change, 6);
+}
+
+#[test]
+fn certificate_that_is_brought() {
+    let change = Change {
+        request: || super::https::upload(super::https::bought(&["a.test"]), &[]),
+        stopped: false,
+        domains: &["a.test"],
+        settled: certified,
+    };
+    die_everywhere(&change, 1);
+}
+
+#[test]
+fn certificate_removed() {
+    let change = Change {
+        request: || Request::CertificateRemove("shop.localhost".into()),
+        stopped: false,
+        domains: &["a.test"],
+        settled: |world, done| {
+            assert!(done);
+            world.edge_is_right();
+            world.https_is_right();
+            // It is a default domain's, so there is another at once.
+            assert!(world.certified("shop.localhost"));
+        },
+    };
+    die_everywhere(&change, 1);
+}
+
+#[test]
+fn rename_with_redirect() {
+    let change = Change {
+        request: || super::https::renamed("shop", "store"),
+        stopped: false,
+        domains: &["a.test"],
+        settled: |world, done| {
+            assert!(done);
+            world.edge_is_right();
+            world.https_is_right();
+            let host = world.engine.host();
+            let to = host.redirects.get("shop.localhost").map(String::as_str);
+            assert_eq!(to, Some("http://store.localhost"));
+        },
+    };
+    die_everywhere(&change, 2);
 }

@@ -14,7 +14,7 @@ use offshoot_model::{Code, Fault, Problem};
 use serde::Deserialize;
 
 pub use sections::{
-    Api, Backing, CloneBounds, Edge, Forwarding, Ids, Images, Ipv6, LogFormat, Network, Pool,
+    Acme, Api, Backing, CloneBounds, Edge, Forwarding, Ids, Images, Ipv6, LogFormat, Network, Pool,
 };
 pub use tools::{ToolMissing, Tools};
 pub(crate) use value::is_loopback;

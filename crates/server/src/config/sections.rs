@@ -23,6 +23,10 @@ pub struct Api {
 pub struct Edge {
     /// Addresses at which people reach environments by name.
     pub listen: Vec<SocketAddr>,
+    /// Addresses for HTTPS.
+    pub listen_tls: Vec<SocketAddr>,
+    /// Who signs certificates that are to be believed everywhere.
+    pub acme: Option<Acme>,
     /// Whose connections begin with a PROXY header.
     pub proxy_from: Vec<IpNet>,
     /// Whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
@@ -52,6 +56,49 @@ pub enum LogFormat {
     Combined,
 }
 
+/// `[edge.acme]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Acme {
+    /// URL of the server's directory (RFC 8555, 7.1.1).
+    #[serde(default = "lets_encrypt", deserialize_with = "https_url")]
+    pub directory: String,
+    /// Where the server can write to about the account.
+    #[serde(default)]
+    pub email: Option<String>,
+    /// Whether its terms of service are agreed to; without that there is no account.
+    #[serde(deserialize_with = "agreed")]
+    pub agree_to_terms: bool,
+    /// Root of a private server's own HTTPS, PEM.
+    #[serde(default, deserialize_with = "value::absolute_or_none")]
+    pub ca_file: Option<PathBuf>,
+}
+
+/// letsencrypt.org/docs/acme-protocol-updates
+fn lets_encrypt() -> String {
+    "https://acme-v02.api.letsencrypt.org/directory".to_owned()
+}
+
+fn https_url<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let text = String::deserialize(from)?;
+    let rest = text.strip_prefix("https://").unwrap_or_default();
+    if rest.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
+        return Err(serde::de::Error::custom(format!(
+            "{text:?} is no address that begins with https://"
+        )));
+    }
+    Ok(text)
+}
+
+fn agreed<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    match bool::deserialize(from)? {
+        true => Ok(true),
+        false => Err(serde::de::Error::custom(
+            "read the server's terms of service and write true, or leave the table [edge.acme] out",
+        )),
+    }
+}
+
 impl Default for Edge {
     fn default() -> Self {
         Self {
@@ -59,6 +106,8 @@ impl Default for Edge {
                 (Ipv4Addr::LOCALHOST, 8080).into(),
                 (Ipv6Addr::LOCALHOST, 8080).into(),
             ],
+            listen_tls: Vec::new(),
+            acme: None,
             proxy_from: Vec::new(),
             trust: Vec::new(),
             metrics: None,

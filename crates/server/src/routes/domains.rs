@@ -2,7 +2,7 @@
 
 use axum::extract::State;
 use offshoot_model::Operation;
-use offshoot_model::domain::DomainView;
+use offshoot_model::domain::{DomainHttpsRequest, DomainView};
 use offshoot_model::view::{DomainAddRequest, SwapRequest};
 use offshoot_operations::Request as Change;
 
@@ -58,6 +58,24 @@ pub(super) async fn remove(
     Path((environment, domain)): Path<(String, String)>,
 ) -> Result<Accepted, ApiError> {
     api.submit(Change::DomainRemove(environment, domain)).await
+}
+
+/// Says what requests without TLS get at a custom domain.
+#[utoipa::path(
+    put, path = "/domains/{domain}/https", tag = "environments", operation_id = "set_domain_https",
+    params(("domain" = String, Path, description = "Host name, with its path behind it when that is not / (percent-encoded)")),
+    request_body = DomainHttpsRequest,
+    responses(
+        (status = 202, body = Operation, headers(("Location" = String, description = "The operation"))),
+        ApiError,
+    ),
+)]
+pub(super) async fn https(
+    State(api): State<Api>,
+    Path(domain): Path<String>,
+    Json(request): Json<DomainHttpsRequest>,
+) -> Result<Accepted, ApiError> {
+    api.submit(Change::DomainHttps(domain, request.https)).await
 }
 
 /// Exchanges the custom domains of an environment with another's, in one step.

@@ -144,7 +144,7 @@ pub(super) async fn rename(
     Path(environment): Path<String>,
     Json(request): Json<RenameRequest>,
 ) -> Result<Accepted, ApiError> {
-    api.submit(Change::Rename(environment, request.name)).await
+    api.submit(Change::Rename(environment, request)).await
 }
 
 /// Starts the nodes of an environment.

@@ -1,5 +1,6 @@
 //! The paths of the API.
 
+mod certificates;
 mod domains;
 mod environments;
 mod events;
@@ -113,6 +114,7 @@ impl Api {
         (name = "environments", description = "Environments and what is done to them"),
         (name = "nodes", description = "Inside the nodes: commands, files, output"),
         (name = "operations", description = "Changes under way and past"),
+        (name = "certificates", description = "Certificates for HTTPS"),
         (name = "images", description = "Images in the pool"),
         (name = "host", description = "The host and the daemon"),
     ),
@@ -146,6 +148,11 @@ fn api_router() -> OpenApiRouter<Api> {
         .routes(routes!(domains::list, domains::add))
         .routes(routes!(domains::remove))
         .routes(routes!(domains::swap))
+        .routes(routes!(domains::https))
+        .routes(routes!(certificates::list, certificates::add))
+        .routes(routes!(certificates::authority))
+        .routes(routes!(certificates::remove))
+        .routes(routes!(certificates::renew))
         .routes(routes!(logs::follow))
         .routes(routes!(exec::run))
         .routes(routes!(operations::list))

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use offshoot_model::certificate::CertificatesView;
 use offshoot_model::domain::DomainView;
 use offshoot_model::operation::{OperationKind, OperationState};
 use offshoot_model::view::{
@@ -150,7 +151,11 @@ impl Platform for Fake {
             Request::Clone(parent, clone) => {
                 (OperationKind::Clone, format!("clone {parent} {clone:?}"))
             }
-            Request::Rename(from, to) => (OperationKind::Rename, format!("rename {from} {to}")),
+            Request::Rename(from, to) => {
+                let redirect = if to.redirect { " and redirect" } else { "" };
+                let call = format!("rename {from} {}{redirect}", to.name);
+                (OperationKind::Rename, call)
+            }
             Request::Start(name) => (OperationKind::Start, format!("start {name}")),
             Request::Stop(name) => (OperationKind::Stop, format!("stop {name}")),
             Request::Remove(name) => (OperationKind::Remove, format!("remove {name}")),
@@ -168,6 +173,20 @@ impl Platform for Fake {
                 OperationKind::DomainRemove,
                 format!("remove from {name}: {domain}"),
             ),
+            Request::DomainHttps(domain, https) => {
+                (OperationKind::DomainHttps, format!("{domain}: {https}"))
+            }
+            Request::CertificateAdd(request) => (
+                OperationKind::CertificateAdd,
+                format!("certificate {request:?}"),
+            ),
+            Request::CertificateRemove(name) => (
+                OperationKind::CertificateRemove,
+                format!("no certificate for {name}"),
+            ),
+            Request::CertificateRenew(name) => {
+                (OperationKind::CertificateRenew, format!("renew for {name}"))
+            }
             Request::Swap(name, swap) => (OperationKind::Swap, format!("swap {name} {swap:?}")),
         };
         self.note(call)?;
@@ -262,12 +281,27 @@ impl Platform for Fake {
         Ok(environment(name))
     }
 
+    async fn certificates(&self) -> Result<CertificatesView, Problem> {
+        self.note("certificates")?;
+        Ok(CertificatesView {
+            served: false,
+            certificates: Vec::new(),
+        })
+    }
+
+    async fn certificate_root(&self) -> Result<String, Problem> {
+        self.note("root")?;
+        Ok("PEM".to_owned())
+    }
+
     async fn domains(&self, environment: &str) -> Result<Vec<DomainView>, Problem> {
         self.note(format!("domains {environment}"))?;
         Ok(vec![DomainView {
             host: "shop.example.com".to_owned(),
             path: "/".to_owned(),
             added: "2026-01-01T00:00:00Z".parse().unwrap(),
+            https: offshoot_model::domain::DomainHttps::Offer,
+            redirect: None,
         }])
     }
 
