@@ -15,6 +15,7 @@ mod control;
 mod hosts;
 mod metrics;
 mod mirror;
+mod moved;
 mod plain;
 mod ports;
 mod proxy;

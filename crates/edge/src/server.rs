@@ -30,6 +30,8 @@ use crate::{control, sockets};
 pub(crate) struct Edge {
     pub(crate) config: EdgeConfig,
     pub(crate) table: ArcSwap<Table>,
+    /// Changes after each switch to another table.
+    pub(crate) switches: watch::Sender<()>,
     pub(crate) access_log: AccessLog,
     checks: Arc<Checks>,
     /// Requests answered.
@@ -63,6 +65,7 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         access_log: AccessLog::open(config.access_log.as_ref())?,
         checks: Arc::new(Checks::new(config.health_file())),
         table: ArcSwap::from_pointee(Table::before(saved::read(&config.stats_file()))),
+        switches: watch::Sender::new(()),
         requests: AtomicU64::new(0),
         counters: Counters::default(),
         client_connections: Arc::default(),
@@ -218,6 +221,7 @@ impl Edge {
         let old = self.table.swap(Arc::clone(&table));
         ports.apply(self, &table).await;
         old.retire(&table);
+        self.switches.send_replace(());
         self.counters.reloads.fetch_add(1, Ordering::Relaxed);
         tracing::info!(version = table.version, routes = table.routes(), "routes");
         Reloaded {
