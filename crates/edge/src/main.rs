@@ -13,6 +13,7 @@ mod checks;
 mod clients;
 mod control;
 mod hosts;
+mod lines;
 mod metrics;
 mod mirror;
 mod moved;

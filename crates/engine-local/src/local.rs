@@ -473,6 +473,17 @@ impl Engine for Local {
         self.run(|inner| edge::ensure(&inner.config)).await
     }
 
+    async fn entrance_ended(&self, within: Duration) -> bool {
+        let ended = self.run(move |inner| edge::ended(&inner.config, within));
+        match ended.await {
+            Ok(ended) => ended,
+            Err(_) => {
+                tokio::time::sleep(within).await;
+                false
+            }
+        }
+    }
+
     async fn choose_ports(&self, ports: Vec<PortBinding>) -> Result<Vec<PortBinding>, Problem> {
         self.run(move |_| edge::choose_ports(ports)).await
     }

@@ -6,6 +6,8 @@
 pub mod failpoint;
 mod stream;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
 use offshoot_model::environment::PortBinding;
@@ -283,6 +285,10 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Starts again what leads people in, if something ended it, with what was exposed last.
     async fn ensure_entrance(&self) -> Result<(), Problem>;
+
+    /// Waits so long for the end of what leads people in; whether it ended. It has when it does not run, and has not when
+    /// that cannot be told.
+    async fn entrance_ended(&self, within: Duration) -> bool;
 
     /// Free host ports for bindings without one; those given have all `host_port`s set.
     async fn choose_ports(&self, ports: Vec<PortBinding>) -> Result<Vec<PortBinding>, Problem>;

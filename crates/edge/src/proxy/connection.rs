@@ -137,6 +137,8 @@ impl Http {
     async fn serve(&self, mut stream: TcpStream, peer: SocketAddr, scheme: Scheme) {
         let bound = Duration::from_secs(self.edge.config.limits.header_seconds);
         sockets::tune(&stream);
+        let client = Duration::from_secs(self.edge.config.limits.client_seconds);
+        sockets::bound_reading(&stream, client);
         let mut stopping = self.edge.stopping.clone();
         let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
         let begin = async {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -91,6 +92,8 @@ pub(super) struct Pretend {
     /// Told when a call hangs.
     pub(super) hangs: Notify,
     go: Notify,
+    /// Told when the edge ends.
+    pub(super) edge_ends: Notify,
 }
 
 impl Pretend {
@@ -461,6 +464,12 @@ impl Engine for Pretend {
 
     async fn ensure_entrance(&self) -> Result<(), Problem> {
         self.call("entrance", |_| ()).await
+    }
+
+    async fn entrance_ended(&self, within: Duration) -> bool {
+        tokio::time::timeout(within, self.edge_ends.notified())
+            .await
+            .is_ok()
     }
 
     async fn choose_ports(&self, ports: Vec<PortBinding>) -> Result<Vec<PortBinding>, Problem> {
