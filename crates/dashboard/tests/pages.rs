@@ -173,10 +173,19 @@ async fn hostile_names_are_text() {
     let name = "%3Cscript%3Ealert%28%27x%27%29%3C%2Fscript%3E%22%3E%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E";
     let mut paths = vec!["/".to_owned(), "/operations".to_owned()];
     paths.extend(addresses);
-    for below in ["", "/clone", "/rename", "/remove", "/logs"] {
+    for below in [
+        "",
+        "/clone",
+        "/rename",
+        "/remove",
+        "/logs",
+        "/graphs",
+        "/terminal",
+    ] {
         paths.push(format!("/environments/{name}{below}"));
     }
     paths.push(format!("/?q={name}"));
+    paths.push(format!("/compare?a={name}&b=child"));
     paths.push(format!("/environments/{name}/clone/name?name={name}"));
     paths.push(format!("/environments/{name}x"));
     paths.push(format!("/operations/{name}"));

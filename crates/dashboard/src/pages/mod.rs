@@ -2,11 +2,17 @@
 
 mod change;
 mod clone;
+mod compare;
 mod environment;
 mod environments;
+mod family;
+mod graphs;
+mod health;
 mod logs;
 mod operations;
 mod sign_in;
+mod terminal;
+mod topology;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -46,6 +52,13 @@ pub(crate) fn router(web: Web) -> Router {
         .route("/environments/{environment}/logs", get(logs::show))
         .route("/environments/{environment}/logs/follow", get(logs::follow))
         .route("/environments/{environment}/logs.txt", get(logs::download))
+        .route("/environments/{environment}/graphs", get(graphs::show))
+        .route("/environments/{environment}/terminal", get(terminal::show))
+        .route(
+            "/environments/{environment}/nodes/{node}/terminal",
+            get(terminal::connect),
+        )
+        .route("/compare", get(compare::show))
         .route("/operations", get(operations::list))
         .route("/operations/{operation}", get(operations::show))
         .route("/operations/{operation}/cancel", post(operations::cancel))

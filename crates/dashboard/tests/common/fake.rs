@@ -15,7 +15,9 @@ use offshoot_model::{
     Code, EnvironmentState, Fault, Manifest, Memory, MemoryWay, Operation, OperationId, Problem,
     Rung, RungChoice,
 };
-use offshoot_operations::{ByteStream, ExecSession, LogQuery, Platform, Request};
+use offshoot_operations::{
+    ByteStream, ExecInput, ExecOutput, ExecSession, LogQuery, Platform, Request,
+};
 use tokio::sync::{broadcast, mpsc};
 
 use super::sample;
@@ -292,8 +294,29 @@ impl Platform for Fake {
         Ok(self.manifest.lock().unwrap().clone())
     }
 
-    async fn exec(&self, _: &str, _: &str, _: ExecRequest) -> Result<ExecSession, Problem> {
-        unreachable!("no page runs commands")
+    /// A shell that shows what is typed, and ends at an `x`.
+    async fn exec(
+        &self,
+        environment: &str,
+        node: &str,
+        request: ExecRequest,
+    ) -> Result<ExecSession, Problem> {
+        self.note(format!("exec {environment} {node} {:?}", request.tty));
+        let (input, mut typed) = mpsc::channel(16);
+        let (sender, output) = mpsc::channel(16);
+        tokio::spawn(async move {
+            let prompt = b"\x1b[1;32mroot@shop\x1b[0m:\x1b[38;2;120;160;255m/\x1b[0m# ";
+            let mut next = ExecOutput::Stdout(prompt.as_slice().into());
+            while sender.send(next).await.is_ok() {
+                next = match typed.recv().await {
+                    Some(ExecInput::Stdin(bytes)) if bytes.contains(&b'x') => ExecOutput::Exit(7),
+                    Some(ExecInput::Stdin(bytes)) => ExecOutput::Stdout(bytes),
+                    Some(other) => ExecOutput::Stdout(format!("{other:?}\r\n").into()),
+                    None => return,
+                };
+            }
+        });
+        Ok(ExecSession { input, output })
     }
 
     async fn logs(

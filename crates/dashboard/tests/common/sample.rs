@@ -4,7 +4,10 @@ use offshoot_model::clone::{Memory, MemoryWay, NodeCloneReport, Timing};
 use offshoot_model::domain::DomainView;
 use offshoot_model::environment::Health;
 use offshoot_model::environment::PortBinding;
-use offshoot_model::manifest::{Protocol, PublishedPort, Role, Scaling, VolumeClone};
+use offshoot_model::manifest::{
+    Condition, Dependency, ImageSource, Manifest, Mount, Protocol, PublishedPort, Role, Scaling,
+    VolumeClone,
+};
 use offshoot_model::operation::{OperationKind, OperationState, StepRecord, StepState};
 use offshoot_model::view::{EnvironmentView, LayerView, LineageView, NodeView, VolumeView};
 use offshoot_model::{
@@ -280,5 +283,72 @@ pub fn failed() -> Operation {
             .detail("btrfs: No space left on device (os error 28)"),
         ),
         ..operation(OperationKind::Create, "big")
+    }
+}
+
+/// A secret of [`manifest`]: on no page.
+pub const SECRET: &str = "not for screens";
+
+/// The description that [`environment`] might have been made from.
+pub fn manifest() -> Manifest {
+    let visitors: Manifest =
+        serde_json::from_str(include_str!("../../examples/visitors.json")).unwrap();
+    let layers = environment("shop", None).layers.into_iter().map(|view| {
+        let mut layer = visitors.layers[0].clone();
+        layer.name = view.name.parse().unwrap();
+        layer.image = ImageSource::Registry {
+            reference: view.image,
+        };
+        layer.role = view.role;
+        layer.scaling = view.scaling;
+        layer.entry = view.entry;
+        layer.replicas = view.nodes.len().try_into().unwrap();
+        let variables: &[(&str, &str)] = match view.name.as_str() {
+            "app" => &[
+                ("DATABASE_HOST", "mariadb"),
+                ("DATABASE_PASSWORD", SECRET),
+                ("LANG", "C.UTF-8"),
+                ("SESSIONS", "redis:6379"),
+                ("WORKERS", "4"),
+            ],
+            "mariadb" => &[("MARIADB_ROOT_PASSWORD", SECRET)],
+            _ => &[],
+        };
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        layer.environment = variables.iter().map(owned).collect();
+        let needs: &[(&str, Condition)] = match view.name.as_str() {
+            "nginx" => &[("app", Condition::Started)],
+            "app" => &[("mariadb", Condition::Healthy)],
+            _ => &[],
+        };
+        let dependency = |(layer, condition): &(&str, Condition)| Dependency {
+            layer: layer.parse().unwrap(),
+            condition: *condition,
+            required: true,
+        };
+        layer.depends_on = needs.iter().map(dependency).collect();
+        if let Some(check) = layer.healthcheck.as_mut() {
+            check.test = match view.name.as_str() {
+                "mariadb" => vec!["mariadb-admin".into(), "ping".into(), format!("-p{SECRET}")],
+                "redis" => Vec::new(),
+                _ => vec![
+                    "/bin/sh".into(),
+                    "-c".into(),
+                    "wget -qO- http://127.0.0.1/health".into(),
+                ],
+            };
+        }
+        if view.name == "mariadb" {
+            layer.mounts.push(Mount::Volume {
+                volume: "data".parse().unwrap(),
+                target: "/var/lib/mysql".to_owned(),
+                read_only: false,
+            });
+        }
+        layer
+    });
+    Manifest {
+        layers: layers.collect(),
+        ..Manifest::default()
     }
 }
