@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    clone, create, doctor, domain, image, login, ls, meta, op, pool, power, show, swap,
+    clone, create, diff, doctor, domain, image, login, ls, meta, op, pool, power, show, swap,
 };
 use crate::commands::{exec, logs};
 use crate::context::Format;
@@ -95,6 +95,7 @@ pub(crate) enum Command {
     Ls(ls::LsArgs),
     Ps(ls::PsArgs),
     Show(show::ShowArgs),
+    Diff(diff::DiffArgs),
     Start(power::StartArgs),
     Stop(power::StopArgs),
     Rename(power::RenameArgs),

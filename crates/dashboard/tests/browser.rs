@@ -192,14 +192,20 @@ async fn from_a_clone_to_what_it_has_become() {
     };
     browser.sign_in().await;
     browser.go("/environments/upgrade").await;
-    browser.see(".topology text", "mariadb-1").await;
+    let drawn = "return [...document.querySelectorAll('.topology text')].some(e => e.textContent === 'mariadb-1')";
+    browser.wait("the picture", drawn, vec![]).await;
     browser.press("Compare upgrade with its parent").await;
     browser.see("h1", "Compare").await;
     browser.see(".compare .differs", "failed").await;
+    browser.see("#changes", "srv/app/settings.py").await;
     browser
-        .press_in("//nav[@aria-label='What is shown']", "What differs 3")
+        .press_in("//nav[@aria-label='What is shown']", "What differs 4")
         .await;
     browser.see("nav [aria-current]", "What differs").await;
+    browser.go("/environments/upgrade").await;
+    browser.press("Files").await;
+    browser.press("conf.d/").await;
+    browser.see(".trail b", "conf.d").await;
     browser.go("/environments/upgrade").await;
     browser.press("Graphs").await;
     browser.see("figcaption", "18 MiB").await;
@@ -249,6 +255,10 @@ async fn every_page_has_its_picture_in_both_themes_and_fits_a_phone() {
         ("environment-parent", "/environments/shop".to_owned()),
         ("compare", "/compare?a=shop&b=upgrade".to_owned()),
         ("terminal", "/environments/shop/terminal".to_owned()),
+        (
+            "files",
+            "/environments/shop/files?path=/etc/nginx".to_owned(),
+        ),
         ("graphs", "/environments/shop/graphs".to_owned()),
         ("clone", "/environments/shop/clone".to_owned()),
         ("rename", "/environments/shop/rename".to_owned()),

@@ -231,3 +231,87 @@ async fn graphs_begin_with_what_is_used_now() {
         .await;
     assert!(part.text.starts_with("<div id=\"graphs\""), "{}", part.text);
 }
+
+#[tokio::test]
+async fn files_are_listed_and_downloaded() {
+    let site = site().await;
+    let page = site
+        .get("/environments/shop/files?node=app-2&path=/etc/ng")
+        .await;
+    has(
+        &page,
+        &[
+            "href=\"/environments/shop/files?node=app-2&#38;path=%2Fetc%2Fng%2Fconf.d\">conf.d/</a>",
+            "href=\"/environments/shop/files/download?node=app-2&#38;path=%2Fetc%2Fng%2Fnginx.conf\"",
+            "→ /usr/lib/nginx/modules",
+            "socket, pipe or device",
+            "633 KiB",
+            "<code>0644</code>",
+            "<b aria-current=\"page\">ng</b>",
+        ],
+    );
+    assert!(
+        !page.text.contains("path=%2Fetc%2Fng%2Fcaf"),
+        "it has no name to ask for"
+    );
+    assert_eq!(site.fake.calls(), ["list shop app-2 /etc/ng"]);
+    // Volumes are named where they are mounted.
+    let page = site.get("/environments/shop/files?node=mariadb-1").await;
+    has(&page, &["path=%2Fvar%2Flib%2Fmysql\">/var/lib/mysql</a>"]);
+    let none = site.get("/environments/shop/files?path=/none").await;
+    assert_eq!(none.status, StatusCode::NOT_FOUND);
+    site.fake.calls();
+    let long = "n".repeat(150);
+    for name in ["short.txt", long.as_str()] {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(10_000);
+        header.set_mode(0o644);
+        let content = "0123456789".repeat(1_000);
+        archive
+            .append_data(&mut header, name, content.as_bytes())
+            .unwrap();
+        *site.fake.archive.lock().unwrap() = archive.into_inner().unwrap();
+        let path = format!("/environments/shop/files/download?node=app-2&path=/srv/{name}");
+        let file = site.get(&path).await;
+        assert_eq!(file.text, content, "{name}");
+        assert_eq!(file.headers["content-type"], "application/octet-stream");
+        let disposition = format!("attachment; filename*=UTF-8''{name}");
+        assert_eq!(file.headers["content-disposition"], disposition);
+    }
+    let mut archive = tar::Builder::new(Vec::new());
+    archive.append_dir("ng", ".").unwrap();
+    let archive = archive.into_inner().unwrap();
+    *site.fake.archive.lock().unwrap() = archive.clone();
+    let all = site
+        .get("/environments/shop/files/download?node=app-2&path=/etc/n%22%0ag")
+        .await;
+    assert_eq!(all.text.len(), archive.len());
+    let disposition = "attachment; filename*=UTF-8''n%22%0Ag.tar";
+    assert_eq!(all.headers["content-disposition"], disposition);
+}
+
+#[tokio::test]
+async fn files_that_differ() {
+    let site = site().await;
+    let page = site.get("/compare?a=shop&b=upgrade").await;
+    has(
+        &page,
+        &["hx-get=\"/compare/changes?a=shop&#38;b=upgrade\" hx-trigger=\"load\""],
+    );
+    let path = "/compare/changes?a=shop&b=upgrade";
+    has(
+        &site.get(path).await,
+        &[
+            "Files changed since the cut",
+            "Root file system of nginx-1</b> <span class=\"quiet\">nothing differs",
+            "1200 added, 1 changed, of what was looked at",
+            "<code>srv/app/cache/</code> <small>by upgrade</small>",
+            "And 1199 more.",
+            "<code>ibdata1</code> <small>by shop</small>",
+        ],
+    );
+    assert_eq!(site.fake.calls(), ["changes upgrade Some(\"shop\")"]);
+    let part = site.part(path, "changes").await;
+    assert!(part.text.starts_with("<section"), "{}", part.text);
+}

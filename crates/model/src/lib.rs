@@ -4,6 +4,7 @@
 //! so a change to a public field is a change to both.
 
 pub mod clone;
+pub mod disk;
 pub mod domain;
 pub mod environment;
 pub mod id;

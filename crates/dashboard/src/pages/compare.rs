@@ -50,6 +50,8 @@ struct Pair {
     all: String,
     different: String,
     only_different: bool,
+    /// Where files that differ are shown.
+    changes: String,
     cut: Option<Cut>,
     groups: Vec<Group>,
     differences: usize,
@@ -197,6 +199,7 @@ fn pair(a: &Whole, b: &Whole, cut: Option<Cut>, only_different: bool) -> Pair {
     groups.retain(|group| !group.rows.is_empty());
     let all = href(&a.view.name, &b.view.name);
     Pair {
+        changes: all.replacen("/compare", "/compare/changes", 1),
         different: format!("{all}&show=differences"),
         all,
         only_different,

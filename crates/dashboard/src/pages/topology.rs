@@ -21,6 +21,8 @@ const ROW: usize = 20;
 const FOOT: usize = 8;
 const GAP: usize = 18;
 const CHANNEL: usize = 64;
+/// Height of the way of a line below all boxes.
+const LANE: usize = 14;
 /// Room around everything, for outlines.
 const MARGIN: usize = 2;
 /// Most rows of a box; what is left is counted.
@@ -152,11 +154,19 @@ pub(super) fn picture(
             .map(|connection| connection.sentence),
     );
     ways_in(environment, &mut drafts, &mut links, &mut sentences);
-    let (width, height, boxes) = place(drafts);
-    let lines = links
-        .into_iter()
-        .filter_map(|(from, to, known)| Some(line(boxes.get(from)?, boxes.get(to)?, known)))
-        .collect();
+    let (width, mut height, boxes) = place(drafts);
+    let mut lines = Vec::with_capacity(links.len());
+    for (from, to, known) in links {
+        let (Some(from), Some(to)) = (boxes.get(from), boxes.get(to)) else {
+            continue;
+        };
+        // What passes over a column goes round it, below all boxes.
+        let lane = (to.x != from.x + BOX_WIDTH + CHANNEL).then(|| {
+            height += LANE;
+            height - LANE / 2
+        });
+        lines.push(line(from, to, known, lane));
+    }
     rendered(&Picture {
         environment: environment.name.clone(),
         width,
@@ -442,18 +452,21 @@ fn place(drafts: Vec<Draft>) -> (usize, usize, Vec<Area>) {
 }
 
 /// From the right side of one box to the left side of another, with room for the arrow's head.
-fn line(from: &Area, to: &Area, known: Known) -> Line {
+fn line(from: &Area, to: &Area, known: Known, lane: Option<usize>) -> Line {
     let (x1, y1) = (from.x + BOX_WIDTH, from.y + from.height / 2);
     let (x2, y2) = (to.x.saturating_sub(5), to.y + to.height / 2);
     let bend = CHANNEL / 2;
-    Line {
-        path: format!(
-            "M{x1} {y1}C{} {y1} {} {y2} {x2} {y2}",
-            x1 + bend,
-            x2.saturating_sub(bend)
-        ),
-        known,
-    }
+    let (out, back) = (x1 + bend, x2.saturating_sub(bend));
+    let path = match lane {
+        None => format!("M{x1} {y1}C{out} {y1} {back} {y2} {x2} {y2}"),
+        Some(lane) => {
+            let (down, up) = (x1 + CHANNEL, x2.saturating_sub(CHANNEL));
+            format!(
+                "M{x1} {y1}C{out} {y1} {out} {lane} {down} {lane}H{up}C{back} {lane} {back} {y2} {x2} {y2}"
+            )
+        }
+    };
+    Line { path, known }
 }
 
 #[cfg(test)]

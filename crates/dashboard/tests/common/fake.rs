@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use offshoot_model::disk::{Changes, Directory};
 use offshoot_model::domain::DomainView;
 use offshoot_model::manifest::VolumeClone;
 use offshoot_model::operation::{OperationKind, OperationState, Progress, StepState};
@@ -31,6 +32,9 @@ pub struct Fake {
     /// How long each step of an operation takes; none at all when absent.
     pub pace: Option<Duration>,
     pub manifest: Mutex<Manifest>,
+    pub directory: Mutex<Directory>,
+    pub changes: Mutex<Changes>,
+    pub archive: Mutex<Vec<u8>>,
 }
 
 impl Fake {
@@ -43,6 +47,9 @@ impl Fake {
             news: broadcast::channel(64).0,
             pace: None,
             manifest: Mutex::default(),
+            directory: Mutex::new(sample::directory()),
+            changes: Mutex::new(sample::changes()),
+            archive: Mutex::default(),
         }
     }
 
@@ -340,8 +347,46 @@ impl Platform for Fake {
         Ok(receiver)
     }
 
-    async fn copy_out(&self, _: &str, _: &str, _: &str) -> Result<ByteStream, Problem> {
-        unreachable!("no page copies files")
+    async fn list(&self, environment: &str, node: &str, path: &str) -> Result<Directory, Problem> {
+        self.note(format!("list {environment} {node} {path}"));
+        if path.contains("none") {
+            return Err(Problem::new(
+                Code::NotFound,
+                Fault::Request,
+                format!("reading {path}: No such file or directory"),
+                "see what is there with `offshoot exec ENV NODE -- ls`",
+            ));
+        }
+        Ok(self.directory.lock().unwrap().clone())
+    }
+
+    async fn changes(&self, environment: &str, other: Option<&str>) -> Result<Changes, Problem> {
+        self.note(format!("changes {environment} {other:?}"));
+        Ok(Changes {
+            with: other.map(str::to_owned),
+            ..self.changes.lock().unwrap().clone()
+        })
+    }
+
+    /// An archive in small pieces.
+    async fn copy_out(
+        &self,
+        environment: &str,
+        node: &str,
+        path: &str,
+    ) -> Result<ByteStream, Problem> {
+        self.note(format!("copy out {environment} {node} {path}"));
+        let archive = self.archive.lock().unwrap().clone();
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            for piece in archive.chunks(2_048) {
+                let piece = Ok(bytes::Bytes::copy_from_slice(piece));
+                if sender.send(piece).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(receiver)
     }
 
     async fn copy_in(&self, _: &str, _: &str, _: &str, _: ByteStream) -> Result<(), Problem> {

@@ -1,6 +1,9 @@
 //! Environments and operations to show.
 
 use offshoot_model::clone::{Memory, MemoryWay, NodeCloneReport, Timing};
+use offshoot_model::disk::{
+    ChangeKind, ChangedBy, Changes, Directory, Disk, DiskChanges, FileChange, FileEntry, FileKind,
+};
 use offshoot_model::domain::DomainView;
 use offshoot_model::environment::Health;
 use offshoot_model::environment::PortBinding;
@@ -350,5 +353,67 @@ pub fn manifest() -> Manifest {
     Manifest {
         layers: layers.collect(),
         ..Manifest::default()
+    }
+}
+
+pub fn directory() -> Directory {
+    let entry = |name: &str, kind, size, target: Option<&str>| FileEntry {
+        name: name.to_owned(),
+        kind,
+        size,
+        mode: 0o644,
+        uid: 0,
+        gid: 33,
+        modified: at("2026-11-28T16:04:11Z"),
+        target: target.map(str::to_owned),
+    };
+    Directory {
+        entries: vec![
+            entry("conf.d", FileKind::Directory, 0, None),
+            entry("nginx.conf", FileKind::File, 648_123, None),
+            entry("modules", FileKind::Link, 0, Some("/usr/lib/nginx/modules")),
+            entry("run.sock", FileKind::Other, 0, None),
+            entry("caf\u{fffd}", FileKind::File, 3, None),
+        ],
+        left_out: 0,
+    }
+}
+
+pub fn changes() -> Changes {
+    let file = |path: &str, kind, by| FileChange {
+        path: path.to_owned(),
+        kind,
+        by: Some(by),
+    };
+    let disk = |disk, files: Vec<FileChange>| DiskChanges {
+        disk,
+        added: files.len() as u64,
+        changed: 0,
+        removed: 0,
+        files,
+        complete: true,
+    };
+    Changes {
+        with: None,
+        cut: Some(at("2026-11-28T16:04:11.223Z")),
+        disks: vec![
+            disk(Disk::Node("nginx-1".to_owned()), Vec::new()),
+            DiskChanges {
+                added: 1_200,
+                changed: 1,
+                complete: false,
+                ..disk(
+                    Disk::Node("app-1".to_owned()),
+                    vec![
+                        file("srv/app/cache/", ChangeKind::Added, ChangedBy::This),
+                        file("srv/app/settings.py", ChangeKind::Changed, ChangedBy::Both),
+                    ],
+                )
+            },
+            disk(
+                Disk::Volume("data".to_owned()),
+                vec![file("ibdata1", ChangeKind::Removed, ChangedBy::Other)],
+            ),
+        ],
     }
 }

@@ -10,6 +10,7 @@ use offshoot_engine::{
     Begin, ByteStream, CutOrder, CutOutcome, Engine, ExecOutput, ExecSession, Exposed, Exposure,
     Gate, LogQuery, NodeStatus, Reach, ReadyImage,
 };
+use offshoot_model::disk::{Directory, DiskChanges};
 use offshoot_model::environment::{Health, PortBinding};
 use offshoot_model::manifest::ImageConfig;
 use offshoot_model::view::{DoctorReport, ExecRequest, ImageView, LogLine, LogStream, PoolView};
@@ -418,6 +419,19 @@ impl Engine for Pretend {
         };
         let _ = sender.send(line).await;
         Ok(lines)
+    }
+
+    async fn list(&self, _: &Environment, _: &Node, _: &str) -> Result<Directory, Problem> {
+        unused()
+    }
+
+    async fn changes(
+        &self,
+        _: &Environment,
+        _: Option<&Environment>,
+        _: Option<Timestamp>,
+    ) -> Result<Vec<DiskChanges>, Problem> {
+        unused()
     }
 
     async fn copy_out(&self, _: &Environment, _: &Node, _: &str) -> Result<ByteStream, Problem> {

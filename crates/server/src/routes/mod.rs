@@ -1,5 +1,6 @@
 //! The paths of the API.
 
+mod disks;
 mod domains;
 mod environments;
 mod events;
@@ -153,6 +154,8 @@ fn api_router() -> OpenApiRouter<Api> {
         .routes(routes!(domains::list, domains::add))
         .routes(routes!(domains::remove))
         .routes(routes!(domains::swap))
+        .routes(routes!(disks::changes))
+        .routes(routes!(disks::list))
         .routes(routes!(logs::follow))
         .routes(routes!(exec::run))
         .routes(routes!(operations::list))
