@@ -208,7 +208,7 @@ async fn from_a_clone_to_what_it_has_become() {
     browser.see(".trail b", "conf.d").await;
     browser.go("/environments/upgrade").await;
     browser.press("Graphs").await;
-    browser.see("figcaption", "18 MiB").await;
+    browser.see("figcaption", "18.0 MiB").await;
     browser.no_complaints().await;
     browser.end().await;
 }
