@@ -133,7 +133,15 @@
       if (lost) htmx.trigger(document.body, "tick");
       state("live");
     });
-    source.addEventListener("error", () => state("lost"));
+    source.addEventListener("error", () => {
+      state("lost");
+      if (source && source.readyState === EventSource.CLOSED) {
+        // Nobody is signed in any more, or the daemon starts anew: what is asked for tells which.
+        source = null;
+        setTimeout(open, 5000);
+        htmx.trigger(document.body, "tick");
+      }
+    });
     source.addEventListener("operation", (event) => {
       htmx.trigger(document.body, "operation");
       htmx.trigger(document.body, `operation-${event.data}`);

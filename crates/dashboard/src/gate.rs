@@ -7,13 +7,13 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, COOKIE, HOST, HeaderName, HeaderValue, ORIGIN,
+    ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, COOKIE, HOST, HeaderName, HeaderValue, ORIGIN,
     REFERRER_POLICY, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::uri::Authority;
 use http::{HeaderMap, Method, StatusCode, Uri};
 
-use crate::sessions::Session;
+use crate::sessions::{Doing, Session};
 use crate::{Peer, Settings, Transport, Web};
 
 /// No script and no style but the files of the dashboard itself, nothing from elsewhere, in nobody's frame.
@@ -50,8 +50,10 @@ pub(crate) async fn guard(State(web): State<Web>, mut request: Request, next: Ne
     let mut response = match refusal {
         Some(refusal) => refusal.into_response(),
         None => {
-            let session = cookie(request.headers(), &cookie_name(settings))
-                .and_then(|cookie| web.dashboard.sessions.find(cookie, Instant::now()));
+            let session = cookie(request.headers(), &cookie_name(settings)).and_then(|cookie| {
+                let doing = doing(&request);
+                web.dashboard.sessions.find(cookie, doing, Instant::now())
+            });
             if let Some(session) = session {
                 request.extensions_mut().insert(session);
             }
@@ -74,6 +76,19 @@ pub(crate) async fn signed_in(request: Request, next: Next) -> Response {
         return Redirect::to(SIGN_IN).into_response();
     }
     (StatusCode::UNAUTHORIZED, "Sign in first.\n").into_response()
+}
+
+/// Pages ask by htmx and follow streams; both also happens while nobody looks.
+fn doing(request: &Request) -> Doing {
+    let headers = request.headers();
+    let stream = headers
+        .get(ACCEPT)
+        .is_some_and(|accept| accept.as_bytes() == b"text/event-stream");
+    if request.method() == Method::GET && (stream || headers.contains_key(HX_REQUEST)) {
+        Doing::Page
+    } else {
+        Doing::Person
+    }
 }
 
 fn protect(settings: &Settings, headers: &mut HeaderMap) {

@@ -25,6 +25,15 @@ struct Disk {
     volumes: HashMap<String, u64>,
 }
 
+/// A survey under way; one at a time.
+struct Survey(Arc<Meter>);
+
+impl Drop for Survey {
+    fn drop(&mut self) {
+        self.0.surveying.store(false, Ordering::Release);
+    }
+}
+
 /// What was seen when pages were made.
 #[derive(Default)]
 pub(crate) struct Meter {
@@ -106,15 +115,14 @@ impl Meter {
         if due.is_empty() || self.surveying.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (meter, platform) = (Arc::clone(self), Arc::clone(platform));
+        let (survey, platform) = (Survey(Arc::clone(self)), Arc::clone(platform));
         tokio::spawn(async move {
             for id in due {
                 // One that was removed meanwhile is not there to be measured.
                 if let Ok(environment) = platform.environment(id.as_str()).await {
-                    meter.keep(&environment);
+                    survey.0.keep(&environment);
                 }
             }
-            meter.surveying.store(false, Ordering::Release);
         });
     }
 

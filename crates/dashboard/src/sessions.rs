@@ -46,6 +46,15 @@ impl Session {
     }
 }
 
+/// Whose doing a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Doing {
+    /// Somebody pressed something.
+    Person,
+    /// A page keeps itself current.
+    Page,
+}
+
 /// Why nobody was signed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
@@ -149,8 +158,8 @@ impl Sessions {
         Ok(cookie)
     }
 
-    /// Whose cookie it is; the session is not idle then.
-    pub(crate) fn find(&self, cookie: &str, now: Instant) -> Option<Session> {
+    /// Whose cookie it is. What a person does ends a session's idleness, what an open page asks for by itself does not.
+    pub(crate) fn find(&self, cookie: &str, doing: Doing, now: Instant) -> Option<Session> {
         let id = fingerprint(cookie);
         let mut state = self.state();
         let kept = state.sessions.get_mut(&id)?;
@@ -158,7 +167,9 @@ impl Sessions {
             state.sessions.remove(&id);
             return None;
         }
-        kept.seen = now;
+        if doing == Doing::Person {
+            kept.seen = now;
+        }
         Some(Session {
             id,
             csrf: Arc::clone(&kept.csrf),

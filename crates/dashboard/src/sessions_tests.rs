@@ -15,8 +15,8 @@ fn a_link_signs_in_once_and_not_for_long() {
     let key = sessions.link(now).unwrap();
     let cookie = sessions.sign_in(key.as_str(), HERE, now).unwrap();
     assert_ne!(cookie, key);
-    assert!(sessions.find(cookie.as_str(), now).is_some());
-    assert!(sessions.find(key.as_str(), now).is_none());
+    assert!(sessions.find(cookie.as_str(), Doing::Person, now).is_some());
+    assert!(sessions.find(key.as_str(), Doing::Person, now).is_none());
     let again = sessions.sign_in(key.as_str(), HERE, now);
     assert_eq!(again.unwrap_err(), Refusal::NoLink);
     let old = sessions.link(now).unwrap();
@@ -31,16 +31,29 @@ fn sessions_end_when_idle_and_when_signed_out() {
     let (sessions, now) = (Sessions::default(), Instant::now());
     let cookie = signed_in(&sessions, now);
     let later = now + IDLE - Duration::from_secs(1);
-    let session = sessions.find(cookie.as_str(), later).unwrap();
+    let session = sessions
+        .find(cookie.as_str(), Doing::Person, later)
+        .unwrap();
     assert!(sessions.goes_on(&session, later + Duration::from_secs(2)));
-    assert!(sessions.find(cookie.as_str(), later + IDLE).is_none());
+    // An open page does not keep a session alive.
+    let almost = later + IDLE - Duration::from_secs(1);
+    assert!(
+        sessions
+            .find(cookie.as_str(), Doing::Page, almost)
+            .is_some()
+    );
+    assert!(
+        sessions
+            .find(cookie.as_str(), Doing::Person, later + IDLE)
+            .is_none()
+    );
     assert!(!sessions.goes_on(&session, later + IDLE));
 
     let cookie = signed_in(&sessions, now);
-    let session = sessions.find(cookie.as_str(), now).unwrap();
+    let session = sessions.find(cookie.as_str(), Doing::Person, now).unwrap();
     assert!(session.sent(session.csrf()) && !session.sent("") && !session.sent(cookie.as_str()));
     sessions.sign_out(&session);
-    assert!(sessions.find(cookie.as_str(), now).is_none());
+    assert!(sessions.find(cookie.as_str(), Doing::Person, now).is_none());
 }
 
 #[test]
@@ -80,11 +93,19 @@ fn there_are_bounds() {
     }
     assert_eq!(sessions.state().failures.len(), ADDRESSES_MAX);
     let cookie = signed_in(&Sessions::default(), now);
-    assert!(sessions.find(cookie.as_str(), now).is_none());
+    assert!(sessions.find(cookie.as_str(), Doing::Person, now).is_none());
     let sessions = Sessions::default();
     let cookies: Vec<_> = (0..=SESSIONS_MAX as u64)
         .map(|n| signed_in(&sessions, now + Duration::from_millis(n)))
         .collect();
-    assert!(sessions.find(cookies[0].as_str(), now).is_none());
-    assert!(sessions.find(cookies[1].as_str(), now).is_some());
+    assert!(
+        sessions
+            .find(cookies[0].as_str(), Doing::Person, now)
+            .is_none()
+    );
+    assert!(
+        sessions
+            .find(cookies[1].as_str(), Doing::Person, now)
+            .is_some()
+    );
 }

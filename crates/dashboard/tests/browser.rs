@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use common::browser::{Browser, start};
 use common::fake::line;
+use common::webdriver::{ENTER, ESCAPE, TAB};
 use common::{Fake, sample};
-use fantoccini::Locator;
-use fantoccini::key::Key;
 use offshoot_model::view::LogStream;
 use serde_json::json;
 
@@ -57,16 +56,11 @@ async fn clone_by_the_dialog() {
     browser.see("dialog[open] h2", "Clone shop").await;
     let focus = browser.script("return document.activeElement.id").await;
     assert_eq!(focus, "clone-name", "typing goes into the name");
-    let name = browser
-        .client
-        .find(Locator::Id("clone-name"))
-        .await
-        .unwrap();
-    name.clear().await.unwrap();
-    name.send_keys("upgrade").await.unwrap();
+    browser.clear("clone-name").await;
+    browser.enter("clone-name", "upgrade").await;
     browser.see("#name-check", "already").await;
-    name.clear().await.unwrap();
-    name.send_keys("trial").await.unwrap();
+    browser.clear("clone-name").await;
+    browser.enter("clone-name", "trial").await;
     browser.see("#name-check", "free").await;
     browser.press_in("//dialog[@open]", "Clone").await;
     browser
@@ -102,11 +96,10 @@ async fn the_list_changes_by_itself() {
     browser.fake.news.send(news).unwrap();
     browser.see("tr.d1 th", "appeared").await;
     // A filter is not lost by it, and neither is what is being typed.
-    let q = browser.client.find(Locator::Id("q")).await.unwrap();
-    q.send_keys("app").await.unwrap();
+    browser.enter("q", "app").await;
     let one = "return document.querySelectorAll('table.list tbody tr').length === 5";
     browser.wait("all that have an app", one, vec![]).await;
-    q.send_keys("eared").await.unwrap();
+    browser.enter("q", "eared").await;
     let one = "return document.querySelectorAll('table.list tbody tr').length === 1";
     browser.wait("one row", one, vec![]).await;
     browser.fake.news.send(sample::failed()).unwrap();
@@ -127,16 +120,9 @@ async fn by_keyboard_alone() {
         return;
     };
     browser.sign_in().await;
-    let press = async |key: &str| {
-        let active = browser.client.active_element().await.unwrap();
-        active.send_keys(key).await.unwrap();
-    };
-    let tab = String::from(char::from(Key::Tab));
-    let enter = String::from(char::from(Key::Enter));
-    let escape = String::from(char::from(Key::Escape));
     let mut found = false;
     for _ in 0..60 {
-        press(&tab).await;
+        browser.key(TAB).await;
         let label = "return document.activeElement.getAttribute('aria-label')";
         if browser.script(label).await == json!("Clone shop") {
             found = true;
@@ -144,9 +130,9 @@ async fn by_keyboard_alone() {
         }
     }
     assert!(found, "the tab key comes to the button");
-    press(&enter).await;
+    browser.key(ENTER).await;
     browser.see("dialog[open] h2", "Clone shop").await;
-    press(&escape).await;
+    browser.key(ESCAPE).await;
     let closed = "return !document.querySelector('dialog').open && document.activeElement.getAttribute('aria-label') === 'Clone shop'";
     browser
         .wait("the focus back where it was", closed, vec![])

@@ -21,6 +21,8 @@ use crate::format::{When, bare_address, bytes, duration, encode, web_address};
 
 /// Operations that are listed.
 const LISTED: usize = 100;
+/// Shortest bar in thousandths: what took next to nothing is still there to see.
+const BAR_MIN: u64 = 4;
 /// Element that holds an operation.
 const PART: &str = "operation";
 /// Tells htmx which address the page has from now on.
@@ -277,9 +279,8 @@ fn steps(records: &[StepRecord]) -> Vec<Step> {
             Bar {
                 name: record.name.clone(),
                 mood: step_mark(record.state).mood,
-                from: share(begin, whole),
-                // What took next to nothing is still there to see.
-                length: share(us, whole).max(4),
+                from: share(begin, whole).min(1_000 - BAR_MIN),
+                length: share(us, whole).max(BAR_MIN),
                 text: duration(us),
             }
         });
@@ -341,8 +342,8 @@ fn report(of: &CloneReport, now: Timestamp) -> Report {
         Bar {
             name: part.what.clone(),
             mood: "freeze",
-            from: share(begin, whole),
-            length: share(part.us, whole).max(4),
+            from: share(begin, whole).min(1_000 - BAR_MIN),
+            length: share(part.us, whole).max(BAR_MIN),
             text: duration(part.us),
         }
     });

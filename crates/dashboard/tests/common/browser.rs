@@ -6,16 +6,19 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fantoccini::{Client, ClientBuilder, Locator};
 use offshoot_dashboard::{Dashboard, Settings, Transport};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Fake;
+use super::webdriver::Client;
 
 /// Bound on everything that a page is waited for.
 const SOON: Duration = Duration::from_secs(20);
+/// Between two looks at a page.
+const PAUSE: Duration = Duration::from_millis(20);
 
 pub struct Browser {
     pub client: Client,
@@ -62,12 +65,7 @@ pub async fn start(fake: Fake) -> Option<Browser> {
         ]},
         "goog:loggingPrefs": {"browser": "ALL"},
     });
-    let Value::Object(options) = options else {
-        unreachable!("it is written as one above")
-    };
-    let mut builder = ClientBuilder::new(connector());
-    builder.capabilities(options);
-    let client = match builder.connect(&format!("http://127.0.0.1:{port}")).await {
+    let client = match Client::connect(&format!("http://127.0.0.1:{port}"), options).await {
         Ok(client) => client,
         Err(error) => {
             println!("SKIPPED: chromium cannot be started: {error}");
@@ -95,10 +93,6 @@ pub async fn start(fake: Fake) -> Option<Browser> {
     })
 }
 
-fn connector() -> hyper_util::client::legacy::connect::HttpConnector {
-    hyper_util::client::legacy::connect::HttpConnector::new()
-}
-
 impl Browser {
     pub async fn sign_in(&self) {
         let link = self.dashboard.login_link().unwrap();
@@ -124,10 +118,33 @@ impl Browser {
         let path = format!(
             "{above}//*[self::button or self::a or self::summary][normalize-space()='{text}' or @aria-label='{text}']"
         );
-        let found = self.client.wait().at_most(SOON);
-        let found = found.for_element(Locator::XPath(&path)).await;
-        let found = found.unwrap_or_else(|error| panic!("no {text:?}: {error}"));
-        found.click().await.unwrap();
+        let until = Instant::now() + SOON;
+        let found = loop {
+            match self.client.find("xpath", &path).await {
+                Ok(found) => break found,
+                Err(error) => assert!(Instant::now() < until, "no {text:?}: {error}"),
+            }
+            sleep(PAUSE).await;
+        };
+        self.client.click(&found).await.unwrap();
+    }
+
+    /// Types into the element of an id, after what stands there.
+    pub async fn enter(&self, id: &str, text: &str) {
+        let field = self.client.find("css selector", &format!("#{id}")).await;
+        self.client.send_keys(&field.unwrap(), text).await.unwrap();
+    }
+
+    /// Empties the field of an id.
+    pub async fn clear(&self, id: &str) {
+        let field = self.client.find("css selector", &format!("#{id}")).await;
+        self.client.clear(&field.unwrap()).await.unwrap();
+    }
+
+    /// Presses a key where the focus is.
+    pub async fn key(&self, key: &str) {
+        let active = self.client.active_element().await.unwrap();
+        self.client.send_keys(&active, key).await.unwrap();
     }
 
     /// Waits until an element has a text in it.
@@ -140,13 +157,13 @@ impl Browser {
 
     /// Waits until a script gives `true`.
     pub async fn wait(&self, what: &str, script: &str, args: Vec<Value>) {
-        let until = tokio::time::Instant::now() + SOON;
+        let until = Instant::now() + SOON;
         while self.client.execute(script, args.clone()).await.unwrap() != Value::Bool(true) {
-            if tokio::time::Instant::now() >= until {
+            if Instant::now() >= until {
                 let page = self.client.source().await.unwrap();
                 panic!("waited in vain for {what}; the page is {page}");
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            sleep(PAUSE).await;
         }
     }
 
@@ -158,9 +175,9 @@ impl Browser {
     pub async fn sticks_out(&self, width: u32) -> Value {
         let script = "const most = arguments[0] + 1; \
             if (document.documentElement.scrollWidth <= most) return []; \
-            return [...document.querySelectorAll('body *')] \
-                .filter(e => e.getBoundingClientRect().right > most && !e.closest('.scroll')) \
-                .map(e => `${e.tagName}.${e.className} ${e.getBoundingClientRect().right}`)";
+            return [document.documentElement.scrollWidth, ...document.querySelectorAll('body *')] \
+                .filter(e => !e.tagName || e.getBoundingClientRect().right > most && !e.closest('.scroll')) \
+                .map(e => e.tagName ? `${e.tagName}.${e.className} ${e.getBoundingClientRect().right}` : e)";
         self.client
             .execute(script, vec![json!(width)])
             .await
@@ -186,16 +203,19 @@ impl Browser {
     }
 
     async fn log(&self) -> Vec<Value> {
-        let log = Extra("se/log", json!({"type": "browser"}));
-        let answer = self.client.issue_cmd(log).await.unwrap();
+        let answer = self
+            .client
+            .post("/se/log", json!({"type": "browser"}))
+            .await;
+        let answer = answer.unwrap();
         answer.as_array().cloned().unwrap_or_default()
     }
 
     /// A command of Chromium's own protocol.
     async fn chromium(&self, command: &str, with: Value) {
         let body = json!({"cmd": command, "params": with});
-        let command = Extra("goog/cdp/execute", body);
-        self.client.issue_cmd(command).await.unwrap();
+        let answer = self.client.post("/goog/cdp/execute", body).await;
+        answer.unwrap();
     }
 
     /// Makes the page so large, in CSS pixels: windows have a smallest width, telephones do not.
@@ -223,28 +243,6 @@ impl Browser {
 
     pub async fn end(self) {
         self.client.close().await.unwrap();
-    }
-}
-
-/// A command that chromedriver has beyond the standard.
-#[derive(Debug)]
-struct Extra(&'static str, Value);
-
-impl fantoccini::wd::WebDriverCompatibleCommand for Extra {
-    fn endpoint(
-        &self,
-        base: &url::Url,
-        session: Option<&str>,
-    ) -> Result<url::Url, url::ParseError> {
-        base.join(&format!(
-            "session/{}/{}",
-            session.unwrap_or_default(),
-            self.0
-        ))
-    }
-
-    fn method_and_body(&self, _: &url::Url) -> (http::Method, Option<String>) {
-        (http::Method::POST, Some(self.1.to_string()))
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod browser;
 pub mod fake;
 pub mod sample;
+pub mod webdriver;
 
 use std::sync::Arc;
 

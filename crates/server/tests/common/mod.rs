@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use offshoot_model::Problem;
-use offshoot_server::{Server, ServerConfig, WebConfig};
+use offshoot_server::{Server, ServerConfig, TlsFiles, WebConfig};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::{TcpStream, UnixStream};
@@ -40,6 +40,8 @@ pub struct TestServer {
     pub fake: Arc<Fake>,
     pub socket: PathBuf,
     pub tcp: SocketAddr,
+    /// Where the dashboard is.
+    pub web: String,
     pub token: String,
     pub dir: TempDir,
     stop: Option<oneshot::Sender<()>>,
@@ -54,15 +56,12 @@ impl TestServer {
             socket: dir.path().join("run/offshoot.sock"),
             tcp: Some("127.0.0.1:0".parse().unwrap()),
             token_file: dir.path().join("api-token"),
-            web: Some(WebConfig {
-                listen: "127.0.0.1:0".parse().unwrap(),
-                host: None,
-                tls: None,
-            }),
+            web: Some(web(None)),
         };
         let fake = Arc::new(Fake::default());
         let server = Server::bind(&config).await.unwrap();
         let tcp = server.tcp_address().unwrap();
+        let web = server.dashboard().unwrap().origin().to_owned();
         let token = std::fs::read_to_string(&config.token_file)
             .unwrap()
             .trim()
@@ -79,6 +78,7 @@ impl TestServer {
             fake,
             socket: config.socket,
             tcp,
+            web,
             token,
             dir,
             stop: Some(stop),
@@ -127,6 +127,15 @@ impl TestServer {
     }
 }
 
+/// A dashboard on a port that the kernel chooses.
+pub fn web(tls: Option<TlsFiles>) -> WebConfig {
+    WebConfig {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        host: None,
+        tls,
+    }
+}
+
 #[derive(Debug)]
 pub struct Answer {
     pub status: StatusCode,
@@ -153,7 +162,7 @@ impl Answer {
     }
 }
 
-async fn connect(
+pub async fn connect(
     stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
 ) -> SendRequest<Body> {
     let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();

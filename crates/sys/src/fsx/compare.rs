@@ -48,14 +48,12 @@ fn below(
     }
     let mut names: BTreeMap<OsString, [Option<Stat>; 2]> = BTreeMap::new();
     for (name, _) in entries(ours)? {
-        if let [first, _] = names.entry(name.clone()).or_default() {
-            *first = look(ours, &name)?;
-        }
+        let [first, _] = names.entry(name.clone()).or_default();
+        *first = look(ours, &name)?;
     }
     for (name, _) in entries(theirs)? {
-        if let [_, second] = names.entry(name.clone()).or_default() {
-            *second = look(theirs, &name)?;
-        }
+        let [_, second] = names.entry(name.clone()).or_default();
+        *second = look(theirs, &name)?;
     }
     for (name, [first, second]) in names {
         // A running container may have removed it meanwhile.
