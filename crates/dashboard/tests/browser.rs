@@ -147,7 +147,7 @@ async fn a_shell_in_a_node() {
     };
     browser.sign_in().await;
     browser.go("/environments/shop").await;
-    browser.press("Terminal").await;
+    browser.press_in("//h1/..", "Terminal").await;
     browser.see("#terminal-state", "Connected to nginx-1").await;
     browser.see(".xterm-rows", "root@shop:/#").await;
     // Colours by class and by value: nothing that the policy of pages forbids.
@@ -155,13 +155,11 @@ async fn a_shell_in_a_node() {
         const of = (text) => getComputedStyle(spans.find(e => e.textContent.includes(text))).color; \
         return of('/') === 'rgb(120, 160, 255)' && of('root') !== of('#')";
     browser.wait("colours", colours, vec![]).await;
-    let active = browser.client.active_element().await.unwrap();
-    active.send_keys("echo hello").await.unwrap();
+    browser.key("echo hello").await;
     browser.see(".xterm-rows", "echo hello").await;
     browser.size(PHONE, 844).await;
     browser.see(".xterm-rows", "Resize(TerminalSize").await;
-    let active = browser.client.active_element().await.unwrap();
-    active.send_keys("x").await.unwrap();
+    browser.key("x").await;
     browser
         .see("#terminal-state", "The shell ended with status 7")
         .await;
@@ -189,7 +187,7 @@ async fn from_a_clone_to_what_it_has_become() {
         .await;
     browser.see("nav [aria-current]", "What differs").await;
     browser.go("/environments/upgrade").await;
-    browser.press("Files").await;
+    browser.press_in("//h1/..", "Files").await;
     browser.press("conf.d/").await;
     browser.see(".trail b", "conf.d").await;
     browser.go("/environments/upgrade").await;

@@ -173,6 +173,10 @@ async fn terminals_open_only_from_this_site() {
     );
     let stopped = site.get("/environments/docs/terminal").await;
     has(&stopped, &["No node runs"]);
+    // Never a shell of another node than the one that was asked for.
+    let other = site.get("/environments/upgrade/terminal?node=app-2").await;
+    has(&other, &["This node does not run"]);
+    assert!(!other.text.contains("data-socket"), "{}", other.text);
     let upgrade = [
         ("connection", "upgrade"),
         ("upgrade", "websocket"),
@@ -305,10 +309,11 @@ async fn files_that_differ() {
         &[
             "Files changed since the cut",
             "Root file system of nginx-1</b> <span class=\"quiet\">nothing differs",
-            "1200 added, 1 changed, of what was looked at",
+            "1200 only in upgrade, 1 changed, of what was looked at",
             "<code>srv/app/cache/</code> <small>by upgrade</small>",
             "And 1199 more.",
-            "<code>ibdata1</code> <small>by shop</small>",
+            // Only the parent has it, and the parent made it.
+            "<span class=\"mark good\">added</span> <code>ibdata1</code> <small>by shop</small>",
         ],
     );
     assert_eq!(site.fake.calls(), ["changes upgrade Some(\"shop\")"]);

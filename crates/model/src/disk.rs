@@ -106,6 +106,19 @@ pub struct FileChange {
     pub by: Option<ChangedBy>,
 }
 
+impl FileChange {
+    /// What was done to it by whoever did it: what only one has is there because it was added, or because the other one
+    /// removed it.
+    #[must_use]
+    pub fn happened(&self) -> ChangeKind {
+        match (self.kind, self.by) {
+            (ChangeKind::Added, Some(ChangedBy::Other)) => ChangeKind::Removed,
+            (ChangeKind::Removed, Some(ChangedBy::Other)) => ChangeKind::Added,
+            (kind, _) => kind,
+        }
+    }
+}
+
 /// How an entry differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]

@@ -48,7 +48,7 @@ fn summary(environment: &str, changes: &Changes, paint: Paint) -> String {
     };
     for disk in &changes.disks {
         out.push('\n');
-        out.push_str(&title(disk));
+        out.push_str(&title(disk, environment, with));
         if disk.files.is_empty() {
             continue;
         }
@@ -66,25 +66,25 @@ fn summary(environment: &str, changes: &Changes, paint: Paint) -> String {
     out
 }
 
-fn title(disk: &DiskChanges) -> String {
+fn title(disk: &DiskChanges, environment: &str, with: &str) -> String {
     let name = match &disk.disk {
         Disk::Node(node) => format!("node {node}"),
         Disk::Volume(volume) => format!("volume {volume}"),
     };
     let counts = format!(
-        "{} added, {} changed, {} removed",
+        "{} only in {environment}, {} changed, {} only in {with}",
         disk.added, disk.changed, disk.removed
     );
     let part = if disk.complete {
         ""
     } else {
-        " in what was looked at"
+        ", of what was looked at"
     };
     format!("{name}: {counts}{part}\n")
 }
 
 fn row(file: &FileChange, environment: &str, with: &str) -> [String; 3] {
-    let kind = match file.kind {
+    let kind = match file.happened() {
         ChangeKind::Added => "added",
         ChangeKind::Changed => "changed",
         ChangeKind::Removed => "removed",
@@ -146,13 +146,13 @@ mod tests {
         insta::assert_snapshot!(summary("upgrade", &changes, Paint::Plain), @r"
         upgrade beside shop, one until 2026-03-01T11:56:59.000Z
 
-        node web-1: 41 added, 0 changed, 0 removed in what was looked at
+        node web-1: 41 only in upgrade, 0 changed, 0 only in shop, of what was looked at
         CHANGE    BY        PATH
         added     upgrade   srv/?[2Jcache/
         changed   both      etc/passwd
         and 39 more
 
-        volume data: 0 added, 0 changed, 0 removed
+        volume data: 0 only in upgrade, 0 changed, 0 only in shop
         ");
     }
 }

@@ -92,9 +92,9 @@ fn lines(disk: DiskChanges, a: &str, b: &str, room: &mut usize) -> Lines {
     let shown = disk.files.len().min(*room);
     *room -= shown;
     let counts = [
-        (disk.added, "added"),
-        (disk.changed, "changed"),
-        (disk.removed, "removed"),
+        (disk.added, format!("only in {b}")),
+        (disk.changed, "changed".to_owned()),
+        (disk.removed, format!("only in {a}")),
     ];
     let counts: Vec<_> = counts
         .iter()
@@ -122,7 +122,7 @@ fn lines(disk: DiskChanges, a: &str, b: &str, room: &mut usize) -> Lines {
 fn line(file: FileChange, a: &str, b: &str) -> Line {
     Line {
         path: shortened(&file.path, NAME_MAX),
-        mark: match file.kind {
+        mark: match file.happened() {
             ChangeKind::Added => mark("added", "good"),
             ChangeKind::Changed => mark("changed", "warn"),
             ChangeKind::Removed => mark("removed", "bad"),

@@ -77,20 +77,16 @@ pub(super) async fn show(
 ) -> Result<Response, Failure> {
     let platform = &context.web.platform;
     let found = find(&context.web, &environment).await?;
-    let nodes = found.layers.iter().flat_map(|layer| &layer.nodes);
-    let mut nodes: Vec<_> = nodes.map(|node| (node.name.clone(), false)).collect();
-    let chosen = nodes
-        .iter()
-        .position(|(name, _)| *name == asked.node)
-        .unwrap_or_default();
-    let Some((node, current)) = nodes.get_mut(chosen) else {
-        return Err(Failure::bad_request(
-            format!("{} has no nodes", found.name),
-            "go back to its page",
-        ));
+    let all = || found.layers.iter().flat_map(|layer| &layer.nodes);
+    let node = if asked.node.is_empty() {
+        let first = all().next().map(|node| node.name.clone());
+        first.unwrap_or_default()
+    } else {
+        asked.node
     };
-    *current = true;
-    let node = node.clone();
+    let nodes = all()
+        .map(|known| (known.name.clone(), known.name == node))
+        .collect();
     let path = if asked.path.is_empty() {
         "/".to_owned()
     } else {

@@ -49,7 +49,7 @@ struct Page {
     name: String,
     href: String,
     nodes: Vec<(String, bool)>,
-    /// The one that is shown; none where no node runs.
+    /// The one that is shown; none where it does not run.
     node: Option<String>,
 }
 
@@ -94,8 +94,11 @@ pub(super) async fn show(
         .filter(|node| matches!(node.status, NodeState::Running { .. }))
         .map(|node| node.name.clone())
         .collect();
-    let wanted = asked.node.filter(|node| running.contains(node));
-    let node = wanted.or_else(|| running.first().cloned());
+    // Never another node than the one that was asked for: somebody is about to type.
+    let node = match asked.node {
+        Some(node) => Some(node).filter(|node| running.contains(node)),
+        None => running.first().cloned(),
+    };
     html(&Page {
         shell: context.shell(format!("Terminal of {}", found.name)),
         href: format!("/environments/{}", encode(&found.name)),
