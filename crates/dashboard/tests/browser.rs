@@ -256,6 +256,15 @@ async fn every_page_has_its_picture_in_both_themes_and_fits_a_phone() {
         browser.go(&path).await;
         pictures(&browser, name).await;
     }
+    // The page of an environment is long: once from top to bottom.
+    browser.go("/environments/upgrade").await;
+    browser.size(1280, 2_300).await;
+    browser.picture("environment-whole").await;
+    browser.go("/compare?a=shop&b=upgrade").await;
+    browser.see("#changes", "ibdata1").await;
+    browser.size(1280, 2_300).await;
+    browser.picture("compare-whole").await;
+    browser.size(1280, 860).await;
     browser.go("/").await;
     browser.press("Clone shop").await;
     browser.see("dialog[open] h2", "Clone shop").await;
