@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use offshoot_model::disk::{Directory, DiskChanges};
 use offshoot_model::environment::PortBinding;
 use offshoot_model::manifest::ImageConfig;
 use offshoot_model::traffic::Policy;
@@ -330,6 +331,23 @@ pub trait Engine: Send + Sync + 'static {
         path: &str,
         archive: ByteStream,
     ) -> Result<(), Problem>;
+
+    /// What is in a directory of a node.
+    async fn list(
+        &self,
+        environment: &Environment,
+        node: &Node,
+        path: &str,
+    ) -> Result<Directory, Problem>;
+
+    /// How the disks of an environment differ from those of another, or its root file systems from their images. With
+    /// the instant until which both were one it tells whose change it was. Bounded in time.
+    async fn changes(
+        &self,
+        environment: &Environment,
+        other: Option<&Environment>,
+        cut: Option<Timestamp>,
+    ) -> Result<Vec<DiskChanges>, Problem>;
 
     /// The pool.
     async fn pool(&self) -> Result<PoolView, Problem>;

@@ -11,6 +11,7 @@ use offshoot_engine::{
     Begin, Beside, ByteStream, CutOrder, CutOutcome, Engine, ExecOutput, ExecSession, Exposed,
     Exposure, Gate, LogQuery, NodeStatus, Reach, ReadyImage, RefusedPort,
 };
+use offshoot_model::disk::{Directory, DiskChanges};
 use offshoot_model::environment::{Health, PortBinding};
 use offshoot_model::manifest::ImageConfig;
 use offshoot_model::traffic::Policy;
@@ -520,6 +521,19 @@ impl Engine for Pretend {
         };
         let _ = sender.send(line).await;
         Ok(lines)
+    }
+
+    async fn list(&self, _: &Environment, _: &Node, _: &str) -> Result<Directory, Problem> {
+        unused()
+    }
+
+    async fn changes(
+        &self,
+        _: &Environment,
+        _: Option<&Environment>,
+        _: Option<Timestamp>,
+    ) -> Result<Vec<DiskChanges>, Problem> {
+        unused()
     }
 
     async fn copy_out(&self, _: &Environment, _: &Node, _: &str) -> Result<ByteStream, Problem> {
