@@ -156,7 +156,7 @@ async fn keep_environments(shared: &Arc<Shared>) {
                 tracing::warn!(environment = %environment.name, %problem, "its network is not whole");
             }
             match shared.engine.status(&environment).await {
-                Ok(status) => look_after(&shared, &environment, &status, &checks).await,
+                Ok(status) => look_after(shared, &environment, &status, &checks).await,
                 Err(problem) => {
                     tracing::warn!(environment = %environment.name, %problem, "its nodes could not be looked at");
                 }
