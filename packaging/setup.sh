@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Prepares a machine for Offshoot. Safe to run again: a second run only looks.
 #
-#   packaging/setup.sh [--criu-prefix DIR] [run] [build] [test] [browser] [bench]      (default: run)
+#   packaging/setup.sh [--criu-prefix DIR] [run] [build] [test] [bench] [browser]      (default: run)
 #
 #   run    what the daemon calls: runc, nft, mkfs.btrfs, mmdebstrap, ip, and a CRIU that works on the running kernel
 #   build  what `cargo build` needs besides Rust itself
 #   test   what the tests and the demo call besides that
-#   browser  what the tests of the dashboard in a browser call (some 400 MB)
 #   bench  what the benchmark of the edge is measured with and against
+#   browser  what the tests of the dashboard in a browser call (some 400 MB)
 #
 # It installs missing packages from the distribution's own archive, and, when no installed CRIU can dump and restore
 # a process with a TCP connection on this kernel, unpacks a newer CRIU with all its libraries into a private folder
@@ -19,8 +19,8 @@ export LC_ALL=C
 RUN_PACKAGES=(runc nftables btrfs-progs mmdebstrap iproute2)
 BUILD_PACKAGES=(gcc g++ make cmake pkg-config)
 TEST_PACKAGES=(pebble docker-registry busybox-static redis-server redis-tools wrk curl python3 strace)
-BROWSER_PACKAGES=(chromium chromium-driver)
 BENCH_PACKAGES=(nginx haproxy nghttp2-client wrk openssl)
+BROWSER_PACKAGES=(chromium chromium-driver)
 # Packages above that come with a service nobody asked for.
 QUIET_SERVICES=(docker-registry redis-server nginx haproxy)
 
@@ -267,7 +267,7 @@ ensure_criu() {
 sets=()
 while [ $# -gt 0 ]; do
     case "$1" in
-    run | build | test | browser | bench) sets+=("$1") ;;
+    run | build | test | bench | browser) sets+=("$1") ;;
     --criu-prefix)
         [ $# -ge 2 ] || fail "--criu-prefix needs a folder"
         criu_prefix=$2
@@ -309,8 +309,8 @@ for set in "${sets[@]}"; do
     run) packages+=("${RUN_PACKAGES[@]}") ;;
     build) packages+=("${BUILD_PACKAGES[@]}") ;;
     test) packages+=("${TEST_PACKAGES[@]}") ;;
-    browser) packages+=("${BROWSER_PACKAGES[@]}") ;;
     bench) packages+=("${BENCH_PACKAGES[@]}") ;;
+    browser) packages+=("${BROWSER_PACKAGES[@]}") ;;
     esac
 done
 ensure_packages "${packages[@]}"

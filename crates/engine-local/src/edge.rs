@@ -67,7 +67,6 @@ pub(crate) fn expose(
             .map(|one| certificate(config, one))
             .collect(),
         traffic: traffic(all),
-        ..RoutesFile::default()
     };
     file.write_atomically(&edge.routes)
         .map_err(|e| e.problem())?;

@@ -245,10 +245,15 @@ async fn show(
         options_open: !matches!(choice.rung.as_str(), "" | "auto") || !choice.max_freeze.is_empty(),
         max_freeze: choice.max_freeze,
         plan: plan.map(|mut plan| {
-            if !parent.domains.is_empty() {
+            if parent
+                .domains
+                .iter()
+                .any(|domain| domain.redirect.is_none())
+            {
                 let domains: Vec<_> = parent
                     .domains
                     .iter()
+                    .filter(|domain| domain.redirect.is_none())
                     .map(|domain| domain.domain().to_string())
                     .collect();
                 plan.not_carried

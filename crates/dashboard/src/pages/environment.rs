@@ -202,6 +202,7 @@ async fn draw(
         domains: environment
             .domains
             .iter()
+            .filter(|domain| domain.redirect.is_none())
             .map(|domain| domain.domain().to_string())
             .collect(),
         parent,

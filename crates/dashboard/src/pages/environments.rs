@@ -235,6 +235,7 @@ fn row(context: &Context, placed: &Placed<'_>, now: Timestamp) -> Row {
         domains: environment
             .domains
             .iter()
+            .filter(|domain| domain.redirect.is_none())
             .map(|domain| domain.domain().to_string())
             .collect(),
         layers: layers.collect(),
