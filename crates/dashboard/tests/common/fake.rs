@@ -356,14 +356,6 @@ impl Platform for Fake {
         unreachable!("no page copies files")
     }
 
-    async fn certificates(&self) -> Result<CertificatesView, Problem> {
-        unreachable!("no page shows certificates")
-    }
-
-    async fn certificate_root(&self) -> Result<String, Problem> {
-        unreachable!("no page shows certificates")
-    }
-
     async fn images(&self) -> Result<Vec<ImageView>, Problem> {
         Ok(Vec::new())
     }
