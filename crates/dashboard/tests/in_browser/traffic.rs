@@ -207,6 +207,7 @@ async fn pages_of_traffic_have_their_pictures() {
     browser.go("/environments/shop/traffic").await;
     // All of it, for looking at.
     browser.size(1280, 2400).await;
+    browser.system_colours("light").await;
     browser.picture("traffic-whole-light").await;
     browser.system_colours("dark").await;
     browser.picture("traffic-whole-dark").await;
