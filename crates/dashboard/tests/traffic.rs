@@ -19,9 +19,7 @@ async fn site() -> Site {
 /// With a policy of the shop's that has everything, and certificates.
 async fn busy_site() -> Site {
     let site = site().await;
-    let mut traffic = site.fake.traffic.lock().unwrap();
-    traffic.insert("shop".to_owned(), split());
-    drop(traffic);
+    site.fake.put_traffic("shop", split());
     *site.fake.certificates.lock().unwrap() = certificates();
     site
 }
@@ -421,9 +419,7 @@ async fn hostile_texts_are_text() {
         text = text.replace(name, hostile);
     }
     let view: TrafficView = serde_json::from_str(&text).unwrap();
-    let mut traffic = site.fake.traffic.lock().unwrap();
-    traffic.insert(HOSTILE.to_owned(), view);
-    drop(traffic);
+    site.fake.put_traffic(HOSTILE, view);
     let mut shown = certificates();
     HOSTILE.clone_into(&mut shown.certificates[0].issuer);
     *site.fake.certificates.lock().unwrap() = shown;
