@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    cert, clone, create, doctor, domain, image, login, ls, meta, op, pool, power, promote, show,
-    swap, traffic,
+    cert, clone, create, diff, doctor, domain, image, login, ls, meta, op, pool, power, promote,
+    show, swap, traffic,
 };
 use crate::commands::{exec, logs};
 use crate::context::Format;
@@ -96,6 +96,7 @@ pub(crate) enum Command {
     Ls(ls::LsArgs),
     Ps(ls::PsArgs),
     Show(show::ShowArgs),
+    Diff(diff::DiffArgs),
     Start(power::StartArgs),
     Stop(power::StopArgs),
     Rename(power::RenameArgs),

@@ -114,11 +114,16 @@ pub(crate) struct ProblemPart<'a> {
     pub(crate) problem: &'a Problem,
 }
 
+/// A template as text, to be a part of another.
+pub(crate) fn rendered(template: &impl Template) -> Result<String, Failure> {
+    template
+        .render()
+        .map_err(|error| Problem::internal(format!("a page could not be made: {error}")).into())
+}
+
 /// A rendered template.
 pub(crate) fn html(template: &impl Template) -> Result<Response, Failure> {
-    let text = template
-        .render()
-        .map_err(|error| Problem::internal(format!("a page could not be made: {error}")))?;
+    let text = rendered(template)?;
     let kind = HeaderValue::from_static("text/html; charset=utf-8");
     Ok(([(CONTENT_TYPE, kind)], text).into_response())
 }

@@ -15,7 +15,7 @@ struct Asset {
     content: &'static [u8],
 }
 
-const ASSETS: [Asset; 5] = [
+const ASSETS: [Asset; 9] = [
     Asset {
         name: "style.css",
         kind: "text/css; charset=utf-8",
@@ -35,6 +35,26 @@ const ASSETS: [Asset; 5] = [
         name: "idiomorph.js",
         kind: "text/javascript; charset=utf-8",
         content: include_bytes!("../assets/vendor/idiomorph-ext-0.7.3.min.js"),
+    },
+    Asset {
+        name: "terminal.js",
+        kind: "text/javascript; charset=utf-8",
+        content: include_bytes!("../assets/terminal.js"),
+    },
+    Asset {
+        name: "xterm.js",
+        kind: "text/javascript; charset=utf-8",
+        content: include_bytes!("../assets/vendor/xterm-6.0.0.min.js"),
+    },
+    Asset {
+        name: "xterm-fit.js",
+        kind: "text/javascript; charset=utf-8",
+        content: include_bytes!("../assets/vendor/xterm-addon-fit-0.11.0.min.js"),
+    },
+    Asset {
+        name: "xterm.css",
+        kind: "text/css; charset=utf-8",
+        content: include_bytes!("../assets/vendor/xterm-6.0.0.css"),
     },
     Asset {
         name: "icon.svg",

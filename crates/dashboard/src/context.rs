@@ -168,6 +168,7 @@ impl Shell {
                 self.path == "/"
                     || self.path.starts_with("/?")
                     || self.path.starts_with("/environments")
+                    || self.path.starts_with("/compare")
             }
             part => self.path.starts_with(part),
         }

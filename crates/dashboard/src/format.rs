@@ -31,6 +31,15 @@ pub(crate) fn bare_address(url: &str) -> &str {
     bare.strip_suffix('/').unwrap_or(bare)
 }
 
+/// A text of at most `most` characters; what is cut off stands as one of them.
+pub(crate) fn shortened(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    let kept = text.chars().take(most.saturating_sub(1));
+    kept.chain(['…']).collect()
+}
+
 /// A text in pieces: commands stand between backticks, and are `true`.
 pub(crate) fn ticks(text: &str) -> Vec<(bool, &str)> {
     let pieces = text.split('`').enumerate();

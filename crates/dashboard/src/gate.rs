@@ -139,7 +139,7 @@ pub(crate) fn is_loopback(host: &str) -> bool {
 
 /// Whether a change comes from a page of this dashboard, as far as the browser says. The forms' tokens are what
 /// counts; this stops the rest earlier.
-fn is_own(settings: &Settings, headers: &HeaderMap) -> bool {
+pub(crate) fn is_own(settings: &Settings, headers: &HeaderMap) -> bool {
     let site = headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
     if !matches!(site, None | Some(b"same-origin" | b"none")) {
         return false;

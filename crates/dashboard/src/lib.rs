@@ -10,6 +10,8 @@ mod context;
 mod examples;
 mod format;
 mod gate;
+mod hide;
+mod history;
 mod live;
 mod meter;
 mod pages;
@@ -29,6 +31,7 @@ use offshoot_operations::SharedPlatform;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use history::History;
 use meter::Meter;
 use sessions::Sessions;
 
@@ -97,12 +100,19 @@ impl Dashboard {
     }
 
     /// All its paths. Streams end when `stop` is cancelled.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime: what nodes use is looked at from time to time until `stop`.
     pub fn router(&self, platform: SharedPlatform, stop: CancellationToken) -> Router {
+        let history = Arc::new(History::new());
+        let looks = history::keep(Arc::clone(&history), Arc::clone(&platform), stop.clone());
+        tokio::spawn(looks);
         pages::router(Web {
             dashboard: self.clone(),
             platform,
             stop,
             meter: Arc::default(),
+            history,
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         })
     }
@@ -115,5 +125,6 @@ pub(crate) struct Web {
     platform: SharedPlatform,
     stop: CancellationToken,
     meter: Arc<Meter>,
+    history: Arc<History>,
     streams: Arc<Semaphore>,
 }

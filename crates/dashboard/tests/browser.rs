@@ -21,7 +21,13 @@ const PHONE: u32 = 390;
 
 fn fake() -> Fake {
     let operations = vec![sample::cloned("shop", "upgrade"), sample::failed()];
-    let mut fake = Fake::new(sample::environments(), operations);
+    let mut environments = sample::environments();
+    for env in &mut environments {
+        if let Some(lineage) = env.parent.as_mut().filter(|_| env.name == "upgrade") {
+            lineage.operation = operations[0].id;
+        }
+    }
+    let mut fake = Fake::new(environments, operations);
     fake.pace = Some(Duration::from_millis(120));
     fake.lines.lock().unwrap().extend((0..60).map(|n| {
         let stream = if n % 9 == 0 {
@@ -36,23 +42,8 @@ fn fake() -> Fake {
             stream,
         )
     }));
-    *fake.manifest.lock().unwrap() = manifest();
+    *fake.manifest.lock().unwrap() = sample::manifest();
     fake
-}
-
-fn manifest() -> offshoot_model::Manifest {
-    let mut manifest: offshoot_model::Manifest =
-        serde_json::from_str(include_str!("../examples/visitors.json")).unwrap();
-    let variables = &mut manifest.layers[0].environment;
-    for (name, value) in [
-        ("DATABASE_HOST", "mariadb"),
-        ("DATABASE_PASSWORD", "not for screens"),
-        ("LANG", "C.UTF-8"),
-        ("WORKERS", "4"),
-    ] {
-        variables.insert(name.to_owned(), value.to_owned());
-    }
-    manifest
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,6 +143,63 @@ async fn by_keyboard_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_shell_in_a_node() {
+    let Some(browser) = start(fake()).await else {
+        return;
+    };
+    browser.sign_in().await;
+    browser.go("/environments/shop").await;
+    browser.press_in("//h1/..", "Terminal").await;
+    browser.see("#terminal-state", "Connected to nginx-1").await;
+    browser.see(".xterm-rows", "root@shop:/#").await;
+    // Colours by class and by value: nothing that the policy of pages forbids.
+    let colours = "const spans = [...document.querySelectorAll('.xterm-rows span')]; \
+        const of = (text) => getComputedStyle(spans.find(e => e.textContent.includes(text))).color; \
+        return of('/') === 'rgb(120, 160, 255)' && of('root') !== of('#')";
+    browser.wait("colours", colours, vec![]).await;
+    browser.key("echo hello").await;
+    browser.see(".xterm-rows", "echo hello").await;
+    browser.size(PHONE, 844).await;
+    browser.see(".xterm-rows", "Resize(TerminalSize").await;
+    browser.key("x").await;
+    browser
+        .see("#terminal-state", "The shell ended with status 7")
+        .await;
+    browser.press("Connect again").await;
+    browser.see("#terminal-state", "Connected to nginx-1").await;
+    browser.no_complaints().await;
+    browser.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_a_clone_to_what_it_has_become() {
+    let Some(browser) = start(fake()).await else {
+        return;
+    };
+    browser.sign_in().await;
+    browser.go("/environments/upgrade").await;
+    let drawn = "return [...document.querySelectorAll('.topology text')].some(e => e.textContent === 'mariadb-1')";
+    browser.wait("the picture", drawn, vec![]).await;
+    browser.press("Compare upgrade with its parent").await;
+    browser.see("h1", "Compare").await;
+    browser.see(".compare .differs", "failed").await;
+    browser.see("#changes", "srv/app/settings.py").await;
+    browser
+        .press_in("//nav[@aria-label='What is shown']", "What differs 4")
+        .await;
+    browser.see("nav [aria-current]", "What differs").await;
+    browser.go("/environments/upgrade").await;
+    browser.press_in("//h1/..", "Files").await;
+    browser.press("conf.d/").await;
+    browser.see(".trail b", "conf.d").await;
+    browser.go("/environments/upgrade").await;
+    browser.press("Graphs").await;
+    browser.see("figcaption", "18.0 MiB").await;
+    browser.no_complaints().await;
+    browser.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_scripts_everything_is_a_page() {
     let Some(browser) = start(fake()).await else {
         return;
@@ -191,6 +239,13 @@ async fn every_page_has_its_picture_in_both_themes_and_fits_a_phone() {
         ("environments", "/".to_owned()),
         ("environment", "/environments/upgrade".to_owned()),
         ("environment-parent", "/environments/shop".to_owned()),
+        ("compare", "/compare?a=shop&b=upgrade".to_owned()),
+        ("terminal", "/environments/shop/terminal".to_owned()),
+        (
+            "files",
+            "/environments/shop/files?path=/etc/nginx".to_owned(),
+        ),
+        ("graphs", "/environments/shop/graphs".to_owned()),
         ("clone", "/environments/shop/clone".to_owned()),
         ("rename", "/environments/shop/rename".to_owned()),
         ("remove", "/environments/shop/remove".to_owned()),
@@ -203,6 +258,15 @@ async fn every_page_has_its_picture_in_both_themes_and_fits_a_phone() {
         browser.go(&path).await;
         pictures(&browser, name).await;
     }
+    // The page of an environment is long: once from top to bottom.
+    browser.go("/environments/upgrade").await;
+    browser.size(1280, 2_300).await;
+    browser.picture("environment-whole").await;
+    browser.go("/compare?a=shop&b=upgrade").await;
+    browser.see("#changes", "ibdata1").await;
+    browser.size(1280, 2_300).await;
+    browser.picture("compare-whole").await;
+    browser.size(1280, 860).await;
     browser.go("/").await;
     browser.press("Clone shop").await;
     browser.see("dialog[open] h2", "Clone shop").await;

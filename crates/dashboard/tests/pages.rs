@@ -158,6 +158,14 @@ async fn hostile_names_are_text() {
         .lock()
         .unwrap()
         .push(line(HOSTILE, HOSTILE, LogStream::Stderr));
+    {
+        let mut directory = site.fake.directory.lock().unwrap();
+        directory.entries[0].name = HOSTILE.to_owned();
+        directory.entries[2].target = Some(HOSTILE.to_owned());
+        let mut changes = site.fake.changes.lock().unwrap();
+        changes.disks[0].disk = offshoot_model::disk::Disk::Volume(HOSTILE.to_owned());
+        changes.disks[1].files[0].path = HOSTILE.to_owned();
+    }
     let mut manifest = Manifest::default();
     let mut layer: Layer =
         serde_json::from_str::<Manifest>(include_str!("../examples/visitors.json"))
@@ -175,10 +183,21 @@ async fn hostile_names_are_text() {
     let name = "%3Cscript%3Ealert%28%27x%27%29%3C%2Fscript%3E%22%3E%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E";
     let mut paths = vec!["/".to_owned(), "/operations".to_owned()];
     paths.extend(addresses);
-    for below in ["", "/clone", "/rename", "/remove", "/logs"] {
+    for below in [
+        "",
+        "/clone",
+        "/rename",
+        "/remove",
+        "/logs",
+        "/graphs",
+        "/files",
+        "/terminal",
+    ] {
         paths.push(format!("/environments/{name}{below}"));
     }
     paths.push(format!("/?q={name}"));
+    paths.push(format!("/compare?a={name}&b=child"));
+    paths.push(format!("/compare/changes?a={name}&b=child"));
     paths.push(format!("/environments/{name}/clone/name?name={name}"));
     paths.push(format!("/environments/{name}x"));
     paths.push(format!("/operations/{name}"));

@@ -157,8 +157,12 @@ pub struct Limits {
     pub connect_seconds: u64,
     /// Seconds without a byte from an upstream while an answer is due.
     pub upstream_seconds: u64,
-    /// Seconds without a byte in either direction on a WebSocket, an event stream or a published TCP port.
+    /// Seconds without a byte in either direction on a WebSocket, an event stream, a gRPC call or a published
+    /// TCP port.
     pub tunnel_seconds: u64,
+    /// Seconds that a WebSocket, an event stream, a gRPC call or a connection to a published TCP port goes on with its
+    /// environment after what it came by leads elsewhere; 0 ends it at once.
+    pub moved_seconds: u64,
     /// Seconds that requests get to finish after SIGTERM.
     pub drain_seconds: u64,
     /// Clients of one published UDP port at a time; packets of more are dropped.
@@ -182,6 +186,7 @@ impl Default for Limits {
             connect_seconds: 15,
             upstream_seconds: 600,
             tunnel_seconds: 7_200,
+            moved_seconds: 300,
             drain_seconds: 20,
             udp_sessions: 1_024,
             udp_idle_seconds: 120,

@@ -23,7 +23,7 @@ pub use error::EdgeError;
 pub use file::{read as read_file, replace as replace_file};
 pub use names::{normal_host, normal_origin, normal_pattern};
 pub use path::{PATH_MAX, covers, normal_path, normal_prefix};
-pub use process::{PidFile, ensure_edge, stop};
+pub use process::{PidFile, ended_within, ensure_edge, stop};
 pub use routes::{
     Certificate, Https, PortRoute, Protocol, ROUTES_FILE_MAX, Redirect, Route, RoutesError,
     RoutesFile, TEXT_MAX, Traffic,

@@ -59,6 +59,21 @@ impl PidFile {
     }
 }
 
+/// Waits so long for the end of the edge's process; whether it ended. One that does not run has ended.
+///
+/// # Errors
+/// When the pid file does not say which process it is.
+pub fn ended_within(config: &EdgeConfig, bound: Duration) -> io::Result<bool> {
+    let path = config.pid_file();
+    if !path.exists() {
+        return Ok(true);
+    }
+    let process = PidFile::read(&path).ok_or(io::ErrorKind::InvalidData)?;
+    process
+        .open()
+        .map_or(Ok(true), |pidfd| ends(pidfd.as_fd(), bound))
+}
+
 fn start_time(pid: i32) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // the second field is the command's name in parentheses and may itself hold spaces and parentheses
@@ -174,6 +189,11 @@ fn end(pidfd: BorrowedFd<'_>, signal: Signal, bound: Duration) -> io::Result<boo
         Err(Errno::SRCH) => return Ok(true),
         other => other?,
     }
+    ends(pidfd, bound)
+}
+
+/// Waits so long for a process' end, when its pidfd becomes readable (pidfd_open(2)); whether it ended.
+fn ends(pidfd: BorrowedFd<'_>, bound: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + bound;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -215,8 +235,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let config = EdgeConfig::new(at("routes.json"), at("edge.sock"));
+        let ended = || ended_within(&config, Duration::ZERO).map_err(|error| error.kind());
         stop(&config).unwrap();
+        assert_eq!(ended(), Ok(true));
         std::fs::write(config.pid_file(), b"").unwrap();
+        assert_eq!(ended(), Err(io::ErrorKind::InvalidData));
         std::fs::write(&config.control, b"").unwrap();
         stop(&config).unwrap();
         assert!(!config.control.exists() && !config.pid_file().exists());

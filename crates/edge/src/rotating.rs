@@ -62,7 +62,11 @@ impl Write for RotatingFile {
         if self.size >= self.max_bytes {
             self.rotate()?;
         }
-        self.file.write_all(content)?;
+        if let Err(error) = self.file.write_all(content) {
+            // a part of a line would spoil the next one
+            let _ = self.file.set_len(self.size);
+            return Err(error);
+        }
         self.size += u64::try_from(content.len()).unwrap_or(u64::MAX);
         Ok(content.len())
     }

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use offshoot_edge_api::{EdgeConfig, EdgeStatus, Https, Refusal, Reloaded, RoutesFile};
 use offshoot_model::id::EnvId;
 use offshoot_model::traffic::stats::Stats;
+use rustix::process::{Resource, getrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
@@ -30,6 +31,8 @@ use crate::{control, sockets};
 pub(crate) struct Edge {
     pub(crate) config: EdgeConfig,
     pub(crate) table: ArcSwap<Table>,
+    /// Changes after each switch to another table.
+    pub(crate) switches: watch::Sender<()>,
     pub(crate) access_log: AccessLog,
     checks: Arc<Checks>,
     /// Requests answered.
@@ -57,12 +60,12 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
         bail!("no address to listen on");
     }
     let (stop, stopping) = watch::channel(false);
-    let connections_max = u32::try_from(config.limits.connections.clamp(1, Semaphore::MAX_PERMITS))
-        .unwrap_or(u32::MAX >> 4);
+    let connections_max = places(config.limits.connections);
     let edge = Arc::new(Edge {
         access_log: AccessLog::open(config.access_log.as_ref())?,
         checks: Arc::new(Checks::new(config.health_file())),
         table: ArcSwap::from_pointee(Table::before(saved::read(&config.stats_file()))),
+        switches: watch::Sender::new(()),
         requests: AtomicU64::new(0),
         counters: Counters::default(),
         client_connections: Arc::default(),
@@ -130,6 +133,23 @@ pub(crate) async fn serve(config: EdgeConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Places for clients: as many as wanted, unless there are too few file descriptors. A client may need two, its own
+/// and one towards its environment; an eighth of all is for everything else. Without this bound clients would get a
+/// place and no answer.
+fn places(wanted: usize) -> u32 {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let fit = usize::try_from((files - files / 8) / 2).unwrap_or(usize::MAX);
+    if fit < wanted {
+        tracing::warn!(
+            wanted,
+            connections = fit,
+            "fewer connections: the limit of open files is {files}"
+        );
+    }
+    let places = wanted.min(fit).clamp(1, Semaphore::MAX_PERMITS);
+    u32::try_from(places).unwrap_or(u32::MAX >> 4)
+}
+
 fn listeners(addresses: &[SocketAddr]) -> anyhow::Result<(Vec<TcpListener>, Vec<SocketAddr>)> {
     let mut listeners = Vec::new();
     let mut listen = Vec::new();
@@ -176,6 +196,10 @@ impl Edge {
         let edge = Arc::clone(self);
         let began = Instant::now();
         let read = tokio::task::spawn_blocking(move || {
+            if old.version > 0 && !path.exists() {
+                let gone = format!("{} is gone", path.display());
+                return Err(Refusal::of_request(gone));
+            }
             let file = RoutesFile::read(&path).map_err(|e| Refusal::of_request(e.to_string()))?;
             let table = edge.strict_table(&old, &file)?;
             Ok::<_, Refusal>((file, table))
@@ -218,6 +242,7 @@ impl Edge {
         let old = self.table.swap(Arc::clone(&table));
         ports.apply(self, &table).await;
         old.retire(&table);
+        self.switches.send_replace(());
         self.counters.reloads.fetch_add(1, Ordering::Relaxed);
         tracing::info!(version = table.version, routes = table.routes(), "routes");
         Reloaded {
@@ -249,21 +274,22 @@ impl Edge {
     /// once may have a certificate that expired since: then the rest of it is served, since otherwise one
     /// environment's certificate would take all of them from the net.
     async fn load_at_start(self: &Arc<Self>) {
-        if self.reload().await.is_ok() {
+        let last_good = self.last_good();
+        let first = self.config.routes.exists() || !last_good.exists();
+        if first && self.reload().await.is_ok() {
             return;
         }
-        let last_good = self.last_good();
-        let path = if last_good.exists() {
-            &last_good
-        } else {
-            &self.config.routes
-        };
-        let file = match RoutesFile::read(path) {
-            Ok(file) => file,
-            Err(error) => {
-                tracing::warn!(%error, "no former routes either");
-                return;
-            }
+        tracing::warn!("the routes file cannot be used: the last good one is");
+        let former = [&last_good, &self.config.routes];
+        let mut former = former.into_iter().filter(|path| path.exists());
+        let usable = former.find_map(|path| {
+            let file = RoutesFile::read(path);
+            file.inspect_err(|error| tracing::warn!(%error, "not served"))
+                .ok()
+        });
+        let Some(file) = usable else {
+            tracing::warn!("no former routes either");
+            return;
         };
         let old = self.table.load_full();
         let table = self.strict_table(&old, &file).unwrap_or_else(|_| {

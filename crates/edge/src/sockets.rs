@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::net::sockopt::{
     set_ipv6_v6only, set_socket_keepalive, set_socket_reuseaddr, set_tcp_keepcnt, set_tcp_keepidle,
-    set_tcp_keepintvl, set_tcp_nodelay,
+    set_tcp_keepintvl, set_tcp_nodelay, set_tcp_user_timeout,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -48,6 +48,14 @@ pub(crate) fn udp_socket(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = open(address, SocketType::DGRAM)?;
     bind(&socket, &address)?;
     UdpSocket::from_std(StdUdp::from(socket))
+}
+
+/// Ends a client's connection, also one that the edge has closed already, when it takes nothing of what is there for it for
+/// so long (`TCP_USER_TIMEOUT`, tcp(7)): otherwise the kernel keeps that for minutes.
+pub(crate) fn bound_reading(stream: &TcpStream, bound: Duration) {
+    let bound = u32::try_from(bound.as_millis()).unwrap_or(u32::MAX);
+    // fails only on a socket that is already dead
+    let _ = set_tcp_user_timeout(stream.as_fd(), bound);
 }
 
 /// Finds out within two minutes that the other side is gone without a word; sends small writes at once.

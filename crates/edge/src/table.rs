@@ -135,6 +135,19 @@ impl Route {
         }
     }
 
+    fn leads(&self, to: &Arc<Environment>) -> bool {
+        match &self.answer {
+            Answer::Environment { owner, target } if owner.sides.is_empty() => {
+                Arc::ptr_eq(&target.environment, to)
+            }
+            Answer::Environment { owner, .. } => {
+                let mut sides = owner.sides.iter();
+                sides.any(|side| Arc::ptr_eq(&side.target.environment, to))
+            }
+            Answer::Redirect { .. } | Answer::Text { .. } => false,
+        }
+    }
+
     /// Whether nobody is let in.
     pub(crate) fn is_fenced(&self) -> bool {
         matches!(&self.answer, Answer::Environment { owner, .. } if owner.is_fenced())
@@ -297,6 +310,26 @@ impl Table {
     /// What answers a host name in its normal form and a path as the client sent it.
     pub(crate) fn find(&self, host: &str, path: &str) -> Found<'_, Route> {
         self.hosts.find(host, path)
+    }
+
+    /// Whether a host name and path lead to an environment: as their owner, or as a side of its policy.
+    pub(crate) fn leads(&self, host: &str, path: &str, to: &Arc<Environment>) -> bool {
+        match self.find(host, path) {
+            Found::Route(route) => route.leads(to),
+            Found::NoPath | Found::NoHost => false,
+        }
+    }
+
+    /// Whether a published port leads to an environment.
+    pub(crate) fn port_leads(
+        &self,
+        protocol: Protocol,
+        listen: SocketAddr,
+        to: &Arc<Environment>,
+    ) -> bool {
+        self.ports.iter().any(|(of, at, target)| {
+            (*of, *at) == (protocol, listen) && Arc::ptr_eq(&target.environment, to)
+        })
     }
 
     /// Number of HTTP routes.

@@ -26,7 +26,7 @@ const MOST_ENTRIES: usize = 2_000_000;
 const DEEPEST: usize = 512;
 
 /// The disk that holds `path` of a node, and the path on it: the deepest volume mounted above it, else the root.
-fn disk_of(
+pub(crate) fn disk_of(
     pool: &Pool,
     environment: &Environment,
     node: &Node,
@@ -100,7 +100,7 @@ fn normal(path: &str) -> Result<PathBuf, Problem> {
     }
 }
 
-fn failed(doing: &str, path: &str, error: &io::Error) -> Problem {
+pub(crate) fn failed(doing: &str, path: &str, error: &io::Error) -> Problem {
     use io::ErrorKind::{NotFound, QuotaExceeded, StorageFull};
     let (code, fault, next) = match error.kind() {
         NotFound => (

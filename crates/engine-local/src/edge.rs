@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
 use offshoot_edge_api::{
     AccessLog, Certificate, EdgeConfig, EdgeControl, Https, PortReport, PortRoute, PortState,
-    Redirect, Route, RoutesFile, Traffic, ensure_edge,
+    Redirect, Route, RoutesFile, Traffic, ended_within, ensure_edge,
 };
 use offshoot_engine::{Beside, Exposed, Exposure, HostText, Reach, RefusedPort, ShownCertificate};
 use offshoot_model::environment::PortBinding;
@@ -45,6 +45,21 @@ pub(crate) fn ensure(config: &LocalConfig) -> Result<(), Problem> {
         .map_err(|e| e.problem())
 }
 
+/// Waits so long for the end of the edge's process; whether it ended.
+pub(crate) fn ended(config: &LocalConfig, within: Duration) -> Result<bool, Problem> {
+    ended_within(&edge_config(config), within)
+        .map_err(|e| Problem::internal(format!("which process the edge is cannot be told: {e}")))
+}
+
+/// The version of the routes that were last written; when their file is damaged or gone, of those that the edge serves.
+fn last_version(edge: &EdgeConfig) -> u64 {
+    let served = || EdgeControl::connect(&edge.control)?.status();
+    match RoutesFile::read(&edge.routes) {
+        Ok(file) if file.version > 0 => file.version,
+        _ => served().map_or(0, |status| status.version),
+    }
+}
+
 /// Makes exactly these environments reachable.
 pub(crate) fn expose(
     config: &LocalConfig,
@@ -52,7 +67,7 @@ pub(crate) fn expose(
     beside: &Beside,
 ) -> Result<Exposed, Problem> {
     let edge = edge_config(config);
-    let before = RoutesFile::read(&edge.routes).map_or(0, |file| file.version);
+    let before = last_version(&edge);
     let file = RoutesFile {
         version: before + 1,
         routes: all

@@ -4,6 +4,7 @@
 //! a crash left. Nothing here decides: what is to be done comes fully planned.
 
 mod blocking;
+mod changes;
 mod config;
 mod copy;
 mod cut;
@@ -15,6 +16,7 @@ mod entry;
 mod exec;
 mod ksm;
 mod leftovers;
+mod listing;
 mod local;
 mod logs;
 mod net;

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use offshoot_checkpoint::{Container, Criu, CriuInfo, Insist, Ladder, preflight};
 use offshoot_engine::{
     Begin, Beside, ByteStream, CutOrder, CutOutcome, Engine, ExecSession, Exposed, Exposure,
     Fallback, Gate, LogQuery, NodeStatus, ReadyImage,
 };
 use offshoot_images::Images;
+use offshoot_model::disk::{Directory, DiskChanges};
 use offshoot_model::environment::PortBinding;
 use offshoot_model::traffic::stats::Stats;
 use offshoot_model::view::{DoctorReport, ExecRequest, ImageView, LogLine, PoolView};
@@ -28,7 +30,9 @@ use crate::dirs::ensure_passable;
 use crate::ksm::Sharing;
 use crate::leftovers::{Left, Leftovers};
 use crate::plant::Planter;
-use crate::{copy, cut, disks, doctor, edge, exec, logs, net, nodes, sweep, views};
+use crate::{
+    changes, copy, cut, disks, doctor, edge, exec, listing, logs, net, nodes, sweep, views,
+};
 
 /// The engine of this host.
 pub struct Local {
@@ -473,6 +477,17 @@ impl Engine for Local {
         self.run(|inner| edge::ensure(&inner.config)).await
     }
 
+    async fn entrance_ended(&self, within: Duration) -> bool {
+        let ended = self.run(move |inner| edge::ended(&inner.config, within));
+        match ended.await {
+            Ok(ended) => ended,
+            Err(_) => {
+                tokio::time::sleep(within).await;
+                false
+            }
+        }
+    }
+
     async fn choose_ports(&self, ports: Vec<PortBinding>) -> Result<Vec<PortBinding>, Problem> {
         self.run(move |_| edge::choose_ports(ports)).await
     }
@@ -542,6 +557,28 @@ impl Engine for Local {
     ) -> Result<(), Problem> {
         let (environment, node, path) = (environment.clone(), node.clone(), path.to_owned());
         self.run(move |inner| copy::copy_in(&inner.pool, &environment, &node, &path, archive))
+            .await
+    }
+
+    async fn list(
+        &self,
+        environment: &Environment,
+        node: &Node,
+        path: &str,
+    ) -> Result<Directory, Problem> {
+        let (environment, node, path) = (environment.clone(), node.clone(), path.to_owned());
+        self.run(move |inner| listing::list(&inner.pool, &environment, &node, &path))
+            .await
+    }
+
+    async fn changes(
+        &self,
+        environment: &Environment,
+        other: Option<&Environment>,
+        cut: Option<Timestamp>,
+    ) -> Result<Vec<DiskChanges>, Problem> {
+        let (environment, other) = (environment.clone(), other.cloned());
+        self.run(move |inner| changes::changes(&inner.pool, &environment, other.as_ref(), cut))
             .await
     }
 

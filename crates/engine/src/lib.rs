@@ -6,8 +6,11 @@
 pub mod failpoint;
 mod stream;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
+use offshoot_model::disk::{Directory, DiskChanges};
 use offshoot_model::environment::PortBinding;
 use offshoot_model::manifest::ImageConfig;
 use offshoot_model::traffic::Policy;
@@ -284,6 +287,10 @@ pub trait Engine: Send + Sync + 'static {
     /// Starts again what leads people in, if something ended it, with what was exposed last.
     async fn ensure_entrance(&self) -> Result<(), Problem>;
 
+    /// Waits so long for the end of what leads people in; whether it ended. It has when it does not run, and has not when
+    /// that cannot be told.
+    async fn entrance_ended(&self, within: Duration) -> bool;
+
     /// Free host ports for bindings without one; those given have all `host_port`s set.
     async fn choose_ports(&self, ports: Vec<PortBinding>) -> Result<Vec<PortBinding>, Problem>;
 
@@ -324,6 +331,23 @@ pub trait Engine: Send + Sync + 'static {
         path: &str,
         archive: ByteStream,
     ) -> Result<(), Problem>;
+
+    /// What is in a directory of a node.
+    async fn list(
+        &self,
+        environment: &Environment,
+        node: &Node,
+        path: &str,
+    ) -> Result<Directory, Problem>;
+
+    /// How the disks of an environment differ from those of another, or its root file systems from their images. With
+    /// the instant until which both were one it tells whose change it was. Bounded in time.
+    async fn changes(
+        &self,
+        environment: &Environment,
+        other: Option<&Environment>,
+        cut: Option<Timestamp>,
+    ) -> Result<Vec<DiskChanges>, Problem>;
 
     /// The pool.
     async fn pool(&self) -> Result<PoolView, Problem>;

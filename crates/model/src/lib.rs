@@ -5,6 +5,7 @@
 
 pub mod certificate;
 pub mod clone;
+pub mod disk;
 pub mod domain;
 pub mod environment;
 pub mod id;

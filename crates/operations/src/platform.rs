@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use offshoot_engine::{ByteStream, ExecSession, LogQuery};
 use offshoot_model::certificate::{CertificateRequest, CertificatesView};
+use offshoot_model::disk::{Changes, Directory};
 use offshoot_model::domain::{DomainHttps, DomainView};
 use offshoot_model::traffic::Policy;
 use offshoot_model::traffic::view::{PromoteRequest, RampRequest, TrafficView};
@@ -143,6 +144,13 @@ pub trait Platform: Send + Sync + 'static {
         path: &str,
         archive: ByteStream,
     ) -> Result<(), Problem>;
+
+    /// What is in a directory of a node.
+    async fn list(&self, environment: &str, node: &str, path: &str) -> Result<Directory, Problem>;
+
+    /// How the disks of an environment differ from those of another: its parent when none is named, and the images of its
+    /// nodes when that is gone or it has none.
+    async fn changes(&self, environment: &str, other: Option<&str>) -> Result<Changes, Problem>;
 
     /// Images in the pool.
     async fn images(&self) -> Result<Vec<ImageView>, Problem>;

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use offshoot_engine::{ByteStream, Engine, ExecSession, LogQuery};
 use offshoot_model::certificate::CertificatesView;
+use offshoot_model::disk::{Changes, Directory};
 use offshoot_model::domain::DomainView;
 use offshoot_model::traffic::view::TrafficView;
 use offshoot_model::view::{
@@ -397,6 +398,41 @@ impl Platform for Operations {
             .engine
             .copy_in(&environment, &node, path, archive)
             .await
+    }
+
+    async fn list(&self, environment: &str, node: &str, path: &str) -> Result<Directory, Problem> {
+        let (environment, node) = self.node_of(environment, node)?;
+        self.shared.engine.list(&environment, &node, path).await
+    }
+
+    async fn changes(&self, environment: &str, other: Option<&str>) -> Result<Changes, Problem> {
+        let this = self.shared.find(environment)?;
+        let other = match (other, &this.lineage) {
+            (Some(other), _) => Some(self.shared.find(other)?),
+            (None, Some(lineage)) => self
+                .shared
+                .store
+                .environment(&lineage.parent)
+                .map_err(store_problem)?,
+            (None, None) => None,
+        };
+        let cut = other.as_ref().and_then(|other| {
+            let of = |clone: &Environment, parent: &Environment| {
+                let lineage = clone.lineage.as_ref()?;
+                (lineage.parent == parent.id).then_some(lineage.cut)
+            };
+            of(&this, other).or_else(|| of(other, &this))
+        });
+        let disks = self
+            .shared
+            .engine
+            .changes(&this, other.as_ref(), cut)
+            .await?;
+        Ok(Changes {
+            with: other.map(|other| other.name.to_string()),
+            cut,
+            disks,
+        })
     }
 
     async fn images(&self) -> Result<Vec<ImageView>, Problem> {

@@ -8,15 +8,19 @@ use offshoot_engine::{Begin, Gate, NodeStatus};
 use offshoot_model::manifest::RestartPolicy;
 use offshoot_model::{Environment, EnvironmentState, Layer, Node, NodeId, NodeState};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::health::check_if_due;
-use crate::shared::Shared;
+use crate::shared::{Change, Shared};
 
 /// Time between two looks at an environment.
 const EVERY: Duration = Duration::from_secs(1);
-/// Looks after which the router of every environment and the edge are looked at too.
+/// Looks after which the router of every environment is looked at too.
 const REPAIR_EVERY: u64 = 5;
+/// Time between two looks at the edge, whose end is heard of at once.
+const EDGE_EVERY: Duration = Duration::from_secs(5);
+/// Between two starts of an edge that ends again and again.
+const EDGE_APART: Duration = Duration::from_millis(500);
 /// Exit status of a process that SIGKILL ended.
 const KILLED: i32 = 128 + 9;
 /// First and longest wait before a restart; it doubles from one to the next, as in Docker.
@@ -91,17 +95,41 @@ fn wait_after(attempts: u32) -> Duration {
     BACKOFF.0.saturating_mul(doubled).min(BACKOFF.1)
 }
 
-/// Looks after all environments until the task is aborted.
+/// Looks after all environments and the edge until the task is aborted.
 pub(crate) async fn supervise(shared: Arc<Shared>) {
+    tokio::join!(keep_environments(&shared), keep_edge(&shared));
+}
+
+/// Starts the edge again at once when it ends, with what it must know: its own files may be damaged.
+async fn keep_edge(shared: &Shared) {
+    let mut told = true;
+    loop {
+        let looked = Instant::now();
+        let outcome = match told {
+            true => shared.engine.ensure_entrance().await,
+            false => shared.expose(None, Change::None).await,
+        };
+        if let Err(problem) = outcome {
+            tracing::warn!(%problem, details = ?problem.details, "the edge does not run as it should");
+            told = false;
+            sleep(EDGE_EVERY).await;
+            continue;
+        }
+        told = !shared.engine.entrance_ended(EDGE_EVERY).await;
+        if !told {
+            tracing::warn!("the edge does not run any more: it is started again");
+            sleep_until(looked + EDGE_APART).await;
+        }
+    }
+}
+
+async fn keep_environments(shared: &Arc<Shared>) {
     let checks = Arc::new(Semaphore::new(CHECKS));
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for round in 0_u64.. {
         tick.tick().await;
         let repair = round % REPAIR_EVERY == 0;
-        if repair && let Err(problem) = shared.engine.ensure_entrance().await {
-            tracing::warn!(%problem, details = ?problem.details, "the edge does not run");
-        }
         let environments = match shared.store.environments() {
             Ok(environments) => environments,
             Err(error) => {

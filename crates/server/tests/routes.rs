@@ -170,6 +170,27 @@ fn paths() -> Vec<(Method, String, &'static str, u16, String)> {
             "copy out shop web-1 /a b",
         ),
         (
+            &get,
+            "environments/shop/nodes/web-1/directory?path=/a%20b",
+            "",
+            200,
+            "list shop web-1 /a b",
+        ),
+        (
+            &get,
+            "environments/shop/changes",
+            "",
+            200,
+            "changes shop None",
+        ),
+        (
+            &get,
+            "environments/shop/changes?with=next",
+            "",
+            200,
+            "changes shop Some(\"next\")",
+        ),
+        (
             &put,
             "environments/shop/nodes/web-1/files?path=/srv",
             "tar",

@@ -5,6 +5,7 @@
 //! stay inside, as after chroot(2)), in the kernel, in one step. Writers replace the last component and
 //! never follow it.
 
+mod compare;
 mod entry;
 mod tree;
 
@@ -18,6 +19,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+pub use compare::{Pair, compare};
 pub use entry::{Attributes, SpecialFile, create_special, make_dir, set_attributes, set_time};
 pub use tree::{copy_tree, disk_usage, is_empty_dir, remove_contents, remove_tree, walk};
 

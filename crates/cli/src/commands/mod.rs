@@ -3,6 +3,7 @@
 pub(crate) mod cert;
 pub(crate) mod clone;
 pub(crate) mod create;
+pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod domain;
 pub(crate) mod exec;
@@ -40,6 +41,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<(), Failu
         Command::Ls(args) => ls::ls(context, args).await,
         Command::Ps(args) => ls::ps(context, args).await,
         Command::Show(args) => show::run(context, args).await,
+        Command::Diff(args) => diff::run(context, args).await,
         Command::Start(args) => power::start(context, args).await,
         Command::Stop(args) => power::stop(context, args).await,
         Command::Rename(args) => power::rename(context, args).await,

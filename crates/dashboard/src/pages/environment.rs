@@ -6,33 +6,22 @@ use askama::Template;
 use axum::extract::Path;
 use axum::response::Response;
 use jiff::Timestamp;
-use offshoot_model::manifest::{Manifest, VolumeClone};
+use offshoot_model::manifest::{Manifest, Mount, Scaling, VolumeClone};
 use offshoot_model::view::{EnvironmentView, LayerView, NodeView};
 use offshoot_model::{Code, EnvironmentState, NodeState};
 
 use super::operations::Line;
-use super::{Mark, environment_mark, node_mark};
+use super::{Mark, environment_mark, family, health, node_mark, topology};
 use crate::answer::{Failure, html};
 use crate::context::{Context, Shell};
 use crate::format::{When, bare_address, bytes, encode, percent, web_address};
+use crate::hide::{HIDDEN, is_secret};
 
 /// Operations that are searched, and shown.
 const SEARCHED: usize = 500;
 const SHOWN: usize = 10;
 /// Element that holds what changes.
 const PART: &str = "environment";
-/// Parts of a variable's name whose value is nobody's business on a screen.
-const SECRET_NAMES: [&str; 8] = [
-    "PASSWORD",
-    "PASSWD",
-    "SECRET",
-    "TOKEN",
-    "KEY",
-    "CREDENTIAL",
-    "AUTH",
-    "PRIVATE",
-];
-
 #[derive(Template)]
 #[template(path = "environment.html")]
 struct Page {
@@ -55,7 +44,9 @@ struct Part {
     address: Option<String>,
     domains: Vec<String>,
     parent: Option<Parent>,
-    children: Vec<Child>,
+    topology: String,
+    family: Option<String>,
+    health: Option<String>,
     created: When,
     layers: Vec<Layer>,
     volumes: Vec<VolumeLine>,
@@ -70,13 +61,6 @@ struct Parent {
     cut: When,
     operation: String,
     freeze: Option<String>,
-}
-
-struct Child {
-    name: String,
-    href: String,
-    mark: Mark,
-    cut: Option<When>,
 }
 
 struct Layer {
@@ -104,6 +88,8 @@ struct NodeLine {
 
 struct VolumeLine {
     name: String,
+    /// `layer:/path`, for each place.
+    mounted: Vec<String>,
     clone: &'static str,
     shared: bool,
     bytes: String,
@@ -140,20 +126,20 @@ pub(super) async fn show(
                 Failure::bad_request("the environment was just made", "load the page again")
             }));
     };
-    let part = draw(&context, found, &all).await?;
+    let manifest = match platform.manifest(&found.name).await {
+        Ok(manifest) => manifest,
+        // Removed in this moment: the page says what was.
+        Err(problem) if problem.code == Code::EnvironmentUnknown => Manifest::default(),
+        Err(problem) => return Err(problem.into()),
+    };
+    let part = draw(&context, found, &all, &manifest).await?;
     if context.wants(PART) {
         return html(&part);
     }
-    let variables = match platform.manifest(&found.name).await {
-        Ok(manifest) => variables(&manifest),
-        // Removed in this moment: the page says what was.
-        Err(problem) if problem.code == Code::EnvironmentUnknown => Vec::new(),
-        Err(problem) => return Err(problem.into()),
-    };
     html(&Page {
         shell: context.shell(found.name.clone()),
         part,
-        variables,
+        variables: variables(&manifest),
     })
 }
 
@@ -161,6 +147,7 @@ async fn draw(
     context: &Context,
     environment: &EnvironmentView,
     all: &[EnvironmentView],
+    manifest: &Manifest,
 ) -> Result<Part, Failure> {
     let now = Timestamp::now();
     let operations = context.web.platform.operations(SEARCHED).await?;
@@ -183,11 +170,6 @@ async fn draw(
             freeze,
         }
     });
-    let children = all.iter().filter(|env| {
-        env.parent
-            .as_ref()
-            .is_some_and(|lineage| lineage.id == environment.id)
-    });
     Ok(Part {
         id: environment.id.to_string(),
         mark: environment_mark(environment),
@@ -206,17 +188,9 @@ async fn draw(
             .map(|domain| domain.domain().to_string())
             .collect(),
         parent,
-        children: children
-            .map(|env| Child {
-                name: env.name.clone(),
-                href: format!("/environments/{}", encode(&env.name)),
-                mark: environment_mark(env),
-                cut: env
-                    .parent
-                    .as_ref()
-                    .map(|lineage| When::new(lineage.cut, now)),
-            })
-            .collect(),
+        topology: topology::picture(environment, manifest)?,
+        family: family::tree(environment, all, &operations, now)?,
+        health: health::checks(environment, manifest)?,
         created: When::new(environment.created, now),
         layers: environment
             .layers
@@ -228,6 +202,7 @@ async fn draw(
             .iter()
             .map(|volume| VolumeLine {
                 name: volume.name.clone(),
+                mounted: mounted(manifest, &volume.name),
                 clone: match volume.clone {
                     VolumeClone::Copy => "copied as of the cut",
                     VolumeClone::Empty => "empty in a clone",
@@ -271,19 +246,9 @@ fn layer(
     href: &str,
     now: Timestamp,
 ) -> Layer {
-    use offshoot_model::manifest::{Role, Scaling};
-    let role = match layer.role {
-        Role::Balancer => "balancer",
-        Role::App => "app",
-        Role::Sql => "SQL",
-        Role::Nosql => "NoSQL",
-        Role::Cache => "cache",
-        Role::Storage => "storage",
-        Role::Other => "",
-    };
     Layer {
         name: layer.name.clone(),
-        role,
+        role: topology::role_name(layer.role),
         image: layer.image.clone(),
         entry: layer.entry,
         stateless: layer.scaling == Scaling::Stateless,
@@ -330,6 +295,25 @@ fn node(
     }
 }
 
+/// Where layers have a volume.
+fn mounted(manifest: &Manifest, volume: &str) -> Vec<String> {
+    let layers = manifest.layers.iter();
+    layers
+        .flat_map(|layer| layer.mounts.iter().map(move |mount| (layer, mount)))
+        .filter_map(|(layer, mount)| match mount {
+            Mount::Volume {
+                volume: name,
+                target,
+                read_only,
+            } if name.as_str() == volume => {
+                let only = if *read_only { ", read-only" } else { "" };
+                Some(format!("{}:{target}{only}", layer.name))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
 /// Variables of each layer. The value of what sounds like a secret, or carries a password in an address, is left out:
 /// `None`.
 fn variables(manifest: &Manifest) -> Vec<LayerVariables> {
@@ -349,39 +333,4 @@ fn variables(manifest: &Manifest) -> Vec<LayerVariables> {
                 .collect(),
         })
         .collect()
-}
-
-fn is_secret(name: &str, value: &str) -> bool {
-    let upper = name.to_ascii_uppercase();
-    // `..._FILE` says where a secret is, not what.
-    let sounds = !upper.ends_with("_FILE") && SECRET_NAMES.iter().any(|part| upper.contains(part));
-    let has_password = value
-        .split_once("://")
-        .and_then(|(_, rest)| rest.split(['/', '?']).next()?.rsplit_once('@'))
-        .is_some_and(|(user, _)| user.contains(':'));
-    sounds || has_password
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn secrets_are_left_out() {
-        for (name, value) in [
-            ("DB_PASSWORD", "x"),
-            ("api_key", "x"),
-            ("GITHUB_TOKEN", "x"),
-            ("DATABASE_URL", "postgres://shop:pass@db/shop"),
-        ] {
-            assert!(is_secret(name, value), "{name}");
-        }
-        for (name, value) in [
-            ("DB_PASSWORD_FILE", "/run/secrets/db"),
-            ("DATABASE_URL", "postgres://db/shop?at=a:b@c"),
-            ("LANG", "C.UTF-8"),
-        ] {
-            assert!(!is_secret(name, value), "{name}");
-        }
-    }
 }

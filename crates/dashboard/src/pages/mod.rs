@@ -1,12 +1,20 @@
 //! The pages, a file for each group.
 
 mod change;
+mod changes;
 mod clone;
+mod compare;
 mod environment;
 mod environments;
+mod family;
+mod files;
+mod graphs;
+mod health;
 mod logs;
 mod operations;
 mod sign_in;
+mod terminal;
+mod topology;
 mod traffic;
 
 use axum::Router;
@@ -47,6 +55,19 @@ pub(crate) fn router(web: Web) -> Router {
         .route("/environments/{environment}/logs", get(logs::show))
         .route("/environments/{environment}/logs/follow", get(logs::follow))
         .route("/environments/{environment}/logs.txt", get(logs::download))
+        .route("/environments/{environment}/files", get(files::show))
+        .route(
+            "/environments/{environment}/files/download",
+            get(files::fetch),
+        )
+        .route("/environments/{environment}/graphs", get(graphs::show))
+        .route("/environments/{environment}/terminal", get(terminal::show))
+        .route(
+            "/environments/{environment}/nodes/{node}/terminal",
+            get(terminal::connect),
+        )
+        .route("/compare", get(compare::show))
+        .route("/compare/changes", get(changes::show))
         .route("/operations", get(operations::list))
         .route("/operations/{operation}", get(operations::show))
         .route("/operations/{operation}/cancel", post(operations::cancel))

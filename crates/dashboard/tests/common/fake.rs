@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use offshoot_model::certificate::CertificatesView;
+use offshoot_model::disk::{Changes, Directory};
 use offshoot_model::domain::DomainView;
 use offshoot_model::manifest::VolumeClone;
 use offshoot_model::operation::{OperationKind, OperationState, Progress, StepState};
@@ -18,7 +19,9 @@ use offshoot_model::{
     Code, EnvironmentState, Fault, Manifest, Memory, MemoryWay, Operation, OperationId, Problem,
     Rung, RungChoice,
 };
-use offshoot_operations::{ByteStream, ExecSession, LogQuery, Platform, Request};
+use offshoot_operations::{
+    ByteStream, ExecInput, ExecOutput, ExecSession, LogQuery, Platform, Request,
+};
 use tokio::sync::{broadcast, mpsc};
 
 use super::sample;
@@ -35,6 +38,9 @@ pub struct Fake {
     /// By name; an environment without one answers all itself.
     pub traffic: Mutex<HashMap<String, TrafficView>>,
     pub certificates: Mutex<CertificatesView>,
+    pub directory: Mutex<Directory>,
+    pub changes: Mutex<Changes>,
+    pub archive: Mutex<Vec<u8>>,
 }
 
 impl Fake {
@@ -52,6 +58,9 @@ impl Fake {
                 served: false,
                 certificates: Vec::new(),
             }),
+            directory: Mutex::new(sample::directory()),
+            changes: Mutex::new(sample::changes()),
+            archive: Mutex::default(),
         }
     }
 
@@ -323,8 +332,29 @@ impl Platform for Fake {
         Ok(self.manifest.lock().unwrap().clone())
     }
 
-    async fn exec(&self, _: &str, _: &str, _: ExecRequest) -> Result<ExecSession, Problem> {
-        unreachable!("no page runs commands")
+    /// A shell that shows what is typed, and ends at an `x`.
+    async fn exec(
+        &self,
+        environment: &str,
+        node: &str,
+        request: ExecRequest,
+    ) -> Result<ExecSession, Problem> {
+        self.note(format!("exec {environment} {node} {:?}", request.tty));
+        let (input, mut typed) = mpsc::channel(16);
+        let (sender, output) = mpsc::channel(16);
+        tokio::spawn(async move {
+            let prompt = b"\x1b[1;32mroot@shop\x1b[0m:\x1b[38;2;120;160;255m/\x1b[0m# ";
+            let mut next = ExecOutput::Stdout(prompt.as_slice().into());
+            while sender.send(next).await.is_ok() {
+                next = match typed.recv().await {
+                    Some(ExecInput::Stdin(bytes)) if bytes.contains(&b'x') => ExecOutput::Exit(7),
+                    Some(ExecInput::Stdin(bytes)) => ExecOutput::Stdout(bytes),
+                    Some(other) => ExecOutput::Stdout(format!("{other:?}\r\n").into()),
+                    None => return,
+                };
+            }
+        });
+        Ok(ExecSession { input, output })
     }
 
     async fn logs(
@@ -348,8 +378,46 @@ impl Platform for Fake {
         Ok(receiver)
     }
 
-    async fn copy_out(&self, _: &str, _: &str, _: &str) -> Result<ByteStream, Problem> {
-        unreachable!("no page copies files")
+    async fn list(&self, environment: &str, node: &str, path: &str) -> Result<Directory, Problem> {
+        self.note(format!("list {environment} {node} {path}"));
+        if path.contains("none") {
+            return Err(Problem::new(
+                Code::NotFound,
+                Fault::Request,
+                format!("reading {path}: No such file or directory"),
+                "see what is there with `offshoot exec ENV NODE -- ls`",
+            ));
+        }
+        Ok(self.directory.lock().unwrap().clone())
+    }
+
+    async fn changes(&self, environment: &str, other: Option<&str>) -> Result<Changes, Problem> {
+        self.note(format!("changes {environment} {other:?}"));
+        Ok(Changes {
+            with: other.map(str::to_owned),
+            ..self.changes.lock().unwrap().clone()
+        })
+    }
+
+    /// An archive in small pieces.
+    async fn copy_out(
+        &self,
+        environment: &str,
+        node: &str,
+        path: &str,
+    ) -> Result<ByteStream, Problem> {
+        self.note(format!("copy out {environment} {node} {path}"));
+        let archive = self.archive.lock().unwrap().clone();
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            for piece in archive.chunks(2_048) {
+                let piece = Ok(bytes::Bytes::copy_from_slice(piece));
+                if sender.send(piece).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(receiver)
     }
 
     async fn copy_in(&self, _: &str, _: &str, _: &str, _: ByteStream) -> Result<(), Problem> {

@@ -1,10 +1,16 @@
 //! Environments and operations to show.
 
 use offshoot_model::clone::{Memory, MemoryWay, NodeCloneReport, Timing};
+use offshoot_model::disk::{
+    ChangeKind, ChangedBy, Changes, Directory, Disk, DiskChanges, FileChange, FileEntry, FileKind,
+};
 use offshoot_model::domain::{DomainHttps, DomainView};
 use offshoot_model::environment::Health;
 use offshoot_model::environment::PortBinding;
-use offshoot_model::manifest::{Protocol, PublishedPort, Role, Scaling, VolumeClone};
+use offshoot_model::manifest::{
+    Condition, Dependency, ImageSource, Manifest, Mount, Protocol, PublishedPort, Role, Scaling,
+    VolumeClone,
+};
 use offshoot_model::operation::{OperationKind, OperationState, StepRecord, StepState};
 use offshoot_model::view::{EnvironmentView, LayerView, LineageView, NodeView, VolumeView};
 use offshoot_model::{
@@ -283,5 +289,134 @@ pub fn failed() -> Operation {
             .detail("btrfs: No space left on device (os error 28)"),
         ),
         ..operation(OperationKind::Create, "big")
+    }
+}
+
+/// A secret of [`manifest`]: on no page.
+pub const SECRET: &str = "not for screens";
+
+/// The description that [`environment`] might have been made from.
+pub fn manifest() -> Manifest {
+    let visitors: Manifest =
+        serde_json::from_str(include_str!("../../examples/visitors.json")).unwrap();
+    let layers = environment("shop", None).layers.into_iter().map(|view| {
+        let mut layer = visitors.layers[0].clone();
+        layer.name = view.name.parse().unwrap();
+        layer.image = ImageSource::Registry {
+            reference: view.image,
+        };
+        layer.role = view.role;
+        layer.scaling = view.scaling;
+        layer.entry = view.entry;
+        layer.replicas = view.nodes.len().try_into().unwrap();
+        let variables: &[(&str, &str)] = match view.name.as_str() {
+            "app" => &[
+                ("DATABASE_HOST", "mariadb"),
+                ("DATABASE_PASSWORD", SECRET),
+                ("LANG", "C.UTF-8"),
+                ("SESSIONS", "redis:6379"),
+                ("WORKERS", "4"),
+            ],
+            "mariadb" => &[("MARIADB_ROOT_PASSWORD", SECRET)],
+            _ => &[],
+        };
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        layer.environment = variables.iter().map(owned).collect();
+        let needs: &[(&str, Condition)] = match view.name.as_str() {
+            "nginx" => &[("app", Condition::Started)],
+            "app" => &[("mariadb", Condition::Healthy)],
+            _ => &[],
+        };
+        let dependency = |(layer, condition): &(&str, Condition)| Dependency {
+            layer: layer.parse().unwrap(),
+            condition: *condition,
+            required: true,
+        };
+        layer.depends_on = needs.iter().map(dependency).collect();
+        if let Some(check) = layer.healthcheck.as_mut() {
+            check.test = match view.name.as_str() {
+                "mariadb" => vec!["mariadb-admin".into(), "ping".into(), format!("-p{SECRET}")],
+                "redis" => Vec::new(),
+                _ => vec![
+                    "/bin/sh".into(),
+                    "-c".into(),
+                    "wget -qO- http://127.0.0.1/health".into(),
+                ],
+            };
+        }
+        if view.name == "mariadb" {
+            layer.mounts.push(Mount::Volume {
+                volume: "data".parse().unwrap(),
+                target: "/var/lib/mysql".to_owned(),
+                read_only: false,
+            });
+        }
+        layer
+    });
+    Manifest {
+        layers: layers.collect(),
+        ..Manifest::default()
+    }
+}
+
+pub fn directory() -> Directory {
+    let entry = |name: &str, kind, size, target: Option<&str>| FileEntry {
+        name: name.to_owned(),
+        kind,
+        size,
+        mode: 0o644,
+        uid: 0,
+        gid: 33,
+        modified: at("2026-11-28T16:04:11Z"),
+        target: target.map(str::to_owned),
+    };
+    Directory {
+        entries: vec![
+            entry("conf.d", FileKind::Directory, 0, None),
+            entry("nginx.conf", FileKind::File, 648_123, None),
+            entry("modules", FileKind::Link, 0, Some("/usr/lib/nginx/modules")),
+            entry("run.sock", FileKind::Other, 0, None),
+            entry("caf\u{fffd}", FileKind::File, 3, None),
+        ],
+        left_out: 0,
+    }
+}
+
+pub fn changes() -> Changes {
+    let file = |path: &str, kind, by| FileChange {
+        path: path.to_owned(),
+        kind,
+        by: Some(by),
+    };
+    let disk = |disk, files: Vec<FileChange>| DiskChanges {
+        disk,
+        added: files.len() as u64,
+        changed: 0,
+        removed: 0,
+        files,
+        complete: true,
+    };
+    Changes {
+        with: None,
+        cut: Some(at("2026-11-28T16:04:11.223Z")),
+        disks: vec![
+            disk(Disk::Node("nginx-1".to_owned()), Vec::new()),
+            DiskChanges {
+                added: 1_200,
+                changed: 1,
+                complete: false,
+                ..disk(
+                    Disk::Node("app-1".to_owned()),
+                    vec![
+                        file("srv/app/cache/", ChangeKind::Added, ChangedBy::This),
+                        file("srv/app/settings.py", ChangeKind::Changed, ChangedBy::Both),
+                    ],
+                )
+            },
+            disk(
+                Disk::Volume("data".to_owned()),
+                vec![file("ibdata1", ChangeKind::Removed, ChangedBy::Other)],
+            ),
+        ],
     }
 }

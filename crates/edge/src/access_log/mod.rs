@@ -3,7 +3,6 @@
 
 mod combined;
 
-use std::io::{BufWriter, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -14,6 +13,7 @@ use jiff::Timestamp;
 use offshoot_edge_api::{AccessLog as Settings, LogFormat};
 use serde::Serialize;
 
+use crate::lines::Lines;
 use crate::rotating::RotatingFile;
 
 const QUEUE: usize = 8_192;
@@ -124,8 +124,7 @@ impl AccessLog {
 }
 
 fn write(entries: &Receiver<Entry>, file: RotatingFile, format: LogFormat, lost: &AtomicU64) {
-    // larger than any line, so that a line is never split between two files
-    let mut out = BufWriter::with_capacity(256 << 10, file);
+    let mut out = Lines::new(file);
     let mut said = 0;
     while let Ok(first) = entries.recv() {
         let mut next = Some(first);
@@ -136,8 +135,8 @@ fn write(entries: &Receiver<Entry>, file: RotatingFile, format: LogFormat, lost:
                     Some(combined::line(&record).into())
                 }
                 (Entry::Reopen, _) => {
-                    let reopened = out.flush().and_then(|()| out.get_mut().reopen());
-                    if let Err(error) = reopened {
+                    out.write();
+                    if let Err(error) = out.file().reopen() {
                         tracing::warn!(%error, "the access log cannot be opened anew");
                     }
                     None
@@ -145,16 +144,11 @@ fn write(entries: &Receiver<Entry>, file: RotatingFile, format: LogFormat, lost:
             };
             if let Some(mut line) = line {
                 line.push(b'\n');
-                if out.buffer().len() + line.len() > out.capacity() {
-                    let _ = out.flush();
-                }
-                let _ = out.write_all(&line);
+                out.push(&line);
             }
             next = entries.recv_timeout(Duration::from_millis(20)).ok();
         }
-        if let Err(error) = out.flush() {
-            tracing::warn!(%error, "the access log cannot be written");
-        }
+        out.write();
         let now = lost.load(Ordering::Relaxed);
         if now > said {
             tracing::warn!(

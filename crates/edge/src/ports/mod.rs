@@ -100,7 +100,12 @@ fn open(
             let listener = sockets::tcp_listener(listen)?;
             (
                 listener.local_addr()?,
-                tokio::spawn(tcp::serve(listener, Arc::clone(&target), Arc::clone(edge))),
+                tokio::spawn(tcp::serve(
+                    listener,
+                    listen,
+                    Arc::clone(&target),
+                    Arc::clone(edge),
+                )),
             )
         }
         Protocol::Udp => {

@@ -1,15 +1,18 @@
 //! A published TCP port: bytes both ways, each direction closed on its own.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use offshoot_edge_api::Protocol;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 
+use crate::moved::moved;
 use crate::server::Edge;
 use crate::sockets;
 use crate::table::Target;
@@ -17,7 +20,12 @@ use crate::table::Target;
 const BUFFER: usize = 32 << 10;
 
 /// Accepts until aborted; connections that were accepted go on.
-pub(crate) async fn serve(listener: TcpListener, target: Arc<ArcSwap<Target>>, edge: Arc<Edge>) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    listen: SocketAddr,
+    target: Arc<ArcSwap<Target>>,
+    edge: Arc<Edge>,
+) {
     while let Some(place) = edge.place().await {
         match listener.accept().await {
             Ok((mut client, peer)) => {
@@ -40,6 +48,7 @@ pub(crate) async fn serve(listener: TcpListener, target: Arc<ArcSwap<Target>>, e
                     tokio::select! {
                         () = relayed => {}
                         () = target.environment.gone() => {}
+                        () = moved(&edge, |table| table.port_leads(Protocol::Tcp, listen, &target.environment)) => {}
                     }
                 });
             }

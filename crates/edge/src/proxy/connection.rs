@@ -1,8 +1,8 @@
 //! A client's connection: which protocol it speaks, and when it has had its time.
 //!
 //! The proxy library's own accept loop bounds each read but not a whole header, and cannot end a request from
-//! outside. Here each request runs beside a watch that ends it: when its header takes too long, and when the
-//! environment it went to is removed.
+//! outside. Here each request runs beside a watch that ends it: when its header takes too long, when the environment
+//! it went to is removed, and, when it lasts, some time after its route leads elsewhere.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +24,7 @@ use tokio::time::timeout;
 use super::gather::Gather;
 use super::{Http, tls};
 use crate::metrics::Refused;
+use crate::moved::Way;
 use crate::sockets;
 use crate::table::Environment;
 
@@ -64,6 +65,8 @@ enum Stage {
     Received,
     /// It is being answered by an environment.
     Routed(Arc<Environment>),
+    /// The same, by something that lasts.
+    Lasting(Arc<Way>),
 }
 
 /// How a connection came to the edge.
@@ -90,6 +93,11 @@ pub(super) fn header_received() -> Arrival {
 /// Says which environment answers the current request.
 pub(super) fn routed(environment: &Arc<Environment>) {
     let _ = STAGE.try_with(|(stage, _)| stage.send_replace(Stage::Routed(Arc::clone(environment))));
+}
+
+/// Says that the answer to the current request lasts, and where it comes from.
+pub(super) fn lasts(way: Way) {
+    let _ = STAGE.try_with(|(stage, _)| stage.send_replace(Stage::Lasting(Arc::new(way))));
 }
 
 impl Http {
@@ -129,6 +137,8 @@ impl Http {
     async fn serve(&self, mut stream: TcpStream, peer: SocketAddr, scheme: Scheme) {
         let bound = Duration::from_secs(self.edge.config.limits.header_seconds);
         sockets::tune(&stream);
+        let client = Duration::from_secs(self.edge.config.limits.client_seconds);
+        sockets::bound_reading(&stream, client);
         let mut stopping = self.edge.stopping.clone();
         let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
         let begin = async {
@@ -200,6 +210,7 @@ impl Http {
                 let gone = async {
                     match stage {
                         Stage::Routed(environment) => environment.gone().await,
+                        Stage::Lasting(way) => way.ended(&self.edge).await,
                         Stage::Header | Stage::Received => std::future::pending().await,
                     }
                 };

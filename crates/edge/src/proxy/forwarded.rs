@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 use pingora_core::Result;
 use pingora_http::RequestHeader;
 
 use super::connection::Scheme;
+use super::request;
 use crate::clients::within;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -78,7 +79,7 @@ impl Origin {
             request.insert_header(FOR, chain)?;
         }
         request.insert_header(PROTO, self.scheme.name())?;
-        if let Some(host) = request.headers.get(HOST).cloned() {
+        if let Some(host) = request::authority(request) {
             request.insert_header("x-forwarded-host", host)?;
         }
         Ok(())

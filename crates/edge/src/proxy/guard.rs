@@ -13,6 +13,7 @@ use pingora_proxy::Session;
 use super::body::Body;
 use super::connection::{Arrival, Scheme};
 use super::forwarded::Origin;
+use super::grpc;
 use crate::certificates::Certificates;
 use crate::clients::Client;
 use crate::metrics::Refused;
@@ -50,7 +51,12 @@ impl Guard {
             self.origin = Some(Origin::new(peer, arrival.scheme, headers, &config.trust));
         }
         self.arrival = Some(arrival);
-        self.body = Body::new(limits.body_bytes, limits.body_rate, client);
+        // the messages of a gRPC call may be far apart
+        let rate = match grpc::is_call(session) {
+            true => 0,
+            false => limits.body_rate,
+        };
+        self.body = Body::new(limits.body_bytes, rate, client);
         // on a WebSocket the client's frames are its body, and it may be silent for long
         let read = if session.is_upgrade_req() {
             Duration::from_secs(limits.tunnel_seconds)

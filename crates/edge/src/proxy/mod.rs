@@ -4,23 +4,24 @@ mod attempt;
 mod body;
 mod connect;
 mod connection;
+mod context;
 mod forwarded;
 mod gather;
+mod grpc;
 mod guard;
 mod pages;
 mod redirect;
 mod request;
 mod tls;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, REFERER, SET_COOKIE, USER_AGENT};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, REFERER, SET_COOKIE, USER_AGENT};
 use jiff::Timestamp;
 use offshoot_edge_api::Https;
 use pingora_core::protocols::TcpKeepalive;
@@ -31,16 +32,17 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session};
 
 pub(crate) use self::connection::Scheme;
-use self::guard::{Guard, end_unless_continued};
+use self::context::Context;
+use self::guard::end_unless_continued;
 use self::pages::Page;
 use crate::access_log::Record;
-use crate::clients;
 use crate::hosts::Found;
 use crate::metrics::Refused;
-use crate::mirror::{self, Copying};
+use crate::mirror;
+use crate::moved::Way;
 use crate::server::Edge;
-use crate::table::{Answer, Target, Upstream, fresh_key};
-use crate::traffic::{COOKIE, Choice, End, Ended, Facts, Owner, Refusal, Visitor, take_cookie};
+use crate::table::{Answer, fresh_key};
+use crate::traffic::{COOKIE, Facts, Owner, Refusal, take_cookie};
 
 /// How long a connection to an upstream is kept without use. Shorter than what common servers keep (nginx 75 s), so
 /// that it is rarely the other side that closes.
@@ -98,106 +100,17 @@ impl Router {
     }
 }
 
-/// A request on its way.
-pub(crate) struct Context {
-    started: Instant,
-    scheme: Scheme,
-    host: String,
-    /// The client's address.
-    client: Option<IpAddr>,
-    guard: Guard,
-    /// Whose domain was asked for, when an environment answers.
-    owner: Option<Arc<Owner>>,
-    /// Which of the owner's sides answers, and where.
-    side: usize,
-    target: Option<Arc<Target>>,
-    /// Who asks, when visitors are told apart.
-    visitor: Option<Visitor>,
-    /// Whether the upstream answered.
-    own: bool,
-    /// Whether its answer is a WebSocket or an event stream.
-    stream: bool,
-    /// Where in the target's upstreams this request begins.
-    turn: usize,
-    /// Keys of upstreams that this request cannot go to any more.
-    tried: Vec<u64>,
-    /// Whether it went to another side than the chosen one, and whether it was sent a second time: once each.
-    other_side: bool,
-    resent: bool,
-    /// When it is also copied.
-    copy: Option<Box<Copying>>,
-    upstream: Option<Upstream>,
-    /// Whether a kept connection turned out to be dead: the next attempt takes a new one.
-    anew: bool,
-}
-
-impl Context {
-    /// What begins a connection to a node whose owner's policy asks for a PROXY header.
-    fn proxy_header(&self, session: &Session) -> Option<Vec<u8>> {
-        let version = self.owner.as_ref()?.policy.as_ref()?.send_proxy?;
-        let here = session.server_addr().and_then(|address| address.as_inet());
-        let ends = self.guard.client_socket().zip(here.copied());
-        Some(clients::proxy_header(version, ends))
-    }
-
-    /// Who asks, and who answers.
-    fn choose(
-        &mut self,
-        request: &RequestHeader,
-        owner: &Owner,
-        route: &Arc<Target>,
-    ) -> Option<Choice> {
-        let facts = Facts::new(request, self.client);
-        self.visitor = owner.visitor(&facts);
-        owner.choose(&facts, self.visitor.as_ref(), route)
-    }
-
-    /// How it ended.
-    fn ended(&self, session: &Session, error: Option<&Error>) -> Ended {
-        let status = session.response_written().map(|r| r.status.as_u16());
-        Ended {
-            status,
-            own: self.own,
-            end: match error.map(|error| error.esource()) {
-                None => End::Complete,
-                Some(ErrorSource::Downstream) => End::ClientLeft,
-                Some(_) => End::Failed,
-            },
-            stream: self.stream,
-            took: self.started.elapsed(),
-        }
-    }
-}
-
 #[async_trait]
 impl ProxyHttp for Router {
     type CTX = Context;
 
     fn new_ctx(&self) -> Context {
-        Context {
-            started: Instant::now(),
-            scheme: Scheme::Http,
-            host: String::new(),
-            client: None,
-            guard: Guard::new(),
-            owner: None,
-            side: 0,
-            target: None,
-            visitor: None,
-            own: false,
-            stream: false,
-            turn: 0,
-            tried: Vec::new(),
-            other_side: false,
-            resent: false,
-            copy: None,
-            upstream: None,
-            anew: false,
-        }
+        Context::new()
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<()> {
         let config = &self.edge.config;
+        ctx.call = grpc::is_call(session);
         ctx.guard
             .begin(session, connection::header_received(), config);
         ctx.scheme = ctx.guard.scheme();
@@ -262,6 +175,7 @@ impl ProxyHttp for Router {
         let header = session.req_header();
         if let Some(mirror) = &owner.mirror
             && !session.is_upgrade_req()
+            && !ctx.call
             && !wants_events(header)
         {
             ctx.copy = mirror.begin(header, &ctx.host);
@@ -301,7 +215,7 @@ impl ProxyHttp for Router {
         peer.options.connection_timeout = Some(Duration::from_secs(limits.connect_seconds));
         peer.options.total_connection_timeout = peer.options.connection_timeout;
         let upgrade = session.is_upgrade_req();
-        let long = upgrade || wants_events(session.req_header());
+        let long = upgrade || ctx.call || wants_events(session.req_header());
         let read = if long {
             limits.tunnel_seconds
         } else {
@@ -316,7 +230,8 @@ impl ProxyHttp for Router {
             user_timeout: Duration::ZERO,
         });
         let header = ctx.proxy_header(session);
-        let alone = upgrade || header.is_some();
+        let sends = !ctx.call && !session.as_mut().is_body_empty();
+        let alone = upgrade || sends || header.is_some();
         if alone {
             peer.options.custom_l4 = Some(Arc::new(connect::Connect {
                 bound: Duration::from_secs(limits.connect_seconds),
@@ -324,8 +239,13 @@ impl ProxyHttp for Router {
                 patient: upgrade,
             }));
         }
-        if alone || ctx.anew || !session.req_header().method.is_idempotent() {
-            // a request that must not be sent twice never meets a kept connection that its server is just closing
+        let once = !ctx.call && !session.req_header().method.is_idempotent();
+        if ctx.call {
+            grpc::ask_by(&mut peer);
+        }
+        if alone || ctx.anew || once {
+            // a request that must not be sent twice never meets a kept connection that its server is just closing,
+            // except a call: by HTTP/2 the server says whether it has seen it
             peer.group_key = fresh_key();
             peer.options.idle_timeout = Some(Duration::ZERO);
         } else {
@@ -388,6 +308,13 @@ impl ProxyHttp for Router {
         end_unless_continued(session);
         ctx.own = true;
         ctx.stream = response.status == StatusCode::SWITCHING_PROTOCOLS || is_events(response);
+        if (ctx.stream || ctx.call)
+            && let Some(target) = &ctx.target
+        {
+            ctx.lasting = Some(response.status.as_u16());
+            let path = session.req_header().uri.path();
+            connection::lasts(Way::new(&ctx.host, path, &target.environment));
+        }
         ctx.answered(response.status.as_u16());
         if let Some(owner) = &ctx.owner {
             let facts = Facts::new(session.req_header(), ctx.client);
@@ -399,6 +326,16 @@ impl ProxyHttp for Router {
             }
         }
         Ok(())
+    }
+
+    async fn response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        trailers: &mut HeaderMap,
+        ctx: &mut Context,
+    ) -> Result<Option<Bytes>> {
+        ctx.call_status = grpc::status(trailers);
+        Ok(None)
     }
 
     async fn connected_to_upstream(
@@ -428,6 +365,12 @@ impl ProxyHttp for Router {
         ctx: &mut Context,
         mut error: Box<Error>,
     ) -> Box<Error> {
+        if ctx.call && !ctx.anew && *error.etype() == ErrorType::H2Error {
+            // a kept connection that ended before the call was sent
+            ctx.anew = true;
+            error.set_retry(true);
+            return error;
+        }
         ctx.failed("no connection");
         self.edge
             .counters
@@ -448,9 +391,11 @@ impl ProxyHttp for Router {
         reused: bool,
     ) -> Box<Error> {
         let mut error = error.more_context(format!("upstream {peer}"));
-        let again = session.req_header().method.is_idempotent()
-            && !session.as_ref().retry_buffer_truncated();
-        if again {
+        let whole = !session.as_ref().retry_buffer_truncated();
+        let again = whole && session.req_header().method.is_idempotent();
+        if whole && ctx.call && !ctx.anew && grpc::was_not_seen(&error) {
+            ctx.anew = true;
+        } else if again {
             // a kept connection that its server closed before it saw the request
             error.retry.decide_reuse(reused);
             ctx.anew = true;
@@ -478,7 +423,9 @@ impl ProxyHttp for Router {
         if let Some(owner) = ctx.owner.as_ref().filter(|_| error_code == 413) {
             owner.refused();
         }
-        if let Some(page) = page {
+        if ctx.call && ctx.own && *error.esource() == ErrorSource::Upstream {
+            grpc::break_off(session, error).await;
+        } else if let Some(page) = page {
             // after the answer has begun there is no other, and the connection is closed
             pages::send_last(session, page).await;
         }
@@ -497,6 +444,7 @@ impl ProxyHttp for Router {
         if let Some(copy) = ctx.copy.take() {
             copy.ended(error.is_none() && ctx.own);
         }
+        ctx.lasting = None;
         if let Some(owner) = &ctx.owner {
             owner.ended(ctx.side, &ctx.ended(session, error));
         }
@@ -532,9 +480,7 @@ impl ProxyHttp for Router {
                 _ => text,
             }),
             agent: field(USER_AGENT),
-            status: session
-                .response_written()
-                .map_or(0, |response| response.status.as_u16()),
+            status: ctx.status(session).unwrap_or(0),
             bytes: session.body_bytes_sent(),
             duration_ms: ctx.started.elapsed().as_secs_f64() * 1e3,
             environment: ctx

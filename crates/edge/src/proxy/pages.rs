@@ -10,6 +10,7 @@ use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
+use super::grpc;
 use super::guard::end_unless_continued;
 
 /// Seconds after which a client may try again: nodes start within a few.
@@ -87,7 +88,7 @@ impl<'a> Page<'a> {
         }
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         match self {
             Self::UnknownHost(host) => {
                 format!(
@@ -157,10 +158,18 @@ impl<'a> Page<'a> {
 /// Answers with a page; the connection can be used again.
 pub(super) async fn send(session: &mut Session, page: Page<'_>) -> Result<()> {
     end_unless_continued(session);
+    if grpc::is_call(session) && !matches!(page, Page::Moved { .. } | Page::Text(_)) {
+        return grpc::send(session, &page);
+    }
     let text = page.text();
     let header = Box::new(page.header(text.len())?);
     if session.req_header().method == Method::HEAD {
-        return session.write_response_header(header, true).await;
+        session.write_response_header(header, true).await?;
+        return match session.is_http2() {
+            // there the end is a part of the body's
+            true => session.write_response_body(Some(Bytes::new()), true).await,
+            false => Ok(()),
+        };
     }
     session.write_response_header(header, false).await?;
     session

@@ -5,7 +5,7 @@
 //! differently, which is how requests are smuggled (RFC 9112, 6.1 and 11.2).
 
 use http::Version;
-use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
 use offshoot_edge_api::normal_host;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::RequestHeader;
@@ -51,6 +51,12 @@ fn names(raw: &[u8], name: &[u8]) -> bool {
             .next()
             .is_some_and(|found| found.trim_ascii().eq_ignore_ascii_case(name))
     })
+}
+
+/// The host that a request names, as the client wrote it: by HTTP/2 that may be in the target only.
+pub(super) fn authority(request: &RequestHeader) -> Option<HeaderValue> {
+    let host = request.headers.get(HOST).cloned();
+    host.or_else(|| HeaderValue::from_str(request.uri.authority()?.as_str()).ok())
 }
 
 /// The host name that a request is for, in its normal form.

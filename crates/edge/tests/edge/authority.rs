@@ -13,7 +13,8 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{
-    AlertDescription, ClientConfig, Error as TlsError, RootCertStore, SupportedProtocolVersion,
+    AlertDescription, ClientConfig, ClientConnection, Error as TlsError, RootCertStore,
+    SupportedProtocolVersion,
 };
 
 use crate::kit::{self, Answer, Http1, Http2, SOON, empty, get};
@@ -70,6 +71,15 @@ impl Authority {
         self.handshake(stream, name, how).await
     }
 
+    /// A client's first message.
+    pub(crate) fn hello(&self, name: &str) -> Vec<u8> {
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let client = ClientConnection::new(Arc::new(self.config(HTTP1)), name);
+        let mut hello = Vec::new();
+        client.unwrap().write_tls(&mut hello).unwrap();
+        hello
+    }
+
     /// On a connection that is there.
     pub(crate) async fn handshake(
         &self,
@@ -77,6 +87,12 @@ impl Authority {
         name: &str,
         how: Client,
     ) -> std::io::Result<TlsStream<TcpStream>> {
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let handshake = TlsConnector::from(Arc::new(self.config(how))).connect(name, stream);
+        tokio::time::timeout(SOON, handshake).await.unwrap()
+    }
+
+    fn config(&self, how: Client) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.root.clone()).unwrap();
         let mut config =
@@ -91,9 +107,7 @@ impl Authority {
             .map(|name| name.as_bytes().to_vec())
             .collect();
         config.enable_sni = how.sni;
-        let name = ServerName::try_from(name.to_owned()).unwrap();
-        let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
-        tokio::time::timeout(SOON, handshake).await.unwrap()
+        config
     }
 
     pub(crate) async fn http1(&self, address: SocketAddr, host: &str) -> Http1 {

@@ -177,6 +177,13 @@ async fn a_damaged_file_changes_nothing() {
     edge.ensure();
     assert_eq!(edge.status.version, 7);
     assert!(edge.status.last_error.is_some());
+    // and when the file is gone
+    std::fs::remove_file(&edge.config.routes).unwrap();
+    let error = edge.control().reload().unwrap_err();
+    assert!(error.to_string().contains("is gone"), "{error}");
+    stop(&edge.config).unwrap();
+    edge.ensure();
+    assert_eq!(edge.status.version, 7);
     assert_eq!(ask(edge.http(), get("a.localhost", "/")).await.text(), "a");
     edge.serve(&routes(8, vec![route("b.localhost", A, &[a.address])]));
     assert_eq!(edge.control().status().unwrap().last_error, None);

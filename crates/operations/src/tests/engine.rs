@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -10,6 +11,7 @@ use offshoot_engine::{
     Begin, Beside, ByteStream, CutOrder, CutOutcome, Engine, ExecOutput, ExecSession, Exposed,
     Exposure, Gate, LogQuery, NodeStatus, Reach, ReadyImage, RefusedPort,
 };
+use offshoot_model::disk::{Directory, DiskChanges};
 use offshoot_model::environment::{Health, PortBinding};
 use offshoot_model::manifest::ImageConfig;
 use offshoot_model::traffic::Policy;
@@ -91,6 +93,8 @@ pub(super) struct Pretend {
     /// Told when a call hangs.
     pub(super) hangs: Notify,
     go: Notify,
+    /// Told when the edge ends.
+    pub(super) edge_ends: Notify,
 }
 
 impl Pretend {
@@ -463,6 +467,12 @@ impl Engine for Pretend {
         self.call("entrance", |_| ()).await
     }
 
+    async fn entrance_ended(&self, within: Duration) -> bool {
+        tokio::time::timeout(within, self.edge_ends.notified())
+            .await
+            .is_ok()
+    }
+
     async fn choose_ports(&self, ports: Vec<PortBinding>) -> Result<Vec<PortBinding>, Problem> {
         Ok(ports)
     }
@@ -511,6 +521,19 @@ impl Engine for Pretend {
         };
         let _ = sender.send(line).await;
         Ok(lines)
+    }
+
+    async fn list(&self, _: &Environment, _: &Node, _: &str) -> Result<Directory, Problem> {
+        unused()
+    }
+
+    async fn changes(
+        &self,
+        _: &Environment,
+        _: Option<&Environment>,
+        _: Option<Timestamp>,
+    ) -> Result<Vec<DiskChanges>, Problem> {
+        unused()
     }
 
     async fn copy_out(&self, _: &Environment, _: &Node, _: &str) -> Result<ByteStream, Problem> {

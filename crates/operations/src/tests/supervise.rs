@@ -183,6 +183,37 @@ async fn edge_and_networks_are_mended_every_five_seconds_also_when_one_cannot_be
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_edge_that_ends_is_told_everything_at_once_but_not_without_pause() {
+    let looked = looked_after(RestartPolicy::No).await;
+    let engine = &looked.world.engine;
+    sleep(SECOND).await;
+    engine.calls();
+    let began = Instant::now();
+    for _ in 0..4 {
+        engine.edge_ends.notify_one();
+        sleep(SECOND / 10).await;
+    }
+    sleep(SECOND).await;
+    let calls = std::mem::take(&mut engine.host().calls);
+    let told: Vec<_> = calls.iter().filter(|(_, call)| call == "expose").collect();
+    assert!((2..=4).contains(&told.len()), "{calls:?}");
+    assert_eq!(told[0].0, began, "at once");
+    assert!(
+        told.windows(2).all(|two| two[1].0 - two[0].0 >= SECOND / 2),
+        "{calls:?}"
+    );
+
+    // What could not be told is told until it is.
+    engine.fail("expose");
+    engine.edge_ends.notify_one();
+    sleep(7 * SECOND).await;
+    engine.go_on();
+    engine.calls();
+    sleep(6 * SECOND).await;
+    assert!(engine.calls().contains(&"expose".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_removed_while_others_were_mended_stays_removed() {
     let looked = looked_after(RestartPolicy::No).await;
     let world = &looked.world;

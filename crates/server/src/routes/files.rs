@@ -35,7 +35,7 @@ const DISCARD_TIME: Duration = Duration::from_secs(2);
 #[into_params(parameter_in = Query)]
 pub(super) struct FilesQuery {
     /// Absolute path inside the node.
-    path: String,
+    pub(super) path: String,
 }
 
 /// A file or directory of a node as a tar archive. A stream that breaks off is no complete archive: the connection

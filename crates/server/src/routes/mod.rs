@@ -1,6 +1,7 @@
 //! The paths of the API.
 
 mod certificates;
+mod disks;
 mod domains;
 mod environments;
 mod events;
@@ -165,6 +166,8 @@ fn api_router() -> OpenApiRouter<Api> {
         .routes(routes!(traffic::back))
         .routes(routes!(traffic::ramp))
         .routes(routes!(traffic::promote))
+        .routes(routes!(disks::changes))
+        .routes(routes!(disks::list))
         .routes(routes!(logs::follow))
         .routes(routes!(exec::run))
         .routes(routes!(operations::list))

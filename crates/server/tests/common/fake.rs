@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use offshoot_model::certificate::CertificatesView;
+use offshoot_model::disk::{Changes, Directory};
 use offshoot_model::domain::DomainView;
 use offshoot_model::operation::{OperationKind, OperationState};
 use offshoot_model::traffic::view::TrafficView;
@@ -397,6 +398,23 @@ impl Platform for Fake {
             .unwrap()
             .take()
             .unwrap_or_else(|| mpsc::channel(1).1))
+    }
+
+    async fn list(&self, environment: &str, node: &str, path: &str) -> Result<Directory, Problem> {
+        self.note(format!("list {environment} {node} {path}"))?;
+        Ok(Directory {
+            entries: Vec::new(),
+            left_out: 3,
+        })
+    }
+
+    async fn changes(&self, environment: &str, other: Option<&str>) -> Result<Changes, Problem> {
+        self.note(format!("changes {environment} {other:?}"))?;
+        Ok(Changes {
+            with: other.map(str::to_owned),
+            cut: None,
+            disks: Vec::new(),
+        })
     }
 
     async fn copy_out(

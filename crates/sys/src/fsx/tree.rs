@@ -17,7 +17,7 @@ use super::replace_file;
 /// Directories open at once on the way down; deeper ones are handled from the top again.
 const OPEN_DIRS: usize = 64;
 /// Deepest tree that is copied or measured.
-const DEPTH_MAX: usize = 512;
+pub(super) const DEPTH_MAX: usize = 512;
 /// Longest extended attribute list or value the kernel hands out (`XATTR_SIZE_MAX`).
 const XATTR_MAX: usize = 65_536;
 
@@ -266,7 +266,7 @@ pub fn disk_usage(dir: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 /// Names and types in a directory, without `.` and `..`.
-fn entries(dir: BorrowedFd<'_>) -> io::Result<Vec<(OsString, FileType)>> {
+pub(super) fn entries(dir: BorrowedFd<'_>) -> io::Result<Vec<(OsString, FileType)>> {
     let mut found = Vec::new();
     // A descriptor of its own: the position of a shared one would move.
     let own = rustix::fs::openat(
@@ -286,7 +286,7 @@ fn entries(dir: BorrowedFd<'_>) -> io::Result<Vec<(OsString, FileType)>> {
 }
 
 /// A directory of `parent` itself: no link, no mount point.
-fn open_below(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+pub(super) fn open_below(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat2(
         parent,
         name,
