@@ -19,9 +19,7 @@ async fn site() -> Site {
 /// With a policy of the shop's that has everything, and certificates.
 async fn busy_site() -> Site {
     let site = site().await;
-    let mut traffic = site.fake.traffic.lock().unwrap();
-    traffic.insert("shop".to_owned(), split());
-    drop(traffic);
+    site.fake.put_traffic("shop", split());
     *site.fake.certificates.lock().unwrap() = certificates();
     site
 }
@@ -62,7 +60,7 @@ async fn without_a_policy_an_environment_answers_all() {
     );
     for absent in [
         "Bring back",
-        "Goal:",
+        "<h2>Goals",
         "<h2>Checks",
         "<h2>Copies",
         "Swap back",
@@ -94,10 +92,10 @@ async fn sides_goals_checks_and_copies_are_shown() {
             "1.3 s",
             "header:x-country=AT,CH &#38; path:/new → upgrade",
             // goals, with how sure they are
-            "Goal: paid",
+            "<h3>paid <small>bars end at 11 %",
             "480 of 8\u{202f}000",
             "upgrade is better: 99.9 %",
-            "Goal: searched",
+            "<h3>searched ",
             "not sure yet",
             "<rect class=\"within\"",
             // checks
@@ -106,8 +104,9 @@ async fn sides_goals_checks_and_copies_are_shown() {
             "connection refused",
             "Bring back",
             // copies
-            "12 % of the requests to pr-1284",
+            "12.5 % of the requests are copied to pr-1284",
             "10\u{202f}031",
+            "99.66 % the same",
             "body (5120 and 5131 bytes)",
             // certificates
             "own authority",
@@ -420,9 +419,7 @@ async fn hostile_texts_are_text() {
         text = text.replace(name, hostile);
     }
     let view: TrafficView = serde_json::from_str(&text).unwrap();
-    let mut traffic = site.fake.traffic.lock().unwrap();
-    traffic.insert(HOSTILE.to_owned(), view);
-    drop(traffic);
+    site.fake.put_traffic(HOSTILE, view);
     let mut shown = certificates();
     HOSTILE.clone_into(&mut shown.certificates[0].issuer);
     *site.fake.certificates.lock().unwrap() = shown;

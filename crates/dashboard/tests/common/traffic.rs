@@ -22,6 +22,11 @@ fn at(text: &str) -> jiff::Timestamp {
 pub const TAKEN: &str = "taken.example.com";
 
 impl Fake {
+    /// From now on this is what an environment's policy is and what was counted.
+    pub fn put_traffic(&self, name: &str, view: TrafficView) {
+        self.traffic.lock().unwrap().insert(name.to_owned(), view);
+    }
+
     pub fn traffic_of(&self, name: &str) -> TrafficView {
         let known = self.traffic.lock().unwrap().get(name).cloned();
         known.unwrap_or_else(|| TrafficView {
@@ -90,7 +95,7 @@ impl Fake {
                 self.note(format!("traffic set {name} {text}"));
                 let mut view = self.traffic_of(name);
                 view.policy = policy.clone();
-                self.traffic.lock().unwrap().insert(name.clone(), view);
+                self.put_traffic(name, view);
                 done(OperationKind::TrafficSet, name)
             }
             Request::TrafficRamp(name, request) => {
@@ -149,8 +154,7 @@ impl Fake {
         {
             health.takes = health.up;
         }
-        let mut traffic = self.traffic.lock().unwrap();
-        traffic.insert(name.to_owned(), view.clone());
+        self.put_traffic(name, view.clone());
         view
     }
 }

@@ -11,9 +11,7 @@ use crate::{fake, pictures};
 /// With a policy of the shop's that has everything.
 async fn busy() -> Option<Browser> {
     let browser = start(fake()).await?;
-    let mut traffic = browser.fake.traffic.lock().unwrap();
-    traffic.insert("shop".to_owned(), split());
-    drop(traffic);
+    browser.fake.put_traffic("shop", split());
     *browser.fake.certificates.lock().unwrap() = certificates();
     Some(browser)
 }
@@ -83,9 +81,7 @@ async fn figures_change_by_themselves_and_a_side_is_brought_back() {
     browser.see(".verdict", "not sure yet").await;
     let mut view = split();
     view.sides[0].requests = 90_001;
-    let mut traffic = browser.fake.traffic.lock().unwrap();
-    traffic.insert("shop".to_owned(), view);
-    drop(traffic);
+    browser.fake.put_traffic("shop", view);
     let news = sample::operation(OperationKind::TrafficSet, "shop");
     browser.fake.news.send(news).unwrap();
     browser.see("td", "90\u{202f}001").await;
@@ -207,6 +203,7 @@ async fn pages_of_traffic_have_their_pictures() {
     browser.go("/environments/shop/traffic").await;
     // All of it, for looking at.
     browser.size(1280, 2400).await;
+    browser.system_colours("light").await;
     browser.picture("traffic-whole-light").await;
     browser.system_colours("dark").await;
     browser.picture("traffic-whole-dark").await;

@@ -242,16 +242,20 @@ fn verdict(name: &str, first: &str, beside: Option<Difference>) -> Verdict {
         None => ("not sure yet".to_owned(), "off"),
     };
     let points = |share: f64| format!("{:+.1}", share * 100.0);
+    let mut difference = format!(
+        "{} points, within {} to {}",
+        points(by.difference),
+        points(by.low),
+        points(by.high)
+    );
+    if by.sure().is_none() {
+        let probability = probability(by.higher);
+        difference.push_str(&format!("; better with a probability of {probability}"));
+    }
     Verdict {
         sentence,
         mood,
-        difference: format!(
-            "{} points, within {} to {}; better with a probability of {}",
-            points(by.difference),
-            points(by.low),
-            points(by.high),
-            probability(by.higher)
-        ),
+        difference,
     }
 }
 
@@ -349,7 +353,8 @@ fn count(number: u64) -> String {
 /// A share of 1 as a percentage.
 pub(super) fn percent(share: f64) -> String {
     let percent = share * 100.0;
-    if percent > 0.0 && percent < 0.95 {
+    if percent > 0.0 && percent < 0.95 || percent > 99.0 && percent < 100.0 {
+        // What is not none, or not all, does not look as if it were.
         format!("{percent:.2} %")
     } else if percent > 0.0 && percent < 9.95 {
         format!("{percent:.1} %")
@@ -378,7 +383,12 @@ mod tests {
         );
         let open = verdict("next", "shop", difference((60, 900), (480, 8_000)));
         assert_eq!(open.sentence, "not sure yet");
-        assert!(open.difference.contains("+0.7 points"), "{open:?}");
+        assert!(open.difference.starts_with("+0.7 points"), "{open:?}");
+        assert!(
+            open.difference.contains("with a probability of"),
+            "{open:?}"
+        );
+        assert!(!clear.difference.contains("probability"), "{clear:?}");
         assert_eq!(verdict("next", "shop", None).difference, "");
     }
 
@@ -390,6 +400,7 @@ mod tests {
         assert_eq!(percent(0.0), "0 %");
         assert_eq!(percent(0.001_25), "0.12 %");
         assert_eq!(percent(0.065), "6.5 %");
+        assert_eq!(percent(0.996_6), "99.66 %");
         assert_eq!(percent(0.9), "90 %");
         assert_eq!(milliseconds(4.2), "4.2 ms");
     }

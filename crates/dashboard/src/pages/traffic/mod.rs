@@ -149,8 +149,11 @@ async fn draw(context: &Context, environment: &str) -> Result<Part, Failure> {
         }),
         changes: figures::changes(&view.changes, now),
         mirror_of: view.policy.mirror.as_ref().map(|mirror| {
-            let share = figures::percent(f64::from(mirror.permille) / 1_000.0);
-            format!("{share} of the requests to {}", mirror.environment)
+            let share = f64::from(mirror.permille) / 10.0;
+            format!(
+                "{share} % of the requests are copied to {}",
+                mirror.environment
+            )
         }),
         mirror: view
             .mirror
