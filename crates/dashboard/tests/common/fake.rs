@@ -222,7 +222,7 @@ impl Platform for Fake {
                         way: MemoryWay::Tracked,
                         why: None,
                     }),
-                    memory_bytes: (rung == Rung::Live).then(|| node.memory_bytes).flatten(),
+                    memory_bytes: (rung == Rung::Live).then_some(node.memory_bytes).flatten(),
                 }
             })
         });
