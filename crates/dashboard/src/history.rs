@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use offshoot_model::EnvId;
 use offshoot_model::view::EnvironmentView;
 use offshoot_operations::SharedPlatform;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 /// Time between two looks.
@@ -160,7 +160,8 @@ impl History {
 
 /// Looks from time to time until `stop`.
 pub(crate) async fn keep(history: Arc<History>, platform: SharedPlatform, stop: CancellationToken) {
-    let mut looks = interval(LOOK);
+    // processor time is told from the second look on, so the first may wait as well
+    let mut looks = interval_at(tokio::time::Instant::now() + LOOK, LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
