@@ -72,17 +72,14 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Itself and its workers.
+    /// Itself, and then its workers: whoever ends the workers first gets new ones.
     pub(super) fn processes(&self) -> Vec<u32> {
         let main = self.process.id();
         let children = fs::read_to_string(format!("/proc/{main}/task/{main}/children"));
         let children = children.unwrap_or_default();
-        let mut all: Vec<_> = children
-            .split_whitespace()
-            .filter_map(|id| id.parse().ok())
-            .collect();
-        all.push(main);
-        all
+        let children = children.split_whitespace();
+        let children = children.filter_map(|id| id.parse().ok());
+        [main].into_iter().chain(children).collect()
     }
 
     /// Processor time so far.
