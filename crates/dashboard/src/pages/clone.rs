@@ -11,7 +11,7 @@ use offshoot_operations::Request as Change;
 use serde::Deserialize;
 
 use super::change::to;
-use super::find;
+use super::{custom_domains, find};
 use crate::Web;
 use crate::answer::{Failure, Form, html};
 use crate::context::{Context, Shell};
@@ -245,17 +245,8 @@ async fn show(
         options_open: !matches!(choice.rung.as_str(), "" | "auto") || !choice.max_freeze.is_empty(),
         max_freeze: choice.max_freeze,
         plan: plan.map(|mut plan| {
-            if parent
-                .domains
-                .iter()
-                .any(|domain| domain.redirect.is_none())
-            {
-                let domains: Vec<_> = parent
-                    .domains
-                    .iter()
-                    .filter(|domain| domain.redirect.is_none())
-                    .map(|domain| domain.domain().to_string())
-                    .collect();
+            let domains = custom_domains(&parent);
+            if !domains.is_empty() {
                 plan.not_carried
                     .push(format!("custom domains: {}", domains.join(", ")));
             }

@@ -11,7 +11,7 @@ use offshoot_model::view::{EnvironmentView, LayerView, NodeView};
 use offshoot_model::{Code, EnvironmentState, NodeState};
 
 use super::operations::Line;
-use super::{Mark, environment_mark, family, health, node_mark, topology};
+use super::{Mark, custom_domains, environment_mark, family, health, node_mark, settled, topology};
 use crate::answer::{Failure, html};
 use crate::context::{Context, Shell};
 use crate::format::{When, bare_address, bytes, encode, percent, web_address};
@@ -173,20 +173,12 @@ async fn draw(
     Ok(Part {
         id: environment.id.to_string(),
         mark: environment_mark(environment),
-        settled: matches!(
-            environment.state,
-            EnvironmentState::Running | EnvironmentState::Stopped
-        ),
+        settled: settled(environment),
         runs: environment.state == EnvironmentState::Running,
         operation: environment.operation.map(|id| id.to_string()),
         url: url.map(str::to_owned),
         address: url.map(|url| bare_address(url).to_owned()),
-        domains: environment
-            .domains
-            .iter()
-            .filter(|domain| domain.redirect.is_none())
-            .map(|domain| domain.domain().to_string())
-            .collect(),
+        domains: custom_domains(environment),
         parent,
         topology: topology::picture(environment, manifest)?,
         family: family::tree(environment, all, &operations, now)?,

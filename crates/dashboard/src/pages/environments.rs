@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use offshoot_model::view::{EnvironmentView, PoolView};
 use offshoot_model::{EnvironmentState, NodeState};
 
-use super::{Mark, environment_mark, node_mark};
+use super::{Mark, custom_domains, environment_mark, node_mark, settled};
 use crate::Web;
 use crate::answer::Failure;
 use crate::context::{Context, Shell};
@@ -232,21 +232,13 @@ fn row(context: &Context, placed: &Placed<'_>, now: Timestamp) -> Row {
             .map(|parent| parent.name.clone()),
         url: url.map(str::to_owned),
         address: url.map(|url| bare_address(url).to_owned()),
-        domains: environment
-            .domains
-            .iter()
-            .filter(|domain| domain.redirect.is_none())
-            .map(|domain| domain.domain().to_string())
-            .collect(),
+        domains: custom_domains(environment),
         layers: layers.collect(),
         memory: usage.memory.map_or_else(missing, bytes),
         cpu: usage.cpu.map_or_else(missing, percent),
         disk: usage.disk.map_or_else(missing, bytes),
         created: When::new(environment.created, now),
-        settled: matches!(
-            environment.state,
-            EnvironmentState::Running | EnvironmentState::Stopped
-        ),
+        settled: settled(environment),
         runs: environment.state == EnvironmentState::Running,
         name: environment.name.clone(),
     }

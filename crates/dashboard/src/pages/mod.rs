@@ -135,6 +135,23 @@ const fn mark(word: &'static str, mood: &'static str) -> Mark {
     Mark { word, mood }
 }
 
+/// Custom domains that lead to an environment, without former names that lead elsewhere.
+fn custom_domains(environment: &EnvironmentView) -> Vec<String> {
+    let domains = environment.domains.iter();
+    domains
+        .filter(|domain| domain.redirect.is_none())
+        .map(|domain| domain.domain().to_string())
+        .collect()
+}
+
+/// Whether an environment can be asked for a change now.
+fn settled(environment: &EnvironmentView) -> bool {
+    matches!(
+        environment.state,
+        EnvironmentState::Running | EnvironmentState::Stopped
+    )
+}
+
 fn environment_mark(environment: &EnvironmentView) -> Mark {
     match environment.state {
         EnvironmentState::Creating => mark("creating", "busy"),

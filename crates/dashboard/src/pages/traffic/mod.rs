@@ -16,11 +16,11 @@ use offshoot_model::quantity::parse_duration_ms;
 use offshoot_model::traffic::view::TrafficView;
 use offshoot_model::traffic::{Back, Field, Rule, Sticky, When as Condition};
 use offshoot_model::view::EnvironmentView;
-use offshoot_model::{Code, EnvironmentState, Fault, Problem};
+use offshoot_model::{Code, Fault, Problem};
 use std::sync::Arc;
 
 use super::change::Nothing;
-use super::{Mark, environment_mark, find};
+use super::{Mark, environment_mark, find, settled};
 use crate::Web;
 use crate::answer::{Failure, Form, html};
 use crate::context::{Context, Shell};
@@ -163,14 +163,6 @@ async fn draw(context: &Context, environment: &str) -> Result<Part, Failure> {
         name: found.name,
         href,
     })
-}
-
-/// Whether an environment can be asked for a change now.
-fn settled(environment: &EnvironmentView) -> bool {
-    matches!(
-        environment.state,
-        EnvironmentState::Running | EnvironmentState::Stopped
-    )
 }
 
 /// Names of all other environments that people can reach: the parent first, then its clones, then the rest.

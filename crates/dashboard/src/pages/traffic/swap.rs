@@ -14,7 +14,7 @@ use crate::answer::{Failure, Form, html};
 use crate::context::{Context, Shell};
 use crate::format::{bare_address, encode};
 use crate::pages::change::to;
-use crate::pages::find;
+use crate::pages::{custom_domains, find};
 
 /// Operations that are searched for the last exchange.
 const LOOK_BACK: usize = 200;
@@ -207,8 +207,7 @@ pub(super) async fn last(
     let all = platform.environments().await?;
     let has = |name: &String| {
         let found = all.iter().find(|one| one.name == *name)?;
-        let domains = found.domains.iter().filter(|view| view.redirect.is_none());
-        let mut domains: Vec<_> = domains.map(|view| view.domain().to_string()).collect();
+        let mut domains = custom_domains(found);
         domains.sort_unstable();
         Some(domains)
     };

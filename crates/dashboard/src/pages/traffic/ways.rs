@@ -163,6 +163,27 @@ async fn way(
     })
 }
 
+/// Begins what was asked for, or shows the form again with what is wrong.
+async fn begin(
+    context: &Context,
+    environment: &str,
+    choice: Choice,
+    change: Result<Change, Problem>,
+    show: fn(&Context, WayForm) -> Result<Response, Failure>,
+) -> Result<Response, Failure> {
+    let begun = match change {
+        Ok(change) => crate::pages::submit(&context.web, change).await,
+        Err(problem) => Err(problem.into()),
+    };
+    match begun {
+        Ok(operation) => Ok(to(&operation)),
+        Err(failure) => {
+            let form = way(context, environment, choice, Some(failure.problem)).await?;
+            show(context, form)
+        }
+    }
+}
+
 fn show_ramp(context: &Context, form: WayForm) -> Result<Response, Failure> {
     if context.wants_part() {
         return html(&RampPart { form });
@@ -200,20 +221,9 @@ pub(in crate::pages) async fn ramp(
     Path(environment): Path<String>,
     Form(choice): Form<Choice>,
 ) -> Result<Response, Failure> {
-    let begun = match choice.ramp() {
-        Ok(request) => {
-            let change = Change::TrafficRamp(environment.clone(), request);
-            crate::pages::submit(&context.web, change).await
-        }
-        Err(problem) => Err(problem.into()),
-    };
-    match begun {
-        Ok(operation) => Ok(to(&operation)),
-        Err(failure) => {
-            let form = way(&context, &environment, choice, Some(failure.problem)).await?;
-            show_ramp(&context, form)
-        }
-    }
+    let request = choice.ramp();
+    let change = request.map(|request| Change::TrafficRamp(environment.clone(), request));
+    begin(&context, &environment, choice, change, show_ramp).await
 }
 
 pub(in crate::pages) async fn promote_form(
@@ -230,18 +240,7 @@ pub(in crate::pages) async fn promote(
     Path(environment): Path<String>,
     Form(choice): Form<Choice>,
 ) -> Result<Response, Failure> {
-    let begun = match choice.promote() {
-        Ok(request) => {
-            let change = Change::Promote(environment.clone(), request);
-            crate::pages::submit(&context.web, change).await
-        }
-        Err(problem) => Err(problem.into()),
-    };
-    match begun {
-        Ok(operation) => Ok(to(&operation)),
-        Err(failure) => {
-            let form = way(&context, &environment, choice, Some(failure.problem)).await?;
-            show_promote(&context, form)
-        }
-    }
+    let request = choice.promote();
+    let change = request.map(|request| Change::Promote(environment.clone(), request));
+    begin(&context, &environment, choice, change, show_promote).await
 }
