@@ -18,4 +18,5 @@ pub mod passing;
 pub mod preload;
 pub mod process;
 pub mod sock_diag;
+pub mod threads;
 pub mod uffd;

@@ -130,8 +130,6 @@ const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01_u32 as libc::Ioctl;
 const API: u64 = 0xaa;
 /// Bytes of a `struct uffd_msg`.
 const MESSAGE: usize = 32;
-/// Messages read at a time.
-const MESSAGES: usize = 32;
 
 /// A userfaultfd of some process: it acts on the memory of the one that made it, whoever holds it.
 ///
@@ -209,18 +207,17 @@ impl Userfaultfd {
         check(unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_WRITEPROTECT, &raw mut protect) })
     }
 
-    /// Reads what happened, without waiting; at most a few dozen events at a time, in their order. Empty: nothing.
+    /// Reads the next thing that happened, without waiting. `None`: nothing.
     ///
     /// # Errors
     /// Of read(2).
-    pub fn events(&self) -> io::Result<Vec<Event>> {
-        let mut buffer = [0; MESSAGE * MESSAGES];
-        let read = match rustix::io::read(&self.0, &mut buffer) {
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(Vec::new()),
+    pub fn event(&self) -> io::Result<Option<Event>> {
+        let mut buffer = [0; MESSAGE];
+        match rustix::io::read(&self.0, &mut buffer) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(None),
             other => other?,
         };
-        let messages = buffer.get(..read).unwrap_or_default();
-        messages.chunks_exact(MESSAGE).map(understand).collect()
+        understand(&buffer).map(Some)
     }
 
     /// Fills missing pages at `address` with `bytes`, whole pages, and wakes those that wait for them.

@@ -6,6 +6,7 @@
 //!
 //! - Only changes that were under way at the same time come in a wrong order (`Userfaultfd::is_changing`). They are a *group*.
 //! - mremap(2) puts memory where nothing is. So whatever left a place comes before what arrives there.
+//! - What is read after an event while whose reading no other change was under way happened after it ([`super::alone`]).
 //! - A thread knows that memory has arrived somewhere when its call returns, after its event was read. So whoever moves, unmaps or wipes
 //!   it after that is read after that.
 //! - What is watched after all changes of the group is what is watched now. Memory can also grow over free addresses, of which there is no
@@ -40,6 +41,14 @@ pub(crate) enum Change {
     Removed(Range<u64>),
     /// The child of this number, in the order read.
     Forked(usize),
+}
+
+/// A change whose event was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Heard {
+    pub(crate) change: Change,
+    /// No other change of this memory was under way when it was read: what is read later happened later ([`super::alone`]).
+    pub(crate) alone: bool,
 }
 
 /// What there is at an address.
@@ -82,7 +91,7 @@ pub(crate) struct Settled {
 /// When their order cannot be known; `EAGAIN` when changes are under way again, and others of [`Look`]. The table is as it was then.
 pub(crate) fn settle(
     table: &mut Table,
-    changes: &[Change],
+    changes: &[Heard],
     look: &impl Look,
 ) -> io::Result<Settled> {
     let steps = steps(changes);
@@ -132,6 +141,8 @@ struct Step {
     unmaps: bool,
     /// When its event was read.
     read: usize,
+    /// As [`Heard::alone`].
+    alone: bool,
 }
 
 impl Step {
@@ -159,13 +170,15 @@ impl Step {
     fn precedes(&self, later: &Self) -> bool {
         use Change::{Forked, Removed};
         self.read < later.read
-            && (matches!(
-                (&self.change, &later.change),
-                (Removed(_), Forked(_)) | (Forked(_), Removed(_))
-            ) || later.told().is_some_and(|told| {
-                self.ranges()
-                    .any(|range| range.start < told.end && told.start < range.end)
-            }))
+            && (self.alone
+                || matches!(
+                    (&self.change, &later.change),
+                    (Removed(_), Forked(_)) | (Forked(_), Removed(_))
+                )
+                || later.told().is_some_and(|told| {
+                    self.ranges()
+                        .any(|range| range.start < told.end && told.start < range.end)
+                }))
     }
 }
 
@@ -173,9 +186,9 @@ fn target(from: &Range<u64>, to: u64) -> Range<u64> {
     to..to.saturating_add(from.end - from.start)
 }
 
-fn steps(changes: &[Change]) -> Vec<Step> {
+fn steps(changes: &[Heard]) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
-    for (read, change) in changes.iter().enumerate() {
+    for (read, Heard { change, alone }) in changes.iter().enumerate() {
         if let Change::Unmapped(range) = change
             && let Some(moved) = steps.iter_mut().find(|step| {
                 !step.unmaps && matches!(&step.change, Change::Moved { from, .. } if from == range)
@@ -188,6 +201,7 @@ fn steps(changes: &[Change]) -> Vec<Step> {
             change: change.clone(),
             unmaps: false,
             read,
+            alone: *alone,
         });
     }
     steps

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::shared::{Memory, Shared};
 
+mod alone;
 mod changes;
 pub(crate) mod hold;
 mod pages;

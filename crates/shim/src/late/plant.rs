@@ -123,7 +123,7 @@ pub(crate) fn plant(
             watched.insert(&range);
         }
     }
-    let space = Space::new(uffd, pending, watched, Rc::new(target.copy));
+    let space = Space::new(uffd, Some(pid), pending, watched, Rc::new(target.copy));
     Ok((Some(space), written))
 }
 

@@ -10,10 +10,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use offshoot_runtime::cgroup::NodeCgroup;
+use offshoot_sys::process::poll_readable;
 use offshoot_sys::uffd::{Event, Filled, Userfaultfd};
 use rustix::io::Errno;
 
-use super::changes::{Change, Look, Place, Table, settle};
+use super::alone::is_alone;
+use super::changes::{Change, Heard, Look, Place, Table, settle};
 use super::pages::{Copy, PAGE};
 use super::pending::{Pending, Piece};
 use super::ranges::Ranges;
@@ -38,9 +41,11 @@ const NO_ROOM_MAX: Duration = Duration::from_secs(60);
 /// The memory of one process, and what of it has still to come.
 pub(crate) struct Space {
     uffd: Userfaultfd,
+    /// Whose memory it is; of a forked child it is not told.
+    pid: Option<i32>,
     table: Table,
     /// What was read and is not in the table yet, for more may have happened before it.
-    changes: Vec<Change>,
+    changes: Vec<Heard>,
     /// The children among them.
     born: Vec<Userfaultfd>,
     /// Shared with forked children.
@@ -84,15 +89,17 @@ impl Look for Eyes<'_> {
 }
 
 impl Space {
-    /// The memory behind `uffd`: what has to come, and what is watched.
+    /// The memory of `pid` behind `uffd`: what has to come, and what is watched.
     pub(crate) fn new(
         uffd: Userfaultfd,
+        pid: Option<i32>,
         pending: Pending,
         watched: Ranges,
         copy: Rc<Copy>,
     ) -> Self {
         Self {
             uffd,
+            pid,
             table: Table { pending, watched },
             changes: Vec::new(),
             born: Vec::new(),
@@ -104,17 +111,13 @@ impl Space {
     }
 
     /// Takes in all that happened, if the process is not just changing its memory; forked children are added to `young`.
-    fn listen(&mut self, young: &mut Vec<Self>) -> io::Result<Outcome> {
+    fn listen(&mut self, node: &NodeCgroup, young: &mut Vec<Self>) -> io::Result<Outcome> {
         let many = self.changes.len() + CHANGES_MAX;
         for _ in 0..LOOKS {
             // Whoever was read goes on and does more.
+            while self.changes.len() < many && self.hear(node)? {}
             if self.changes.len() >= many {
                 break;
-            }
-            let events = self.uffd.events()?;
-            if !events.is_empty() {
-                events.into_iter().for_each(|event| self.hear(event));
-                continue;
             }
             if self.changes.is_empty() {
                 return Ok(Outcome::Done);
@@ -136,11 +139,20 @@ impl Space {
         Ok(Outcome::Later)
     }
 
-    fn hear(&mut self, event: Event) {
-        self.changes.push(match event {
+    /// Reads the next thing that happened, if anything did.
+    fn hear(&mut self, node: &NodeCgroup) -> io::Result<bool> {
+        if !poll_readable(self.uffd.as_fd(), Some(Duration::ZERO))? {
+            return Ok(false);
+        }
+        // Found out while its thread waits for being read; one that waits for a page changes nothing.
+        let alone = self.uffd.is_changing()? && is_alone(self.pid, node);
+        let Some(event) = self.uffd.event()? else {
+            return Ok(false);
+        };
+        let change = match event {
             Event::Fault(address) => {
                 self.waiting.push(address & !(PAGE - 1));
-                return;
+                return Ok(true);
             }
             Event::Forked(uffd) => {
                 self.born.push(uffd);
@@ -152,7 +164,9 @@ impl Space {
             },
             Event::Removed(range) => Change::Removed(range),
             Event::Unmapped(range) => Change::Unmapped(range),
-        });
+        };
+        self.changes.push(Heard { change, alone });
+        Ok(true)
     }
 
     /// Brings the table up to what was read.
@@ -162,7 +176,7 @@ impl Space {
         self.changes.clear();
         for (uffd, pending) in self.born.drain(..).zip(settled.children) {
             let copy = Rc::clone(&self.copy);
-            young.push(Self::new(uffd, pending, Ranges::default(), copy));
+            young.push(Self::new(uffd, None, pending, Ranges::default(), copy));
         }
         self.release(settled.gone.iter());
         Ok(())
@@ -271,6 +285,7 @@ impl Space {
 
 /// All memory that has to be delivered.
 pub(crate) struct Service {
+    node: NodeCgroup,
     spaces: Vec<Space>,
     turn: usize,
     buffer: Vec<u8>,
@@ -280,8 +295,9 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    pub(crate) fn new(spaces: Vec<Space>) -> Self {
+    pub(crate) fn new(node: NodeCgroup, spaces: Vec<Space>) -> Self {
         Self {
+            node,
             spaces,
             turn: 0,
             buffer: vec![0; usize::try_from(CHUNK).unwrap_or(0)],
@@ -310,7 +326,7 @@ impl Service {
         let heard: io::Result<Vec<Outcome>> = self
             .spaces
             .iter_mut()
-            .map(|space| space.listen(&mut young))
+            .map(|space| space.listen(&self.node, &mut young))
             .collect();
         // Kept whatever happened: a child that is let go too early has zeros.
         self.spaces.append(&mut young);

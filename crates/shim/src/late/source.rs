@@ -63,7 +63,7 @@ fn serve(cgroup: &NodeCgroup, copies: BTreeMap<i32, Copy>, device: Option<&File>
     let began = Instant::now();
     let (caught, spaces, written) = hold(cgroup, copies, device)?;
     // Never dropped: what it holds may be let go when all pages are there, or when nobody lives who could see them.
-    let mut service = ManuallyDrop::new(Service::new(spaces));
+    let mut service = ManuallyDrop::new(Service::new(cgroup.clone(), spaces));
     let guard = guard(cgroup)?;
     caught.release();
     say(&Word::Planted {

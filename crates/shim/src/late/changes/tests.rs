@@ -48,6 +48,15 @@ fn unmapped(pages: Range<u64>) -> Change {
     Change::Unmapped(at(pages))
 }
 
+/// As read while others may have been under way.
+fn heard(changes: &[Change]) -> Vec<Heard> {
+    let heard = |change: &Change| Heard {
+        change: change.clone(),
+        alone: false,
+    };
+    changes.iter().map(heard).collect()
+}
+
 /// Blocks of four pages at 10, 20, 30, 40: page n comes from place n.
 fn table() -> Table {
     let mut table = Table::default();
@@ -71,7 +80,7 @@ fn flat(pending: &Pending) -> BTreeMap<u64, u64> {
 #[track_caller]
 fn check(changes: &[Change], areas: &[Range<u64>], blocks: &[(u64, u64)]) {
     let mut table = table();
-    let settled = settle(&mut table, changes, &Seen(areas.to_vec(), vec![])).unwrap();
+    let settled = settle(&mut table, &heard(changes), &Seen(areas.to_vec(), vec![])).unwrap();
     let expected = blocks
         .iter()
         .flat_map(|(now, was)| (0..4).map(move |page| (now + page, was + page)))
@@ -126,7 +135,7 @@ fn where_it_was_not_known_that_anything_was_the_memory_tells() {
     // If something may have grown there afterwards it cannot be told.
     let grown = Seen(vec![10..14, 46..54], vec![]);
     let mut table = table();
-    let error = settle(&mut table, &changes, &grown).unwrap_err();
+    let error = settle(&mut table, &heard(&changes), &grown).unwrap_err();
     assert!(error.to_string().contains("cannot be known"), "{error}");
     assert_eq!(table, self::table());
 }
@@ -161,10 +170,10 @@ fn what_cannot_be_known_is_an_error() {
         unmapped(20..24),
     ];
     let seen = Seen(vec![10..14, 40..44, 50..54, 60..64], vec![]);
-    assert!(settle(&mut table(), &changes, &seen).is_err());
+    assert!(settle(&mut table(), &heard(&changes), &seen).is_err());
     // Nothing made room.
     let seen = Seen(vec![10..14, 20..24, 40..44], vec![]);
-    assert!(settle(&mut table(), &[moved(30..34, 20)], &seen).is_err());
+    assert!(settle(&mut table(), &heard(&[moved(30..34, 20)]), &seen).is_err());
 }
 
 #[test]
@@ -174,11 +183,48 @@ fn a_child_gets_what_there_was_at_its_birth() {
     let before = vec![10..14, 20..24, 30..34, 40..44];
     for (areas, place) in [(before, 20), (after.clone(), 50)] {
         let seen = Seen(after.clone(), vec![areas]);
-        let settled = settle(&mut table(), &changes, &seen).unwrap();
+        let settled = settle(&mut table(), &heard(&changes), &seen).unwrap();
         let places: BTreeMap<u64, u64> = flat(&settled.children[0]);
         assert_eq!(places.len(), 16);
         assert_eq!(places.get(&place), Some(&20), "{places:?}");
     }
+}
+
+/// A child that is changing its memory, and a parent that is seen.
+struct Busy(Seen);
+
+impl Look for Busy {
+    fn look(&self, child: Option<usize>, address: u64) -> io::Result<Place> {
+        match child {
+            Some(_) => Err(Errno::AGAIN.into()),
+            None => self.0.look(None, address),
+        }
+    }
+}
+
+#[test]
+fn what_one_thread_does_alone_happens_in_the_order_read() {
+    // The child changes its memory at once: nothing can be learned of it.
+    let busy = Busy(Seen(vec![10..14, 30..34, 40..44, 50..54], vec![]));
+    let changes = [moved(20..24, 50), unmapped(20..24), Change::Forked(0)];
+    let mut heard = heard(&changes);
+    let error = settle(&mut table(), &heard, &busy).unwrap_err();
+    assert!(error.to_string().contains("cannot be known"), "{error}");
+    heard[0].alone = true;
+    let settled = settle(&mut table(), &heard, &busy).unwrap();
+    let places = flat(&settled.children[0]);
+    assert_eq!((places.get(&50), places.get(&20)), (Some(&20), None));
+    // The other way round: born before it.
+    let changes = [Change::Forked(0), moved(20..24, 50), unmapped(20..24)];
+    let mut heard = self::heard(&changes);
+    heard[0].alone = true;
+    let settled = settle(&mut table(), &heard, &busy).unwrap();
+    assert_eq!(flat(&settled.children[0]), flat(&table().pending));
+    // It says nothing of what was read before.
+    let changes = [moved(20..24, 50), unmapped(20..24), Change::Forked(0)];
+    let mut heard = self::heard(&changes);
+    heard[2].alone = true;
+    assert!(settle(&mut table(), &heard, &busy).is_err());
 }
 
 /// A page of the model.
@@ -285,6 +331,12 @@ impl Model {
 
     fn is_changing(&self) -> bool {
         self.calls.iter().any(Option::is_some)
+    }
+
+    /// Whether nobody but `thread` has a call under way.
+    fn is_alone(&self, thread: usize) -> bool {
+        let mut calls = self.calls.iter().enumerate();
+        calls.all(|(number, call)| number == thread || call.is_none())
     }
 
     fn under_way(&self) -> Vec<Change> {
@@ -463,11 +515,12 @@ enum Outcome {
     Wrong(String),
 }
 
-/// Runs a program; `settle` is told of each group of changes.
+/// Runs a program; `settle` is told of each group of changes. A group is at least so large: moments without a change may be missed.
 fn run(
     model: &mut Model,
     choices: &[(u8, u64)],
-    mut settle: impl FnMut(&mut Table, &[Change], &Seen) -> io::Result<Settled>,
+    least: usize,
+    mut settle: impl FnMut(&mut Table, &[Heard], &Seen) -> io::Result<Settled>,
 ) -> Outcome {
     let mut table = model.table();
     let mut group = Vec::new();
@@ -476,7 +529,8 @@ fn run(
     // In the end all calls return.
     let end = (0..200).map(|turn| (turn as u8, 2 * 16));
     let mut calm = false;
-    for (turn, choice) in choices.iter().copied().chain(end) {
+    let mut turns = choices.iter().copied().chain(end).peekable();
+    while let Some((turn, choice)) = turns.next() {
         calm |= choice == 32 && turn == 0;
         let thread = usize::from(turn) % threads;
         if calm && model.calls[thread].is_none() {
@@ -484,8 +538,12 @@ fn run(
         }
         let read = model.go(thread, choice);
         log.extend(read.clone());
-        group.extend(read);
-        if group.is_empty() || model.is_changing() {
+        group.extend(read.map(|change| Heard {
+            alone: model.is_alone(thread),
+            change,
+        }));
+        let missed = group.len() < least && turns.peek().is_some();
+        if group.is_empty() || model.is_changing() || missed {
             continue;
         }
         let children: Vec<Vec<Range<u64>>> = model
@@ -496,14 +554,14 @@ fn run(
         // Numbers are those of the group.
         let born: Vec<usize> = group
             .iter()
-            .filter_map(|change| match change {
+            .filter_map(|heard| match &heard.change {
                 Change::Forked(child) => Some(*child),
                 _ => None,
             })
             .collect();
         let mut renamed = group.clone();
-        for change in &mut renamed {
-            if let Change::Forked(child) = change {
+        for heard in &mut renamed {
+            if let Change::Forked(child) = &mut heard.change {
                 *child = born.iter().position(|b| b == child).unwrap();
             }
         }
@@ -544,7 +602,7 @@ fn never_wrong(grows: bool) -> (u32, u32) {
     });
     let result = runner.run(&choices(), |(threads, choices)| {
         runs.set(runs.get() + 1);
-        match run(&mut Model::new(threads, grows), &choices, settle) {
+        match run(&mut Model::new(threads, grows), &choices, 1, settle) {
             Outcome::Right => {}
             Outcome::Doubt => doubts.set(doubts.get() + 1),
             Outcome::Wrong(what) => return Err(TestCaseError::fail(what)),
@@ -553,6 +611,22 @@ fn never_wrong(grows: bool) -> (u32, u32) {
     });
     result.unwrap();
     (doubts.get(), runs.get())
+}
+
+#[test]
+fn one_thread_can_always_be_followed() {
+    let mut runner = TestRunner::new(Config {
+        cases: 150,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let result = runner.run(&choices(), |(_, choices)| {
+        match run(&mut Model::new(1, true), &choices, 8, settle) {
+            Outcome::Right => Ok(()),
+            other => Err(TestCaseError::fail(format!("{other:?}"))),
+        }
+    });
+    result.unwrap();
 }
 
 #[test]
@@ -566,10 +640,10 @@ fn memory_is_never_wrong() {
 
 #[test]
 fn in_the_order_read_it_would_be_wrong() {
-    let as_read = |table: &mut Table, changes: &[Change], _: &Seen| {
+    let as_read = |table: &mut Table, changes: &[Heard], _: &Seen| {
         let mut children = Vec::new();
-        for change in changes {
-            match change {
+        for heard in changes {
+            match &heard.change {
                 Change::Moved { from, to } => drop(table.pending.relocate(from, *to)),
                 Change::Unmapped(range) | Change::Removed(range) => {
                     drop(table.pending.remove(range))
@@ -589,7 +663,7 @@ fn in_the_order_read_it_would_be_wrong() {
         ..Config::default()
     });
     let result = runner.run(&choices(), |(threads, choices)| {
-        if let Outcome::Wrong(_) = run(&mut Model::new(threads, false), &choices, as_read) {
+        if let Outcome::Wrong(_) = run(&mut Model::new(threads, false), &choices, 1, as_read) {
             found.set(found.get() + 1);
         }
         Ok(())
