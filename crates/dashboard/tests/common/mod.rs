@@ -1,6 +1,7 @@
 //! A dashboard over a platform that only pretends, and somebody who asks it.
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+pub mod axe;
 pub mod browser;
 pub mod fake;
 pub mod sample;

@@ -92,6 +92,12 @@ impl Client {
         self.post("/execute/sync", body).await
     }
 
+    /// As [`Self::execute`], for a script that gives its answer to its last argument.
+    pub async fn execute_async(&self, script: &str, args: Vec<Value>) -> Result<Value, String> {
+        let body = json!({"script": script, "args": args});
+        self.post("/execute/async", body).await
+    }
+
     /// The first element that a selector of the kind (`css selector`, `xpath`) finds.
     pub async fn find(&self, kind: &str, selector: &str) -> Result<Element, String> {
         let body = json!({"using": kind, "value": selector});
