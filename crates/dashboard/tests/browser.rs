@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use common::browser::start;
 use common::fake::line;
-use common::webdriver::{ENTER, ESCAPE, TAB};
 use common::{Fake, sample};
+use offshoot_browser::{ENTER, ESCAPE, TAB};
 use offshoot_model::view::LogStream;
 use serde_json::json;
 
@@ -75,7 +75,7 @@ async fn clone_by_the_dialog() {
         .wait("the address of the operation", path, vec![])
         .await;
     // A reload, and another window, are the operation's page.
-    browser.client.refresh().await.unwrap();
+    browser.person.client.refresh().unwrap();
     browser
         .see("main #operation h2", "Clone shop as trial")
         .await;

@@ -18,14 +18,24 @@ const RULES: [&str; 6] = [
     "wcag22aa",
     "best-practice",
 ];
+/// What another theme can change.
+const COLOURS: [&str; 2] = ["color-contrast", "link-in-text-block"];
 /// Runs it on the page and tells what it finds: how grave, which rule, where.
-const RUN: &str = "const [rules, done] = arguments; \
-    axe.run(document, {runOnly: {type: 'tag', values: rules}, resultTypes: ['violations']}).then( \
+const RUN: &str = "const [only, done] = arguments; \
+    axe.run(document, {runOnly: only, resultTypes: ['violations']}).then( \
         found => done(found.violations.flatMap(broken => broken.nodes.map(node => \
             ({impact: broken.impact, rule: broken.id, where: node.html.slice(0, 200), why: node.failureSummary})))), \
         error => done([{impact: 'critical', rule: 'axe', where: '', why: String(error)}]))";
 
 pub struct Axe(String);
+
+/// How much of a page is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    All,
+    /// In another theme nothing else differs, and a look takes its time.
+    Colours,
+}
 
 impl Axe {
     /// `None`, and a line that says why, where it is not installed.
@@ -43,16 +53,17 @@ impl Axe {
     }
 
     /// What is serious or critical on the page as it stands, in lines.
-    pub async fn look(&self, browser: &Browser) -> Vec<String> {
+    pub async fn look(&self, browser: &Browser, extent: Extent) -> Vec<String> {
         let there = browser.script("return typeof axe === 'object'").await;
         if there != Value::Bool(true) {
             browser.script(&self.0).await;
         }
-        let found = browser
-            .client
-            .execute_async(RUN, vec![json!(RULES)])
-            .await
-            .unwrap();
+        let only = match extent {
+            Extent::All => json!({"type": "tag", "values": RULES}),
+            Extent::Colours => json!({"type": "rule", "values": COLOURS}),
+        };
+        let found = browser.person.client.execute_async(RUN, &[only]);
+        let found = found.unwrap();
         let found = found.as_array().cloned().unwrap_or_default();
         let grave = found
             .iter()

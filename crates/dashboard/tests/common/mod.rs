@@ -6,7 +6,6 @@ pub mod browser;
 pub mod fake;
 pub mod sample;
 pub mod traffic;
-pub mod webdriver;
 
 use std::sync::Arc;
 

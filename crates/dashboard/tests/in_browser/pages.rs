@@ -4,7 +4,7 @@
 
 use serde_json::json;
 
-use crate::common::axe::Axe;
+use crate::common::axe::{Axe, Extent};
 use crate::common::browser::{Browser, start};
 use crate::common::traffic::{certificates, ramp, split};
 use crate::{PHONE, fake};
@@ -111,7 +111,7 @@ async fn pages_of_the_host() {
     let mut look = Look::new();
     browser.size(1280, 860).await;
     let link = browser.dashboard.login_link().unwrap();
-    browser.client.goto(&link.url).await.unwrap();
+    browser.person.goto(&link.url);
     look.at(&browser, "sign-in").await;
     browser.sign_in().await;
     look.all(&browser, HOST).await;
@@ -197,19 +197,19 @@ impl Look {
 
     /// The page as it stands, in both themes, as wide as a desk and as a phone.
     async fn at(&mut self, browser: &Browser, name: &str) {
-        for theme in ["light", "dark"] {
+        for (theme, extent) in [("light", Extent::All), ("dark", Extent::Colours)] {
             browser.system_colours(theme).await;
             for (size, width, height) in [("", 1280, 860), ("-phone", PHONE, 844)] {
                 browser.size(width, height).await;
                 let name = format!("{name}-{theme}{size}");
                 browser.picture(&name).await;
-                let out = browser.sticks_out(width).await;
+                let out = browser.person.sticks_out(width);
                 if out != json!([]) {
                     self.wrong
                         .push(format!("{name} is wider than {width}: {out}"));
                 }
                 if let Some(axe) = &self.axe {
-                    let found = axe.look(browser).await;
+                    let found = axe.look(browser, extent).await;
                     let found = found.into_iter().map(|found| format!("{name}: {found}"));
                     self.wrong.extend(found);
                 }
