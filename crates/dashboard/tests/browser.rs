@@ -145,6 +145,29 @@ async fn by_keyboard_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_button_that_goes_away_leaves_the_focus_at_its_heading() {
+    let mut slow = fake();
+    slow.pace = Some(Duration::from_millis(500));
+    let Some(browser) = start(slow).await else {
+        return;
+    };
+    browser.sign_in().await;
+    browser.press("Clone shop").await;
+    browser.see("dialog[open] h2", "Clone shop").await;
+    browser.press_in("//dialog[@open]", "Clone").await;
+    let cancel = "const button = document.querySelector('#operation form button'); \
+        if (button) button.focus(); \
+        return button !== null && document.activeElement === button";
+    browser.wait("the focus at Cancel", cancel, vec![]).await;
+    browser.see("#operation .mark", "done").await;
+    let heading = "return document.activeElement === document.querySelector('#operation h2')";
+    browser
+        .wait("the focus at the heading", heading, vec![])
+        .await;
+    browser.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_shell_in_a_node() {
     let Some(browser) = start(fake()).await else {
         return;
