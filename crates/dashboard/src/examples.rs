@@ -21,13 +21,13 @@ pub(crate) const EXAMPLES: &[Example] = &[
     Example {
         name: "visitors",
         what: "A small web page that counts its visitors in memory, and nowhere else. Clone it, then visit both.",
-        takes: "TAKES1",
+        takes: "The first time about half a minute, and 150 MiB of disk. Then seconds.",
         manifest: include_str!("../examples/visitors.json"),
     },
     Example {
         name: "blog",
         what: "WordPress with nginx, PHP, MariaDB and Redis. It asks for a title and a password when it is first opened.",
-        takes: "TAKES2",
+        takes: "The first time about a minute, and 1.2 GiB of disk. Then seconds.",
         manifest: include_str!("../examples/blog.json"),
     },
 ];

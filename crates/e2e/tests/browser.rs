@@ -15,7 +15,7 @@ const DASHBOARD: &str = "http://127.0.0.1:9440";
 /// A domain that leads to the edge, in this browser.
 const DOMAIN: &str = "visitors.example.com";
 /// The first time, an image is made of a distribution's packages.
-const IMAGE_MADE: Duration = Duration::from_secs(240);
+const IMAGE_MADE: Duration = Duration::from_secs(480);
 
 /// Which visitor of the example somebody is.
 fn visit(person: &Person, host: &str) -> u64 {
