@@ -224,27 +224,28 @@ fn remove(person: &Person, name: &str) {
 }
 
 /// What a person without a mouse knows of where they are: the label or text of what has the focus, and whether it can
-/// be seen that it has.
+/// be seen that it has. A heading that the focus was led to needs no mark.
 fn focus(person: &Person) -> (String, bool) {
     let script = "const e = document.activeElement, style = getComputedStyle(e); \
-        return [e.getAttribute('aria-label') || e.id || e.innerText || e.tagName, \
-            style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2]";
+        return [e === document.body ? '' : e.getAttribute('aria-label') || e.id || e.innerText, \
+            e.matches('h1, h2') || style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2]";
     let said = person.script(script);
     let name = said[0].as_str().unwrap_or_default().trim().to_owned();
     (name, said[1] == Value::Bool(true))
 }
 
-/// Goes on with the tab key to what is called this; each stop on the way can be seen.
+/// Goes on with the tab key to what is called this, if it has not the focus yet; each stop on the way can be seen.
 fn tab_to(person: &Person, name: &str) {
     let mut passed = Vec::new();
     for _ in 0..60 {
-        person.key(TAB);
         let (at, seen) = focus(person);
-        assert!(seen || at == "BODY", "no outline at {at:?}");
+        // Between the last thing of a page and the first there is none.
+        assert!(seen || at.is_empty(), "no outline at {at:?}");
         if at == name {
             return;
         }
         passed.push(at);
+        person.key(TAB);
     }
     panic!("the tab key does not come to {name:?} but to {passed:?}");
 }
