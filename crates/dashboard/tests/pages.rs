@@ -88,6 +88,7 @@ async fn an_empty_host_teaches_the_first_step() {
     is_page(&page);
     assert!(page.text.contains("offshoot create"), "{}", page.text);
     assert!(page.text.contains("formaction=\"/examples/visitors\""));
+    assert!(page.text.contains("formaction=\"/examples/blog\""));
     let answer = site.post("/examples/visitors", "").await;
     assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.text);
     assert!(answer.location().starts_with("/operations/"));
