@@ -10,8 +10,8 @@ use crate::client::{Client, Element, Error};
 
 /// Bound on everything that a page is waited for, unless said otherwise.
 const SOON: Duration = Duration::from_secs(30);
-/// Between two looks at a page.
-const PAUSE: Duration = Duration::from_millis(20);
+/// Between two looks at a page, at first and at most: a look costs the processors something.
+const PAUSE: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(250)];
 
 /// A browser, and a folder for pictures. All methods panic when what they name does not come within half a minute.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Person {
         let path = format!(
             "{above}//*[self::button or self::a or self::summary][normalize-space()='{text}' or @aria-label='{text}']"
         );
-        let until = Instant::now() + self.patience;
+        let begun = Instant::now();
         // Between the look and the press a page that changes by itself may have put another in its place.
         loop {
             let pressed = self
@@ -83,8 +83,8 @@ impl Person {
                 .find(&path)
                 .and_then(|found| self.client.click(&found));
             let Err(error) = pressed else { return };
-            assert!(Instant::now() < until, "no {text:?}: {error}");
-            sleep(PAUSE);
+            assert!(begun.elapsed() < self.patience, "no {text:?}: {error}");
+            pause(begun);
         }
     }
 
@@ -139,18 +139,18 @@ impl Person {
     /// When it does not, with the page.
     #[track_caller]
     pub fn wait(&self, what: &str, script: &str, args: &[Value]) {
-        let until = Instant::now() + self.patience;
+        let begun = Instant::now();
         loop {
             // A page that is left meanwhile takes its scripts along.
             let said = self.client.execute(script, args);
             if said == Ok(Value::Bool(true)) {
                 return;
             }
-            if Instant::now() >= until {
+            if begun.elapsed() >= self.patience {
                 let page = self.client.source().unwrap_or_default();
                 panic!("waited in vain for {what} ({said:?}); the page is {page}");
             }
-            sleep(PAUSE);
+            pause(begun);
         }
     }
 
@@ -240,6 +240,12 @@ impl Person {
                 .chromium("Emulation.setScriptExecutionDisabled", off),
         );
     }
+}
+
+/// The longer something was waited for, the less often it is looked for.
+fn pause(begun: Instant) {
+    let [least, most] = PAUSE;
+    sleep((begun.elapsed() / 20).clamp(least, most));
 }
 
 #[track_caller]
