@@ -42,6 +42,9 @@ pub(crate) struct Arguments {
     /// Write every figure here as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// The program that serves the pages (the example `pretend`); it is built when absent.
+    #[arg(long)]
+    program: Option<PathBuf>,
     /// Do not install packages first.
     #[arg(long)]
     no_setup: bool,
@@ -69,17 +72,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if !arguments.no_setup {
         setup(&["build", "browser"])?;
     }
-    let example = [
-        "--release",
-        "-p",
-        "offshoot-dashboard",
-        "--example",
-        "pretend",
-    ];
-    run_command(cargo().arg("build").args(example))?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let program = target.join("release/examples/pretend");
+    let program = match &arguments.program {
+        Some(program) => program.clone(),
+        None => build()?,
+    };
     interrupt::watch()?;
     let mut runs = Vec::new();
     for environments in &arguments.environments {
@@ -101,6 +97,21 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Builds the dashboard that pretends, for use; gives the program.
+fn build() -> anyhow::Result<PathBuf> {
+    run_command(cargo().args([
+        "build",
+        "--release",
+        "-p",
+        "offshoot-dashboard",
+        "--example",
+        "pretend",
+    ]))?;
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(target.join("release/examples/pretend"))
 }
 
 /// A dashboard that ends with this.
