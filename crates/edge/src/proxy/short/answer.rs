@@ -150,3 +150,65 @@ impl Body {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(raw: &str) -> Option<Answer> {
+        Answer::read(raw.as_bytes(), &HeaderValue::from_static("now"))
+    }
+
+    #[test]
+    fn a_plain_answer_is_passed_on_and_its_end_is_known() {
+        let raw = "HTTP/1.1 404 Not here\r\nServer: x\r\ndate: then\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabcd";
+        let mut answer = read(raw).unwrap();
+        assert_eq!((answer.status, answer.keep), (404, false));
+        assert_eq!(raw.get(answer.length..), Some("abcd"));
+        assert_eq!(
+            String::from_utf8(answer.head).unwrap(),
+            "HTTP/1.1 404 Not here\r\nServer: x\r\nContent-Length: 3\r\nDate: now\r\nConnection: keep-alive\r\n\r\n"
+        );
+        let part = answer.body.part(b"ab").unwrap();
+        assert_eq!((part.length, part.end), (2, End::NotYet));
+        let part = answer.body.part(b"cd").unwrap();
+        assert_eq!((part.length, part.end), (1, End::Whole));
+        let empty = ["204 None\r\n", "304 Same\r\nContent-Length: 7\r\n"];
+        for head in empty {
+            let mut answer = read(&format!("HTTP/1.1 {head}\r\n")).unwrap();
+            assert_eq!(answer.body.part(b"").unwrap().end, End::Whole, "{head}");
+        }
+        let chunked = read("HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n").unwrap();
+        assert!(matches!(chunked.body, Body::Chunks(_)) && chunked.keep);
+    }
+
+    #[test]
+    fn what_is_read_in_two_ways_or_may_last_is_not_plain() {
+        for rest in [
+            "200 OK\r\n\r\n",
+            "200 OK\r\nContent-Length: 1\r\n",
+            "200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+            "200 OK\r\nContent-Length: 1, 1\r\n\r\n",
+            "200 OK\r\nContent-Length: +1\r\n\r\n",
+            "200 OK\r\nContent-Length: \r\n\r\n",
+            "200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
+            "200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "204 None\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "200 OK\r\nContent-Length: 1\r\nConnection: x-own\r\n\r\n",
+            "200 OK\r\nContent-Length: 1\r\nUpgrade: h2c\r\n\r\n",
+            "200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x\r\n\r\n",
+            "200 OK\r\nContent-Length: 1\r\nContent-Type: text/event-stream\r\n\r\n",
+            "200 OK\r\nContent-Length: 1\r\nX-Own: a\r\n folded\r\n\r\n",
+            "200 OK\r\nContent-Length : 1\r\n\r\n",
+            "100 Continue\r\n\r\n",
+            "103 Early Hints\r\nLink: x\r\n\r\n",
+            "101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n",
+        ] {
+            assert!(read(&format!("HTTP/1.1 {rest}")).is_none(), "{rest}");
+        }
+        assert!(read("HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\n").is_none());
+        assert!(read("").is_none());
+    }
+}

@@ -170,3 +170,96 @@ fn has(value: &[u8], text: &[u8]) -> bool {
         .windows(text.len())
         .any(|part| part.eq_ignore_ascii_case(text))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(raw: &str) -> Option<Request> {
+        let client = "::ffff:192.0.2.7".parse().unwrap();
+        Request::read(raw.as_bytes(), client, Scheme::Https)
+    }
+
+    #[test]
+    fn a_plain_request_is_sent_on_as_it_came_and_says_whose_it_is() {
+        let raw = "GET /a%20b/?q=1&r HTTP/1.1\r\nHost: Shop.localhost.:8080\r\nUser-Agent: x y\r\n\
+             Referer:http://a/?b\r\nConnection: Keep-Alive\r\nCookie: a=b\r\ncookie: c=d\r\nX-Own:  1 \r\n\r\n";
+        let request = read(raw).unwrap();
+        assert_eq!(request.host, "shop.localhost");
+        assert_eq!(
+            (request.path(), request.query()),
+            ("/a%20b/", Some("q=1&r"))
+        );
+        assert_eq!(request.agent.as_deref(), Some("x y"));
+        assert_eq!(request.referer.as_deref(), Some("http://a/?b"));
+        assert_eq!(
+            String::from_utf8(request.head).unwrap(),
+            "GET /a%20b/?q=1&r HTTP/1.1\r\nHost: Shop.localhost.:8080\r\nUser-Agent: x y\r\nReferer: http://a/?b\r\n\
+             Cookie: a=b\r\ncookie: c=d\r\nX-Own: 1\r\nX-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n\
+             X-Forwarded-Host: Shop.localhost.:8080\r\n\r\n"
+        );
+        assert_eq!(
+            read("GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap().query(),
+            None
+        );
+    }
+
+    #[test]
+    fn what_needs_a_decision_is_not_plain() {
+        let not_plain = [
+            "Host: b",
+            "Content-Length: 0",
+            "Transfer-Encoding: chunked",
+            "Transfer_Encoding: chunked",
+            "Expect: 100-continue",
+            "Connection: close",
+            "Connection: keep-alive, x-own",
+            "Upgrade: websocket",
+            "Keep-Alive: timeout=5",
+            "TE: trailers",
+            "Trailer: x",
+            "HTTP2-Settings: AAMAAABk",
+            "Proxy: http://evil",
+            "Proxy-Authorization: x",
+            "Forwarded: for=6.6.6.6",
+            "X-Real-IP: 6.6.6.6",
+            "X-Forwarded-Port: 1",
+            "x-forwarded-for: 6.6.6.6",
+            "X_Forwarded_For: 6.6.6.6",
+            "x-offshoot-mirror: 1",
+            "Accept: text/html, TEXT/event-stream",
+            "Cookie: a=b; offshoot-visitor=x",
+            "Bad Name: x",
+            " folded",
+        ];
+        for field in not_plain {
+            let raw = format!("GET / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n");
+            assert!(read(&raw).is_none(), "{field}");
+        }
+        let whole = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        assert!(read(whole).is_some());
+        assert!(read(&whole[..whole.len() - 1]).is_none(), "a part");
+        assert!(read(&format!("{whole}{whole}")).is_none(), "two at once");
+        for begin in [
+            "POST / HTTP/1.1",
+            "HEAD / HTTP/1.1",
+            "GET / HTTP/1.0",
+            "GET http://a/ HTTP/1.1",
+            "GET //a/ HTTP/1.1",
+            "GET * HTTP/1.1",
+            "GET /#a HTTP/1.1",
+            "GET /{a} HTTP/1.1",
+            "GET /\u{e4} HTTP/1.1",
+        ] {
+            let raw = format!("{begin}\r\nHost: a\r\n\r\n");
+            assert!(read(&raw).is_none(), "{begin}");
+        }
+        for host in ["", "a b", "a:x", "a/b", "\u{e4}"] {
+            let raw = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            assert!(read(&raw).is_none(), "{host}");
+        }
+        assert!(read("GET / HTTP/1.1\r\n\r\n").is_none(), "no host");
+        let many = "a: b\r\n".repeat(FIELDS_MAX);
+        assert!(read(&format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n")).is_none());
+    }
+}
