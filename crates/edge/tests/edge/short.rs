@@ -126,6 +126,13 @@ async fn both_ways_forward_the_same() {
             "closed after it",
             and_closes(&[length, "Connection: close\r\n\r\nhello"]),
         ),
+        (
+            "an offer",
+            said(&[
+                length,
+                "Upgrade: h2c\r\nConnection: Upgrade, Keep-Alive\r\nKeep-Alive: timeout=5\r\n\r\nhello",
+            ]),
+        ),
         ("chunks", said(&[chunked, "\r\n5\r\nhello\r\n0\r\n\r\n"])),
         (
             "chunks in parts",

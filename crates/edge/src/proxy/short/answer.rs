@@ -15,12 +15,14 @@ pub(super) struct Answer {
     /// How much of what was read it is, bytes.
     pub(super) length: usize,
     pub(super) body: Body,
+    /// What of the rest is the body's.
+    pub(super) first: Part,
     /// Whether the connection may be used again after it.
     pub(super) keep: bool,
 }
 
 impl Answer {
-    /// Reads what the first read from a node brought. `None`: it is not plain, or not whole.
+    /// Reads what the first read from a node brought. `None`: it is not plain, or not all of its head.
     pub(super) fn read(raw: &[u8], date: &HeaderValue) -> Option<Self> {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
         let mut answer = httparse::Response::new(&mut fields);
@@ -48,10 +50,8 @@ impl Answer {
                 // the edge's own, as the library does it
                 4 if is("date") => continue,
                 10 if is("connection") => {
-                    keep = field.value.eq_ignore_ascii_case(b"keep-alive");
-                    if !keep && !field.value.eq_ignore_ascii_case(b"close") {
-                        return None;
-                    }
+                    let mut options = field.value.split(|byte| *byte == b',');
+                    keep &= !options.any(|it| it.trim_ascii().eq_ignore_ascii_case(b"close"));
                     continue;
                 }
                 14 if is("content-length") => {
@@ -70,7 +70,7 @@ impl Answer {
                 12 if is("content-type") && field.value.starts_with(b"text/event-stream") => {
                     return None;
                 }
-                7 if is("trailer") || is("upgrade") => return None,
+                7 if is("trailer") => return None,
                 _ => {}
             }
             add(&[field.name.as_bytes(), b": ", field.value, b"\r\n"]);
@@ -80,18 +80,20 @@ impl Answer {
             date.as_bytes(),
             b"\r\nConnection: keep-alive\r\n\r\n",
         ]);
-        let body = match (status, bytes, chunked) {
+        let mut body = match (status, bytes, chunked) {
             (_, Some(_), true) | (204 | 304, _, true) => return None,
             (204 | 304, ..) => Body::Bytes(0),
             (_, Some(bytes), false) => Body::Bytes(bytes),
             (_, None, true) => Body::Chunks(Chunks::default()),
             (_, None, false) => return None,
         };
+        let first = body.part(raw.get(length..)?).ok()?;
         Some(Self {
             status,
             head,
             length,
             body,
+            first,
             keep,
         })
     }
@@ -161,23 +163,28 @@ mod tests {
 
     #[test]
     fn a_plain_answer_is_passed_on_and_its_end_is_known() {
-        let raw = "HTTP/1.1 404 Not here\r\nServer: x\r\ndate: then\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabcd";
+        let raw = "HTTP/1.1 404 Not here\r\nServer: x\r\ndate: then\r\nContent-Length: 3\r\nConnection: close\r\n\r\nab";
         let mut answer = read(raw).unwrap();
         assert_eq!((answer.status, answer.keep), (404, false));
-        assert_eq!(raw.get(answer.length..), Some("abcd"));
+        assert_eq!(raw.get(answer.length..), Some("ab"));
         assert_eq!(
             String::from_utf8(answer.head).unwrap(),
             "HTTP/1.1 404 Not here\r\nServer: x\r\nContent-Length: 3\r\nDate: now\r\nConnection: keep-alive\r\n\r\n"
         );
-        let part = answer.body.part(b"ab").unwrap();
-        assert_eq!((part.length, part.end), (2, End::NotYet));
+        assert_eq!((answer.first.length, answer.first.end), (2, End::NotYet));
         let part = answer.body.part(b"cd").unwrap();
         assert_eq!((part.length, part.end), (1, End::Whole));
         let empty = ["204 None\r\n", "304 Same\r\nContent-Length: 7\r\n"];
         for head in empty {
-            let mut answer = read(&format!("HTTP/1.1 {head}\r\n")).unwrap();
-            assert_eq!(answer.body.part(b"").unwrap().end, End::Whole, "{head}");
+            let answer = read(&format!("HTTP/1.1 {head}\r\n")).unwrap();
+            assert_eq!(answer.first.end, End::Whole, "{head}");
         }
+        let offers = "Upgrade: h2c\r\nConnection: Upgrade, Keep-Alive\r\nContent-Length: 0\r\n";
+        assert!(
+            read(&format!("HTTP/1.1 200 OK\r\n{offers}\r\n"))
+                .unwrap()
+                .keep
+        );
         let chunked = read("HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n").unwrap();
         assert!(matches!(chunked.body, Body::Chunks(_)) && chunked.keep);
     }
@@ -195,9 +202,8 @@ mod tests {
             "200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
             "200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
             "200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "200 OK\r\nTransfer-Encoding: chunked\r\n\r\nhello",
             "204 None\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "200 OK\r\nContent-Length: 1\r\nConnection: x-own\r\n\r\n",
-            "200 OK\r\nContent-Length: 1\r\nUpgrade: h2c\r\n\r\n",
             "200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x\r\n\r\n",
             "200 OK\r\nContent-Length: 1\r\nContent-Type: text/event-stream\r\n\r\n",
             "200 OK\r\nContent-Length: 1\r\nX-Own: a\r\n folded\r\n\r\n",

@@ -35,7 +35,7 @@ use tokio::time::timeout;
 use self::answer::{Answer, End};
 pub(super) use self::asked::Asked;
 pub(super) use self::kept::Kept;
-use self::request::Request;
+use self::request::{Read, Request};
 use super::Http;
 use super::connection::Scheme;
 use crate::access_log::Record;
@@ -44,10 +44,12 @@ use crate::sockets;
 use crate::table::{Answer as Answerer, Target, Upstream};
 use crate::traffic::{self, Ended, Owner};
 
-/// A request's header that comes in several reads, or is longer, is not plain.
+/// A longer header is not plain, bytes. As much is read from a client at once.
 const REQUEST_MAX: usize = 8 << 10;
 /// What is read from a node at once, bytes.
 const PART: usize = 16 << 10;
+/// The same of a body that is longer than one part.
+const LARGE_PART: usize = 64 << 10;
 /// How long a node may take for a connection or for its answer's begin until the request goes the whole way.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -103,21 +105,19 @@ impl Http {
         stopping: &mut watch::Receiver<bool>,
     ) -> Option<Whole> {
         let limits = &self.edge.config.limits;
-        let most = usize::try_from(limits.header_bytes).unwrap_or(REQUEST_MAX);
         loop {
             let began = Instant::now();
-            let raw = tokio::select! {
+            let mut raw = Vec::new();
+            let came = tokio::select! {
                 biased;
                 _ = stopping.wait_for(|stop| *stop) => return None,
-                raw = timeout(header, some(stream)) => raw.ok()?.ok()?,
+                came = timeout(header, self.first(stream, client, &mut raw)) => came,
             };
+            let request = came.ok()?.ok()?;
             if raw.is_empty() {
                 return None;
             }
             let header_left = header.saturating_sub(began.elapsed());
-            let fits = raw.len() <= most;
-            let request = fits.then(|| Request::read(&raw, client.address.ip(), client.scheme));
-            let request = request.flatten();
             let exchange = request
                 .as_ref()
                 .and_then(|request| self.exchange(request, client));
@@ -136,6 +136,29 @@ impl Http {
                         header: header_left,
                     });
                 }
+            }
+        }
+    }
+
+    /// What comes first on a connection, as bytes and as the plain request that it is, if it is one. No bytes: the client went away.
+    async fn first(
+        &self,
+        stream: &mut Stream,
+        client: &Client<'_>,
+        raw: &mut Vec<u8>,
+    ) -> io::Result<Option<Request>> {
+        let most = usize::try_from(self.edge.config.limits.header_bytes).unwrap_or(usize::MAX);
+        let most = most.min(REQUEST_MAX);
+        loop {
+            let part = some(stream).await?;
+            raw.extend_from_slice(&part);
+            if part.is_empty() || raw.len() > most {
+                return Ok(None);
+            }
+            match Request::read(raw, client.address.ip(), client.scheme) {
+                Read::Part => {}
+                Read::Plain(request) => return Ok(Some(request)),
+                Read::NotPlain => return Ok(None),
             }
         }
     }
@@ -185,8 +208,14 @@ impl Http {
             Some(server) => server,
             None => match timeout(PATIENCE, TcpStream::connect(node.address)).await {
                 Ok(Ok(server)) => server,
-                // the library finds out and says so
-                _ => return Next::Whole(None),
+                // the library asks another, or says that there is none
+                _ => {
+                    self.edge
+                        .counters
+                        .unreachable
+                        .fetch_add(1, Ordering::Relaxed);
+                    return Next::Whole(None);
+                }
             },
         };
         if !reused {
@@ -255,18 +284,15 @@ impl Http {
             node,
             error: None,
         };
-        let (mut body, mut out) = (answer.body, answer.head);
+        let (mut body, mut out, mut part) = (answer.body, answer.head, answer.first);
         read.drain(..answer.length);
         let mut server = Some(server);
         loop {
-            let part = match body.part(&read) {
-                Ok(part) => part,
-                Err(error) => {
-                    outcome.error = Some(error.to_string());
-                    return outcome;
-                }
-            };
-            out.extend_from_slice(read.get(..part.length).unwrap_or_default());
+            let mut content = read.get(..part.length).unwrap_or_default();
+            if !out.is_empty() || part.end == End::Trailers {
+                out.extend_from_slice(content);
+                content = &[];
+            }
             if part.end == End::Trailers {
                 out.extend_from_slice(b"\r\n");
             }
@@ -276,6 +302,7 @@ impl Http {
             }
             let written = async {
                 client.write_all(&out).await?;
+                client.write_all(content).await?;
                 client.flush().await
             };
             let bound = Duration::from_secs(limits.client_seconds);
@@ -290,6 +317,7 @@ impl Http {
             };
             out.clear();
             read.clear();
+            read.reserve(LARGE_PART);
             let came = tokio::select! {
                 biased;
                 came = timeout(patience, server.read_buf(&mut read)) => came,
@@ -307,6 +335,13 @@ impl Http {
             if outcome.error.is_some() {
                 return outcome;
             }
+            part = match body.part(&read) {
+                Ok(part) => part,
+                Err(error) => {
+                    outcome.error = Some(error.to_string());
+                    return outcome;
+                }
+            };
         }
     }
 

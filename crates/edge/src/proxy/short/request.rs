@@ -15,6 +15,14 @@ use crate::traffic::COOKIE;
 /// Fields of a plain request.
 const FIELDS_MAX: usize = 64;
 
+/// What came of a request.
+pub(super) enum Read {
+    /// Not all of its header.
+    Part,
+    Plain(Request),
+    NotPlain,
+}
+
 /// A plain request: HTTP/1.1, `GET`, without a body.
 pub(super) struct Request {
     /// The host name in its normal form.
@@ -30,16 +38,27 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// Reads what one read from a connection brought. `None`: it is not plain, or not (only) one whole request.
-    pub(super) fn read(raw: &[u8], client: IpAddr, scheme: Scheme) -> Option<Self> {
+    /// Reads what came on a connection so far.
+    pub(super) fn read(raw: &[u8], client: IpAddr, scheme: Scheme) -> Read {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
         let mut request = httparse::Request::new(&mut fields);
-        let whole = request.parse(raw) == Ok(httparse::Status::Complete(raw.len()));
-        if !whole || request.method != Some("GET") || request.version != Some(1) {
+        match request.parse(raw) {
+            Ok(httparse::Status::Partial) => Read::Part,
+            Ok(httparse::Status::Complete(length)) if length == raw.len() => {
+                let plain = Self::of(request, client, scheme);
+                plain.map_or(Read::NotPlain, Read::Plain)
+            }
+            // more than a header: a body, or several requests at once
+            _ => Read::NotPlain,
+        }
+    }
+
+    fn of(request: httparse::Request<'_, '_>, client: IpAddr, scheme: Scheme) -> Option<Self> {
+        if request.method != Some("GET") || request.version != Some(1) {
             return None;
         }
         let target = request.path.filter(|target| is_plain_target(target))?;
-        let mut head = Vec::with_capacity(raw.len() + 128);
+        let mut head = Vec::with_capacity(1 << 10);
         line(&mut head, &[b"GET ", target.as_bytes(), b" HTTP/1.1"]);
         let (mut authority, mut referer, mut agent) = (None, None, None);
         for field in request.headers {
@@ -177,7 +196,10 @@ mod tests {
 
     fn read(raw: &str) -> Option<Request> {
         let client = "::ffff:192.0.2.7".parse().unwrap();
-        Request::read(raw.as_bytes(), client, Scheme::Https)
+        match Request::read(raw.as_bytes(), client, Scheme::Https) {
+            Read::Plain(request) => Some(request),
+            Read::Part | Read::NotPlain => None,
+        }
     }
 
     #[test]
