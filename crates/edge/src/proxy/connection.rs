@@ -168,7 +168,8 @@ impl Http {
             Some((stream, http2, arrival, client, counted))
         };
         let begun = tokio::select! {
-            begun = timeout(bound, begin) => begun,
+            // in boxes, here and below: a connection that waits for its next request does not hold a place for more than that
+            begun = timeout(bound, Box::pin(begin)) => begun,
             _ = stopping.wait_for(|stop| *stop) => return,
         };
         let Ok(Some((mut stream, http2, arrival, client, _counted))) = begun else {
@@ -176,7 +177,7 @@ impl Http {
         };
         stream.set_socket_digest(digest);
         if http2 {
-            self.serve_http2(stream, arrival).await
+            Box::pin(self.serve_http2(stream, arrival)).await
         } else {
             self.serve_http1(stream, client, arrival).await
         }
@@ -198,7 +199,8 @@ impl Http {
                 asked: whole.asked,
                 ..arrival.clone()
             };
-            let Some(reused) = self.watched(session, arrival, whole.header).await else {
+            let watched = Box::pin(self.watched(session, arrival, whole.header));
+            let Some(reused) = watched.await else {
                 return;
             };
             // the settings are those from above: requests do not change them, except that the connection ends
