@@ -1,6 +1,7 @@
 //! What protects the edge, environments and other clients from a request.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use super::body::Body;
 use super::connection::{Arrival, Scheme};
 use super::forwarded::Origin;
 use super::grpc;
+use super::short::Asked;
 use crate::certificates::Certificates;
 use crate::clients::Client;
 use crate::metrics::Refused;
@@ -69,6 +71,11 @@ impl Guard {
         // by default a `100 Continue` that goes to the client makes the library close the connection after the answer
         let session = session.as_downstream_mut();
         session.set_close_on_response_before_downstream_finish(false);
+    }
+
+    /// Takes what the request's node said so far, when it has the request already.
+    pub(super) fn asked(&mut self) -> Option<Arc<Asked>> {
+        self.arrival.as_mut()?.asked.take()
     }
 
     /// The client's address, as far as it is known.

@@ -17,6 +17,7 @@ mod ports;
 mod protection;
 mod routes;
 mod service;
+mod short;
 mod slow;
 mod split;
 mod stats;
