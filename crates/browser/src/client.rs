@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// Name under which an element's id stands (11.1).
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -42,6 +43,8 @@ pub struct Client {
     address: SocketAddr,
     /// Path of the session; empty until there is one.
     session: String,
+    /// What driver and browser write, and do not always remove.
+    _files: TempDir,
 }
 
 /// An element of a page.
@@ -54,8 +57,10 @@ impl Client {
     /// # Errors
     /// When the driver or the browser is not installed or does not come up.
     pub fn start(arguments: &[&str]) -> Result<Self, Error> {
+        let files = TempDir::new().map_err(|error| Error::new("a place for a browser", error))?;
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
+            .env("TMPDIR", files.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -66,6 +71,7 @@ impl Client {
             driver,
             address: (Ipv4Addr::LOCALHOST, 0).into(),
             session: String::new(),
+            _files: files,
         };
         let lines = output
             .into_iter()
