@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::hold::Hold;
 use crate::id::{EnvId, NodeId, OperationId};
 use crate::manifest::{Manifest, PublishedPort};
 use crate::name::{EnvName, LayerName, VolumeName};
@@ -20,6 +21,9 @@ pub struct Environment {
     pub name: EnvName,
     /// Settled state; what runs right now is each node's [`NodeState`].
     pub state: EnvironmentState,
+    /// What it is kept from.
+    #[serde(default)]
+    pub held: Hold,
     /// Where it came from, for clones.
     pub lineage: Option<Lineage>,
     /// When it was created.
