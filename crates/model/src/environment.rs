@@ -233,6 +233,13 @@ impl Environment {
         self.nodes.iter().filter(move |node| &node.layer == layer)
     }
 
+    /// Whether a node must not run: its layer runs jobs, and the environment's jobs are held.
+    #[must_use]
+    pub fn is_held(&self, node: &Node) -> bool {
+        let jobs = |layer: &crate::manifest::Layer| layer.jobs;
+        self.held.jobs && self.manifest.layer(&node.layer).is_some_and(jobs)
+    }
+
     /// The node of that name (`<layer>-<n>`), or a layer's first node when only the layer is named.
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&Node> {
