@@ -277,7 +277,7 @@ fn answer(request: Request, shared: &Shared) -> Result<Answer, Problem> {
                 return Ok(Answer::Done);
             }
             let watched = shared.jobs.hold(&shared.spec, main.pid());
-            jobs::stop_all(&shared.cgroup);
+            shared.jobs.stop_all(&shared.cgroup);
             watched
                 .map(|()| Answer::Done)
                 .map_err(|e| e.problem_as(Code::HostUnfit))

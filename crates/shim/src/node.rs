@@ -25,7 +25,7 @@ use crate::late::{Late, hold};
 use crate::mounts::Images;
 use crate::shared::Shared;
 use crate::stdio::NodeEnds;
-use crate::{control, hook, jobs, mounts, stdio};
+use crate::{control, hook, mounts, stdio};
 
 /// Bound on `runc create` and `runc start`.
 const CREATE_MAX: Duration = Duration::from_secs(40);
@@ -277,7 +277,7 @@ fn restore(
     }
     if spec.hold_jobs {
         // What a process that went on at once has started since.
-        jobs::stop_all(&shared.cgroup);
+        shared.jobs.stop_all(&shared.cgroup);
     }
     Ok(main)
 }

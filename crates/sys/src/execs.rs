@@ -3,12 +3,14 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::fanotify::{
     EventFFlags, Fanotify, FanotifyResponse, InitFlags, MarkFlags, MaskFlags, Response,
 };
+
+use crate::fsx::through_proc;
 
 /// Watched mounts. When this is dropped, or its process ends, all that wait go on.
 #[derive(Debug)]
@@ -25,16 +27,16 @@ impl Execs {
         Ok(Self(Fanotify::init(flags, files)?))
     }
 
-    /// Watches the mount that `path` is on, for programs that are started by way of it.
+    /// Watches the mount that `place` is on, for programs that are started by way of it.
     ///
     /// # Errors
     /// Of fanotify_mark(2).
-    pub fn watch(&self, path: &Path) -> io::Result<()> {
+    pub fn watch(&self, place: BorrowedFd<'_>) -> io::Result<()> {
         let flags = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_MOUNT;
-        let root = fs::File::open("/")?;
+        let mask = MaskFlags::FAN_OPEN_EXEC_PERM;
         Ok(self
             .0
-            .mark(flags, MaskFlags::FAN_OPEN_EXEC_PERM, root, Some(path))?)
+            .mark(flags, mask, place, Some(&through_proc(place)))?)
     }
 
     /// Shows `look` who waits, by its process id and the file it is about to run, then lets it go on. An interpreter of a script (and
@@ -67,5 +69,5 @@ impl AsFd for Execs {
 }
 
 fn path_of(fd: BorrowedFd<'_>) -> PathBuf {
-    fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default()
+    fs::read_link(through_proc(fd)).unwrap_or_default()
 }
