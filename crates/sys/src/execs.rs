@@ -27,16 +27,28 @@ impl Execs {
         Ok(Self(Fanotify::init(flags, files)?))
     }
 
+    /// Whether the kernel can, tried with this program's own file.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn try_out() -> io::Result<()> {
+        let own = fs::File::open("/proc/self/exe")?;
+        Self::new()?.mark(MarkFlags::FAN_MARK_ADD, own.as_fd())
+    }
+
+    fn mark(&self, flags: MarkFlags, place: BorrowedFd<'_>) -> io::Result<()> {
+        let mask = MaskFlags::FAN_OPEN_EXEC_PERM;
+        Ok(self
+            .0
+            .mark(flags, mask, place, Some(&through_proc(place)))?)
+    }
+
     /// Watches the mount that `place` is on, for programs that are started by way of it.
     ///
     /// # Errors
     /// Of fanotify_mark(2).
     pub fn watch(&self, place: BorrowedFd<'_>) -> io::Result<()> {
-        let flags = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_MOUNT;
-        let mask = MaskFlags::FAN_OPEN_EXEC_PERM;
-        Ok(self
-            .0
-            .mark(flags, mask, place, Some(&through_proc(place)))?)
+        self.mark(MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_MOUNT, place)
     }
 
     /// Shows `look` who waits, by its process id and the file it is about to run, then lets it go on. An interpreter of a script (and
