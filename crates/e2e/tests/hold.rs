@@ -37,7 +37,9 @@ fn shop() -> (TestDaemon, [TcpListener; 1]) {
     daemon.create("shop", SHOP);
     answers(&daemon, "shop");
     give_tool(&daemon, "shop", "web");
-    daemon.run(&["cp", "/bin/sh", "shop/web:/tmp/cron"]);
+    let shell = std::fs::canonicalize("/bin/sh").expect("a shell");
+    let shell = shell.to_str().expect("a plain name");
+    daemon.run(&["cp", shell, "shop/web:/tmp/cron"]);
     more_ticks(&daemon, "shop");
     let server = daemon.inside(|| TcpListener::bind("0.0.0.0:25"));
     let server = server.expect("nobody takes mail in the test's namespace");
