@@ -3,10 +3,10 @@
 
 use async_trait::async_trait;
 use futures::future::try_join_all;
+use offshoot_engine::Begin;
 use offshoot_model::{EnvId, Environment, EnvironmentState, Hold, Node, NodeState, Problem};
 use serde::{Deserialize, Serialize};
 
-use crate::power::start_nodes;
 use crate::saga::{Cx, Plan, Saga};
 use crate::shared::{Shared, store_problem};
 use crate::submit::Draft;
@@ -95,18 +95,21 @@ async fn stop_jobs(cx: &Cx, environment: &Environment) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Starts the nodes that were held; one that ended by itself meanwhile, or before, is left to its policy.
+/// Starts the nodes that were held; one that ended by itself meanwhile, or before, is left to its policy. What they depend on runs. Also
+/// the way back of a cancelled hold, so a cancel does not end it.
 async fn start_jobs(cx: &Cx, environment: &Environment) -> Result<(), Problem> {
     let status = cx.engine().status(environment).await?;
-    let waits = |node: &Node| {
+    let waits = |node: &&Node| {
         let seen = status.iter().find(|seen| seen.node == node.name());
-        seen.is_none_or(|seen| seen.state == NodeState::Stopped)
-    };
-    let jobs = |node: &Node| {
         let layer = environment.manifest.layer(&node.layer);
-        layer.is_some_and(|layer| layer.jobs) && waits(node)
+        layer.is_some_and(|layer| layer.jobs)
+            && seen.is_none_or(|seen| seen.state == NodeState::Stopped)
     };
-    start_nodes(cx, environment, jobs).await
+    let starts = environment.nodes.iter().filter(waits).map(|node| {
+        cx.shared.begin_afresh(&node.id);
+        cx.engine().ensure_started(environment, node, Begin::Fresh)
+    });
+    try_join_all(starts).await.map(drop)
 }
 
 /// Lets an environment go that people reach at its domains from now on. `held`: what it held before.
