@@ -117,7 +117,8 @@ impl Jobs {
             if !is_ours && schedulers::of_process(pid).is_none() {
                 continue;
             }
-            if let (true, Ok(process)) = (stands(pid), Process::open(pid)) {
+            // Also to one that does not stand yet: it waits for a child of vfork(2), and would stop when that goes on.
+            if let Ok(process) = Process::open(pid) {
                 let _ = process.signal(SIGCONT);
             }
         }
