@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    cert, clone, create, diff, doctor, domain, image, login, ls, meta, op, pool, power, promote,
-    show, swap, traffic,
+    cert, clone, create, diff, doctor, domain, hold, image, login, ls, meta, op, pool, power,
+    promote, show, swap, traffic,
 };
 use crate::commands::{exec, logs};
 use crate::context::Format;
@@ -99,6 +99,8 @@ pub(crate) enum Command {
     Diff(diff::DiffArgs),
     Start(power::StartArgs),
     Stop(power::StopArgs),
+    Hold(hold::HoldArgs),
+    Release(hold::ReleaseArgs),
     Rename(power::RenameArgs),
     Rm(power::RmArgs),
     // What leads to them.

@@ -195,6 +195,7 @@ pub(crate) fn headline(operation: &Operation) -> String {
         (OperationKind::Clone, Some(parent)) => format!("Cloning {} as {subject}", safe(parent)),
         (OperationKind::Clone, None) => format!("Cloning {subject}"),
         (OperationKind::Rename, _) => format!("Renaming {subject}"),
+        (OperationKind::Hold, _) => format!("Changing what {subject} holds"),
         (OperationKind::Start, _) => format!("Starting {subject}"),
         (OperationKind::Stop, _) => format!("Stopping {subject}"),
         (OperationKind::Remove, _) => format!("Removing {subject}"),

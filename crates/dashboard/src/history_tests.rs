@@ -14,6 +14,7 @@ fn environment(memory: Option<u64>, cpu_us: u64) -> EnvironmentView {
         healthy: true,
         url: None,
         domains: Vec::new(),
+        held: offshoot_model::Hold::default(),
         parent: None,
         created: jiff::Timestamp::UNIX_EPOCH,
         layers: vec![LayerView {
@@ -34,6 +35,8 @@ fn environment(memory: Option<u64>, cpu_us: u64) -> EnvironmentView {
                 cpu_us: Some(cpu_us),
                 pids: None,
                 restarts: 0,
+                held: false,
+                held_processes: Vec::new(),
             }],
         }],
         volumes: Vec::new(),

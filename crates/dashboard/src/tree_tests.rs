@@ -21,6 +21,7 @@ fn environment(name: &str, parent: Option<&str>) -> EnvironmentView {
         healthy: true,
         url: None,
         domains: Vec::new(),
+        held: offshoot_model::Hold::default(),
         parent: parent.map(|parent| LineageView {
             id: id(parent),
             name: parent.to_owned(),

@@ -297,6 +297,47 @@ async fn clone_begins_an_operation() {
 }
 
 #[tokio::test]
+async fn a_clone_that_holds_is_asked_for_and_let_go() {
+    let site = site().await;
+    let page = site.get("/environments/shop/clone").await;
+    for name in ["hold_mail", "hold_jobs", "no_start"] {
+        let field = format!("name=\"{name}\" value=\"yes\">");
+        assert!(page.text.contains(&field), "not ticked: {name}");
+    }
+    let fields = "name=trial&rung=auto&max_freeze=&hold_mail=yes&hold_jobs=yes&no_start=yes";
+    let ticked = site
+        .get(&format!("/environments/shop/clone?{fields}"))
+        .await;
+    assert!(ticked.text.contains("<details open>"));
+    assert_eq!(ticked.text.matches("value=\"yes\" checked>").count(), 3);
+    let answer = site.post("/environments/shop/clone", fields).await;
+    assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.text);
+    let want = "clone shop as trial Auto None holding mail and jobs stopped";
+    assert_eq!(site.fake.calls(), [want]);
+
+    {
+        let mut environments = site.fake.environments.lock().unwrap();
+        let shop = environments.iter_mut().find(|env| env.name == "shop");
+        let shop = shop.unwrap();
+        shop.held = offshoot_model::Hold::ALL;
+        shop.layers[0].nodes[0].held = true;
+        shop.layers[1].nodes[0].held_processes = vec!["cron (process 7)".to_owned()];
+    }
+    let page = site.get("/environments/shop").await;
+    for wanted in [
+        "<dt>Held</dt><dd>mail and jobs <button",
+        "formaction=\"/environments/shop/release\"",
+        "held: it runs jobs",
+        "cron (process 7) stands still",
+    ] {
+        assert!(page.text.contains(wanted), "{wanted}: {}", page.text);
+    }
+    let answer = site.post("/environments/shop/release", "").await;
+    assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.text);
+    assert_eq!(site.fake.calls(), ["hold shop nothing"]);
+}
+
+#[tokio::test]
 async fn operations_show_steps_times_and_problems() {
     let site = site().await;
     let list = site.get("/operations").await;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use offshoot_checkpoint::{CriuInfo, Ladder};
 use offshoot_model::MemoryWay;
 use offshoot_model::view::{DoctorCheck, DoctorReport, Verdict};
+use offshoot_sys::execs::Execs;
 use offshoot_sys::merge::{self, Merger, Run};
 
 use crate::config::LocalConfig;
@@ -57,6 +58,7 @@ pub fn doctor(config: &LocalConfig, criu: &CriuInfo) -> DoctorReport {
         ipv6(),
         memory(&Ladder::of_host()),
         equal_memory(config),
+        held_jobs(),
     ];
     checks.sort_by_key(|check| match check.verdict {
         Verdict::Missing => 0,
@@ -309,6 +311,20 @@ fn equal_memory(config: &LocalConfig) -> DoctorCheck {
         Verdict::Lacking,
         "clones share no memory with their parents",
         "nothing, unless memory is short: then Linux 6.7 or newer with CONFIG_KSM, and 0 in its `run`",
+    )
+}
+
+/// Whether schedulers can be kept from starting.
+fn held_jobs() -> DoctorCheck {
+    let found = Execs::try_out()
+        .map(|()| "the kernel tells of programs before they run".to_owned())
+        .map_err(|e| e.to_string());
+    check(
+        "held jobs",
+        found,
+        Verdict::Lacking,
+        "where jobs are held, schedulers that start in a node later are not: only those that come from a cut, and layers with `jobs: true`",
+        "a kernel with CONFIG_FANOTIFY_ACCESS_PERMISSIONS, 5.0 or newer",
     )
 }
 

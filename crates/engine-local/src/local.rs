@@ -209,6 +209,10 @@ impl Inner {
                     running,
                     obstacles,
                     memory: Some(self.ladder.best()),
+                    schedulers: match running {
+                        true => nodes::schedulers(&self.config, node),
+                        false => Vec::new(),
+                    },
                 },
                 memory,
             )
@@ -364,6 +368,15 @@ impl Engine for Local {
         let (environment, node) = (environment.clone(), node.clone());
         self.run(move |inner| {
             nodes::ensure_stopped(&inner.config, &inner.images, &environment, &node)
+        })
+        .await
+    }
+
+    async fn ensure_held(&self, environment: &Environment) -> Result<(), Problem> {
+        let environment = environment.clone();
+        self.run(move |inner| {
+            inner.ensure_network(&environment, Gate::Open)?;
+            nodes::ensure_jobs_held(&inner.config, &environment)
         })
         .await
     }

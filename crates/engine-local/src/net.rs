@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use offshoot_engine::Gate;
 use offshoot_model::{EnvId, Environment, Node, Problem};
-use offshoot_network::{Isolation, Names, NodeLink, RouterSpec};
+use offshoot_network::{Isolation, Mail, Names, NodeLink, RouterSpec};
 
 use crate::config::LocalConfig;
 
@@ -38,6 +38,10 @@ pub(crate) fn router_spec(
         gate: match gate {
             Gate::Open => offshoot_network::Gate::Open,
             Gate::Closed => offshoot_network::Gate::Closed,
+        },
+        mail: match environment.held.mail {
+            true => Mail::Held,
+            false => Mail::Passes,
         },
     }
 }

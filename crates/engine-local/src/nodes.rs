@@ -11,9 +11,11 @@ use offshoot_model::manifest::{DEFAULT_PIDS, Mount};
 use offshoot_model::{Code, EnvId, Environment, Fault, Layer, Node, NodeId, NodeState, Problem};
 use offshoot_network::Isolation;
 use offshoot_pool::{Pool, Subvolume};
+use offshoot_runtime::cgroup::{Hierarchies, NodeCgroup};
+use offshoot_runtime::schedulers;
 use offshoot_runtime::{
-    Access, Bind, FilePlace, NodeClient, NodeFile, NodeSpec, RunState, Start, Tmpfs, Tools,
-    observe, resolve_process,
+    Access, Bind, FilePlace, NodeClient, NodeFile, NodeSpec, RunState, RuntimeError, Start, Tmpfs,
+    Tools, observe, resolve_process,
 };
 use offshoot_sys::fsx::Root;
 use offshoot_sys::process;
@@ -99,6 +101,7 @@ pub(crate) fn node_spec(
         link: Some(net::link(config, environment, node, apart)),
         start,
         share_memory: config.share_memory,
+        hold_jobs: environment.held.jobs,
         tools: tools(config),
     };
     for mount in &layer.mounts {
@@ -251,6 +254,7 @@ fn status_of(config: &LocalConfig, node: &Node) -> NodeStatus {
                 memory_bytes: None,
                 cpu_us: None,
                 pids: None,
+                held: Vec::new(),
             };
         }
     };
@@ -280,7 +284,43 @@ fn status_of(config: &LocalConfig, node: &Node) -> NodeStatus {
         memory_bytes: usage.memory_bytes,
         cpu_us: usage.cpu_us,
         pids: usage.pids,
+        held: seen.held,
     }
+}
+
+/// Makes running nodes hold their schedulers, or let them go.
+pub(crate) fn ensure_jobs_held(
+    config: &LocalConfig,
+    environment: &Environment,
+) -> Result<(), Problem> {
+    let held = environment.held.jobs;
+    for node in &environment.nodes {
+        let dir = node_dir(config, &node.id);
+        let seen = observe(&dir).map_err(|e| e.problem())?;
+        let runs = matches!(seen.state, RunState::Running | RunState::Frozen);
+        if !runs || seen.jobs_held == held {
+            continue;
+        }
+        match NodeClient::connect(&dir).and_then(|client| client.hold_jobs(held)) {
+            // It ended meanwhile, and starts again as it should.
+            Ok(()) | Err(RuntimeError::NotRunning { .. }) => {}
+            Err(error) => return Err(error.problem()),
+        }
+    }
+    Ok(())
+}
+
+/// Schedulers that run in a node, for people.
+pub(crate) fn schedulers(config: &LocalConfig, node: &Node) -> Vec<String> {
+    let processes = Hierarchies::of_host()
+        .map(|host| NodeCgroup::new(host, &config.instance, &node.id).processes())
+        .unwrap_or_default();
+    let running = processes
+        .into_iter()
+        .filter_map(|pid| Some((pid, schedulers::of_process(pid)?)));
+    running
+        .map(|(pid, name)| format!("{name} (process {pid})"))
+        .collect()
 }
 
 /// Host pid of a node's main process.

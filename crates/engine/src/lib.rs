@@ -46,6 +46,8 @@ pub struct NodeStatus {
     pub cpu_us: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
+    /// Schedulers in it that stand because jobs are held, each as `cron (process 4711)`.
+    pub held: Vec<String>,
 }
 
 /// Whether an environment's network lets anything in or out.
@@ -219,10 +221,10 @@ pub trait Engine: Send + Sync + 'static {
     /// A root file system from its image for one node of a clone, in place of what may be there.
     async fn renew_disk(&self, environment: &Environment, node: &Node) -> Result<(), Problem>;
 
-    /// The private network.
+    /// The private network. Mail that is held does not pass from its first moment.
     async fn ensure_network(&self, environment: &Environment, gate: Gate) -> Result<(), Problem>;
 
-    /// Starts a node unless it runs. Returns when its main process runs.
+    /// Starts a node unless it runs. Returns when its main process runs. Where jobs are held, known schedulers in it do not.
     async fn ensure_started(
         &self,
         environment: &Environment,
@@ -232,6 +234,10 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Stops a node: its stop signal, its grace, then SIGKILL.
     async fn ensure_stopped(&self, environment: &Environment, node: &Node) -> Result<(), Problem>;
+
+    /// Makes what runs of an environment hold what the environment is kept from, and lets the rest go: the network mail, and running nodes
+    /// their schedulers. Which nodes run is the caller's.
+    async fn ensure_held(&self, environment: &Environment) -> Result<(), Problem>;
 
     /// Gives running nodes and the name service the names that the environment has now.
     async fn ensure_names(&self, environment: &Environment) -> Result<(), Problem>;

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::hold::Hold;
 use crate::id::{EnvId, NodeId, OperationId};
 use crate::manifest::{Manifest, PublishedPort};
 use crate::name::{EnvName, LayerName, VolumeName};
@@ -20,6 +21,9 @@ pub struct Environment {
     pub name: EnvName,
     /// Settled state; what runs right now is each node's [`NodeState`].
     pub state: EnvironmentState,
+    /// What it is kept from.
+    #[serde(default)]
+    pub held: Hold,
     /// Where it came from, for clones.
     pub lineage: Option<Lineage>,
     /// When it was created.
@@ -227,6 +231,13 @@ impl Environment {
     /// Nodes of a layer, by number.
     pub fn nodes_of<'a>(&'a self, layer: &'a LayerName) -> impl Iterator<Item = &'a Node> {
         self.nodes.iter().filter(move |node| &node.layer == layer)
+    }
+
+    /// Whether a node must not run: its layer runs jobs, and the environment's jobs are held.
+    #[must_use]
+    pub fn is_held(&self, node: &Node) -> bool {
+        let jobs = |layer: &crate::manifest::Layer| layer.jobs;
+        self.held.jobs && self.manifest.layer(&node.layer).is_some_and(jobs)
     }
 
     /// The node of that name (`<layer>-<n>`), or a layer's first node when only the layer is named.

@@ -64,6 +64,9 @@ pub struct Layer {
     /// Run a small init as process 1 that reaps orphans and passes signals.
     #[serde(default)]
     pub init: bool,
+    /// Whether it runs scheduled or queued work, which an environment whose jobs are held must not do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub jobs: bool,
     /// What to do when the main process ends.
     #[serde(default)]
     pub restart: RestartPolicy,

@@ -50,6 +50,8 @@ pub enum OperationKind {
     TrafficRamp,
     /// Make a clone what people reach at its parent's domains.
     Promote,
+    /// Hold an environment's mail or jobs, or let them go.
+    Hold,
 }
 
 /// How far an operation is.

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::clone::{Memory, Rung, RungChoice};
 use crate::domain::{Domain, DomainView, Warm};
 use crate::environment::{EnvironmentState, NodeState, PortBinding};
+use crate::hold::Hold;
 use crate::id::{EnvId, OperationId};
 use crate::manifest::{ImageConfig, ImageSource, Manifest, Role, Scaling, VolumeClone};
 
@@ -24,7 +25,7 @@ pub struct CreateRequest {
 }
 
 /// `POST /api/v1/environments/{environment}/clone`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CloneRequest {
     /// Name of the clone; `<parent>-clone`, then `<parent>-clone2`, ... when absent.
@@ -36,6 +37,28 @@ pub struct CloneRequest {
     /// Bound on the freeze in milliseconds, 10 to 60000; the daemon's configuration when absent.
     #[serde(default)]
     pub max_freeze_ms: Option<u64>,
+    /// Whether the clone runs. Without, it is made from disks and left stopped.
+    #[serde(default = "yes")]
+    pub start: bool,
+    /// What the clone is kept from, beside what its parent is.
+    #[serde(default)]
+    pub hold: Hold,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Default for CloneRequest {
+    fn default() -> Self {
+        Self {
+            name: None,
+            rung: RungChoice::default(),
+            max_freeze_ms: None,
+            start: true,
+            hold: Hold::default(),
+        }
+    }
 }
 
 /// `POST /api/v1/environments/{environment}/rename`.
@@ -104,6 +127,9 @@ pub struct EnvironmentView {
     /// Custom domains, by host name.
     #[serde(default)]
     pub domains: Vec<DomainView>,
+    /// What it is kept from.
+    #[serde(default)]
+    pub held: Hold,
     /// Where it came from.
     pub parent: Option<LineageView>,
     /// When it was created.
@@ -178,6 +204,12 @@ pub struct NodeView {
     pub pids: Option<u64>,
     /// How often its restart policy started it again.
     pub restarts: u32,
+    /// Whether it stands because the environment's jobs are held: its layer runs jobs.
+    #[serde(default)]
+    pub held: bool,
+    /// Schedulers in it that stand still because the environment's jobs are held, each as `cron (process 4711)`, a pid of the host.
+    #[serde(default)]
+    pub held_processes: Vec<String>,
 }
 
 /// A volume as people see it.
@@ -235,6 +267,9 @@ pub struct PlannedNode {
     pub memory: Option<Memory>,
     /// For a clone: resident memory that would be copied, bytes.
     pub memory_bytes: Option<u64>,
+    /// For a clone: why it, or what in it, would be held.
+    #[serde(default)]
+    pub held: Option<String>,
 }
 
 /// A volume of a [`PlanView`].

@@ -19,7 +19,9 @@ use crate::error::NetworkError;
 use crate::files::{Owner, RunDir, SPEC, START_TIMEOUT};
 use crate::netlink::run_here;
 use crate::router::Readiness;
-use crate::spec::{Gate, Isolation, Names, NodeLink, RouterSpec, check_instance, host_link_name};
+use crate::spec::{
+    Gate, Isolation, Mail, Names, NodeLink, RouterSpec, check_instance, host_link_name,
+};
 
 type Result<T> = std::result::Result<T, NetworkError>;
 
@@ -45,7 +47,7 @@ pub struct Router {
 }
 
 /// Makes sure that the router runs as `spec` says, in a network namespace of its own that is linked to the calling
-/// thread's. One that runs already is kept, with its ports and its gate, and told the names; one of other addresses is
+/// thread's. One that runs already is kept, with its ports and its gate, and told the names and what becomes of mail; one of other addresses is
 /// replaced. `shim` is the program to start, as `SHIM router --spec FILE`. The router goes on when the caller ends.
 ///
 /// # Errors
@@ -69,6 +71,9 @@ pub fn ensure_router(spec: &RouterSpec, shim: &Path) -> Result<Router> {
                 == (&spec.env, &spec.instance, &spec.placement)
             {
                 router.set_names(&spec.names, Some(&spec.upstream_dns))?;
+                if running.mail != spec.mail {
+                    router.set_mail(spec.mail)?;
+                }
                 return Ok(router);
             }
             end(&router.holder)?;
@@ -374,6 +379,14 @@ impl Router {
     /// When the router does not answer or the kernel refuses.
     pub fn set_gate(&self, gate: Gate) -> Result<()> {
         self.order("set the gate", &Request::SetGate { gate })
+    }
+
+    /// Holds mail to the outside or lets it pass, in one step for both protocols.
+    ///
+    /// # Errors
+    /// When the router does not answer or nft refuses.
+    pub fn set_mail(&self, mail: Mail) -> Result<()> {
+        self.order("hold mail or let it pass", &Request::SetMail { mail })
     }
 
     /// Cuts the nodes off from each other until the lease is lifted, dropped or `max` (1 ms to 60 s) has passed. They keep

@@ -14,7 +14,7 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::netlink::{PortSwitch, Position};
 use crate::router::Running;
-use crate::spec::{Gate, Names, RouterSpec};
+use crate::spec::{Gate, Mail, Names, RouterSpec};
 
 /// Longest request or answer, bytes.
 pub(crate) const LINE_MAX: u64 = 1 << 20;
@@ -44,6 +44,8 @@ pub(crate) enum Request {
     Lift,
     /// Open or close the uplink.
     SetGate { gate: Gate },
+    /// Hold mail or let it pass.
+    SetMail { mail: Mail },
     /// End.
     Shutdown,
 }
@@ -71,7 +73,7 @@ pub(crate) enum Response {
 pub struct RouterStatus {
     /// Its pid.
     pub pid: i32,
-    /// What it was started with; names, upstream servers and gate as they are now.
+    /// What it was started with; names, upstream servers, gate and mail as they are now.
     pub spec: RouterSpec,
     /// The nodes' ports.
     pub ports: Vec<PortStatus>,
@@ -194,6 +196,7 @@ impl Connection {
                 .set_names(names, upstream_dns)
                 .map(|()| Response::Done),
             Request::SetGate { gate } => self.router.set_gate(gate).await.map(|()| Response::Done),
+            Request::SetMail { mail } => self.router.set_mail(mail).await.map(|()| Response::Done),
             Request::PrepareIsolation => self.router.prepare_isolation().await.map(|ports| {
                 self.prepared = Some(ports);
                 Response::Done

@@ -31,8 +31,8 @@ pub use control::{PortStatus, RouterStatus};
 pub use error::NetworkError;
 pub use host::{Forwarding, ForwardingState, ensure_host, ensure_host_removed, forwarding_state};
 pub use outside::close_outside;
-pub use rules::{host_rules, router_rules};
+pub use rules::{host_rules, mail_rules, router_rules};
 pub use spec::{
-    BRIDGE, BRIDGE_MAC, GATEWAY_HOST, Gate, INSTANCE_MAX, Isolation, NODE_INTERFACE, Names,
+    BRIDGE, BRIDGE_MAC, GATEWAY_HOST, Gate, INSTANCE_MAX, Isolation, Mail, NODE_INTERFACE, Names,
     NodeLink, ROUTER_HOST, RouterSpec, UPLINK, check_instance, host_link_name, host_table_name,
 };

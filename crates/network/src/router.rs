@@ -14,14 +14,16 @@ use tokio::net::UnixListener;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
+use crate::command::Nft;
 use crate::control::{self, PortStatus, RouterStatus};
 use crate::dns::{self, Directory};
 use crate::error::{NetworkError, chain};
 use crate::files::RunDir;
 use crate::forward::HostSide;
 use crate::netlink::{Links, PortSwitch, Position};
+use crate::rules::mail_rules;
 use crate::setup;
-use crate::spec::{GATEWAY_HOST, Gate, Names, RouterSpec, check_names};
+use crate::spec::{GATEWAY_HOST, Gate, Mail, Names, RouterSpec, check_names};
 use crate::zone::Zone;
 
 type Result<T> = std::result::Result<T, NetworkError>;
@@ -103,6 +105,7 @@ pub(crate) struct Running {
     links: Links,
     bridge: u32,
     directory: Rc<Directory>,
+    mail: Cell<Mail>,
     pub(crate) isolation_held: Cell<bool>,
     pub(crate) shutdown: Notify,
 }
@@ -133,12 +136,14 @@ impl Running {
         if spec.gate == Gate::Open {
             setup::set_gate(&links, Gate::Open, &spec.placement).await?;
         }
+        let mail = spec.mail;
         Ok(Self {
             names: std::cell::RefCell::new(spec.names.clone()),
             spec,
             links,
             bridge,
             directory,
+            mail: Cell::new(mail),
             isolation_held: Cell::new(false),
             shutdown: Notify::new(),
         })
@@ -152,6 +157,7 @@ impl Running {
                 names: self.names.borrow().clone(),
                 upstream_dns: self.directory.upstream.borrow().to_vec(),
                 gate: self.directory.gate.get(),
+                mail: self.mail.get(),
                 ..self.spec.clone()
             },
             ports: ports
@@ -206,6 +212,16 @@ impl Running {
             .map(|link| link.index)
             .collect();
         PortSwitch::new(&ports)?.put(Position::Together)
+    }
+
+    /// Holds mail or lets it pass. The rules are another program's to set: meanwhile this one goes on.
+    pub(crate) async fn set_mail(&self, mail: Mail) -> Result<()> {
+        let rules = mail_rules(mail);
+        tokio::task::spawn_blocking(move || Nft::apply(&rules)?.wait())
+            .await
+            .map_err(|e| NetworkError::io("setting the rules for mail", e.into()))??;
+        self.mail.set(mail);
+        Ok(())
     }
 
     pub(crate) async fn set_gate(&self, gate: Gate) -> Result<()> {

@@ -2,8 +2,9 @@
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use offshoot_model::environment::Placement;
+use offshoot_model::hold::MAIL_PORTS;
 
-use crate::spec::{BRIDGE, ROUTER_HOST, UPLINK, host_table_name};
+use crate::spec::{BRIDGE, Mail, ROUTER_HOST, UPLINK, host_table_name};
 
 /// Rules inside an environment's router.
 ///
@@ -102,6 +103,31 @@ table ip6 offshoot {{
     rules
 }
 
+/// Rules inside an environment's router that keep its mail, in a table of their own beside [`router_rules`]; held or not, they replace
+/// what was there in one transaction.
+///
+/// A connection to where mail is handed over ([`MAIL_PORTS`]) outside of the environment is reset at once, so that programs get an
+/// error and try again later, instead of a wait. Those that are open are reset at their next segment. Inside the environment nothing
+/// passes here.
+#[must_use]
+pub fn mail_rules(mail: Mail) -> String {
+    let mut rules = "table inet offshoot_held\ndelete table inet offshoot_held\n".to_owned();
+    if mail == Mail::Held {
+        let ports = MAIL_PORTS.map(|port| port.to_string()).join(", ");
+        rules.push_str(&format!(
+            "\
+table inet offshoot_held {{
+	chain mail {{
+		type filter hook forward priority filter - 1; policy accept;
+		iifname \"{BRIDGE}\" oifname \"{UPLINK}\" tcp dport {{ {ports} }} reject with tcp reset
+	}}
+}}
+"
+        ));
+    }
+    rules
+}
+
 /// Rules on the host, for all environments of one instance.
 ///
 /// - Environments do not reach each other, nor those of other instances whose tables say the same of theirs.
@@ -162,6 +188,12 @@ mod tests {
     fn router_rules_are_as_agreed() {
         insta::assert_snapshot!("router", router_rules(&placement(false)));
         insta::assert_snapshot!("router_v6", router_rules(&placement(true)));
+    }
+
+    #[test]
+    fn mail_rules_are_as_agreed() {
+        insta::assert_snapshot!("mail_held", mail_rules(Mail::Held));
+        insta::assert_snapshot!("mail_passes", mail_rules(Mail::Passes));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::attach::{NODE_CONNECTION_BUCKETS, NODE_PORT_BUCKETS};
 use crate::command::Nft;
 use crate::error::NetworkError;
 use crate::netlink::{Family, Links, VethEnd};
-use crate::rules::router_rules;
+use crate::rules::{mail_rules, router_rules};
 use crate::spec::{
     BRIDGE, BRIDGE_MAC, GATEWAY_HOST, Gate, ROUTER_HOST, RouterSpec, UPLINK, host_link_name,
     inner_addresses,
@@ -78,7 +78,7 @@ fn settings(ipv6: bool) -> Result<()> {
 /// at the same time. Returns the rules' nft, still running.
 pub(crate) fn settings_and_rules(spec: &RouterSpec) -> Result<Nft> {
     settings(spec.placement.inner6.is_some())?;
-    Nft::apply(&router_rules(&spec.placement))
+    Nft::apply(&(router_rules(&spec.placement) + &mail_rules(spec.mail)))
 }
 
 /// The bridge with the gateway's addresses; returns its index.

@@ -51,6 +51,20 @@ pub struct RouterSpec {
     pub upstream_dns: Vec<SocketAddr>,
     /// State of the uplink when the router starts; a router that runs already keeps its own.
     pub gate: Gate,
+    /// What becomes of mail to the outside, from before the uplink opens.
+    #[serde(default)]
+    pub mail: Mail,
+}
+
+/// Whether nodes reach servers that take mail outside of the environment ([`offshoot_model::hold::MAIL_PORTS`]).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mail {
+    /// They do.
+    #[default]
+    Passes,
+    /// They are refused.
+    Held,
 }
 
 /// Whether anything passes between an environment's nodes and what is outside of it.

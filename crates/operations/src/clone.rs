@@ -7,10 +7,11 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use offshoot_engine::{Begin, CutOrder, Fallback, Gate};
 use offshoot_model::manifest::Scaling;
+use offshoot_model::view::CloneRequest;
 use offshoot_model::{
     CloneReport, Code, EnvId, Environment, EnvironmentState, Node, Problem, Rung, RungChoice,
 };
-use offshoot_plan::{NodePlan, plan_rungs};
+use offshoot_plan::{Begins, NodePlan, Wish, plan_rungs, why_held};
 use serde::{Deserialize, Serialize};
 
 use crate::create::{LEAST_ROOM, discard};
@@ -37,14 +38,29 @@ pub(crate) struct Clone {
     pub(crate) parent: EnvId,
     pub(crate) environment: EnvId,
     pub(crate) choice: RungChoice,
+    /// Whether it runs when it is made, as its parent does.
+    #[serde(default = "running")]
+    pub(crate) begins: Begins,
     pub(crate) max_freeze_ms: u64,
     /// Decided by the step `preflight`, corrected by `cut` and `restore`.
     pub(crate) nodes: Vec<NodePlan>,
-    /// Whether the parent ran, and so whether the clone is to run.
+    /// Whether the clone is to run: it was asked for, and the parent ran.
     pub(crate) runs: bool,
     /// Keeps health checks out of the parent from pre-flight to thaw. Not journalled: a crash lets go of it.
     #[serde(skip)]
     pub(crate) paused: Pause,
+}
+
+fn running() -> Begins {
+    Begins::Running
+}
+
+/// Whether the nodes of the clone that is asked for run.
+pub(crate) fn begins(request: &CloneRequest) -> Begins {
+    match request.start {
+        true => Begins::Running,
+        false => Begins::Stopped,
+    }
 }
 
 /// A pause that a journalled plan may hold.
@@ -108,6 +124,8 @@ impl Saga for Clone {
                 }
                 cx.expose(Change::Open(&clone.id)).await
             }
+            // People who come are told that it does not run.
+            "route" if self.begins == Begins::Stopped => cx.expose(Change::Close(&clone.id)).await,
             _ => Ok(()),
         }
     }
@@ -157,8 +175,19 @@ impl Clone {
             .into_iter()
             .map(|(facts, _memory)| facts)
             .collect();
-        self.nodes = plan_rungs(&parent, &facts, self.choice).map_err(|e| e.problem())?;
-        self.runs = parent.state == EnvironmentState::Running;
+        let clone = cx.shared.by_id(&self.environment)?;
+        let wish = Wish {
+            choice: self.choice,
+            begins: self.begins,
+            held: clone.held,
+        };
+        self.nodes = plan_rungs(&parent, &facts, wish).map_err(|e| e.problem())?;
+        self.runs = parent.state == EnvironmentState::Running && self.begins == Begins::Running;
+        for node in &clone.nodes {
+            if let Some(why) = why_held(&clone, node, &facts) {
+                cx.notice(format!("node {}: {why}", node.name()));
+            }
+        }
         Ok(())
     }
 

@@ -7,6 +7,7 @@ mod clone;
 mod create;
 mod domains;
 mod health;
+mod hold;
 mod https;
 mod image;
 mod live;

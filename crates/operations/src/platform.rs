@@ -15,7 +15,7 @@ use offshoot_model::view::{
     CloneRequest, CreateRequest, DoctorReport, DomainAddRequest, EnvironmentView, Event,
     ExecRequest, ImageView, LogLine, PlanView, PoolView, RenameRequest, SwapRequest,
 };
-use offshoot_model::{ImageSource, Manifest, Operation, OperationId, Problem};
+use offshoot_model::{Hold, ImageSource, Manifest, Operation, OperationId, Problem};
 use tokio::sync::mpsc;
 
 /// A change that a person asks for; each becomes an operation.
@@ -31,6 +31,8 @@ pub enum Request {
     Start(String),
     /// Stop the nodes.
     Stop(String),
+    /// Keep an environment from exactly this.
+    Hold(String, Hold),
     /// Remove the environment with its data.
     Remove(String),
     /// Fetch or make an image.

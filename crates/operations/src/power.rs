@@ -98,6 +98,9 @@ impl Saga for Stop {
         }
         cx.engine().ensure_network(&environment, Gate::Open).await?;
         for node in &environment.nodes {
+            if environment.is_held(node) {
+                continue;
+            }
             cx.engine()
                 .ensure_started(&environment, node, Begin::Fresh)
                 .await?;
@@ -110,12 +113,13 @@ impl Saga for Stop {
     }
 }
 
-/// Starts the nodes that `wanted` names, wave by wave, each after what it depends on.
+/// Starts the nodes that `wanted` names and that are not held, wave by wave, each after what it depends on.
 pub(crate) async fn start_nodes(
     cx: &Cx,
     environment: &Environment,
     wanted: impl Fn(&Node) -> bool + Send + Sync,
 ) -> Result<(), Problem> {
+    let wanted = |node: &Node| wanted(node) && !environment.is_held(node);
     let waves = start_waves(&environment.manifest)
         .map_err(|e| offshoot_plan::PlanError::from(e).problem())?;
     let total = environment.nodes.iter().filter(|node| wanted(node)).count() as u64;
@@ -196,6 +200,14 @@ async fn wait_dependencies(
         let nodes: Vec<&Node> = environment.nodes_of(&dependency.layer).collect();
         let deadline = Instant::now() + DEPENDENCY_TIMEOUT;
         for node in nodes {
+            if environment.is_held(node) {
+                cx.notice(format!(
+                    "layer {} does not wait for node {}: jobs are held",
+                    layer.name,
+                    node.name()
+                ));
+                continue;
+            }
             let met = wait_condition(cx, environment, node, dependency.condition, deadline).await;
             match met {
                 Ok(()) => {}

@@ -1,7 +1,7 @@
 //! Promote: a clone gets its parent's domains, and they go back by themselves when it is worse.
 //!
 //! A swap with more around it: what the old side did before is counted, the policies of the two that lead to each other
-//! end with the switch, and the new side is watched after it. Both are let go while it is watched, so that their nodes
+//! end with the switch, what the new side holds is let go, and it is watched after it. Both are let go while it is watched, so that their nodes
 //! are looked after; what would change the way to them is refused meanwhile ([`Shared::must_not_be_watched`]).
 
 use std::time::Duration;
@@ -11,10 +11,11 @@ use jiff::{SignedDuration, Timestamp};
 use offshoot_model::traffic::Policy;
 use offshoot_model::traffic::compare::{Guard, Mark, Tally};
 use offshoot_model::traffic::view::{PromoteRequest, TrafficReport};
-use offshoot_model::{Code, EnvId, Environment, Fault, Problem};
+use offshoot_model::{Code, EnvId, Environment, Fault, Hold, Problem};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::hold;
 use crate::saga::{Cx, Plan, Saga, Settle};
 use crate::shared::{Change, Shared, store_problem};
 use crate::submit::Draft;
@@ -45,12 +46,22 @@ pub(crate) struct Promote {
     /// Counts at the new side's domains right before the switch.
     pub(crate) mark: Mark,
     pub(crate) switched: Option<Timestamp>,
+    /// What the new side held before the switch.
+    #[serde(default)]
+    pub(crate) held: Hold,
 }
 
 #[async_trait]
 impl Saga for Promote {
     fn steps(&self) -> &'static [&'static str] {
-        &["preflight", "baseline", "warm", "switch", "watch"]
+        &[
+            "preflight",
+            "baseline",
+            "warm",
+            "switch",
+            "release",
+            "watch",
+        ]
     }
 
     fn environments(&self) -> Vec<EnvId> {
@@ -68,10 +79,12 @@ impl Saga for Promote {
                 self.swap.warm_up(cx).await?;
                 self.mark = counts(cx, &self.swap.other).await;
                 // Journalled with the end of this step, before the switch can begin.
+                self.held = cx.shared.by_id(&self.swap.other)?.held;
                 self.swap.switching = true;
                 Ok(())
             }
             "switch" => self.switch(cx).await,
+            "release" => hold::let_go(cx, &self.swap.other, self.held, &self.swap.one).await,
             _ => self.watch(cx).await,
         }
     }
@@ -82,6 +95,9 @@ impl Saga for Promote {
         }
         let places = self.swap.places_before();
         self.place(cx, &places, self.policies.clone()).await?;
+        if self.held.any() {
+            hold::change(cx, &self.swap.other, Hold::default(), self.held).await?;
+        }
         self.swap.tell_unswitched(cx);
         report(cx, |report| (report.percent, report.keep_until) = (0, None));
         Ok(())
@@ -259,6 +275,7 @@ impl Shared {
             old: Tally::default(),
             mark: Mark::of(None),
             switched: None,
+            held: Hold::default(),
         }));
         let mut draft = Draft::on(&new, plan);
         draft.swap = Some(Swap::report(&old));

@@ -139,7 +139,7 @@ pub(crate) async fn bring_back(shared: &Shared, environment: &Environment) -> Re
                     .iter()
                     .find(|s| s.node == node.name())
                     .map(|s| &s.state);
-                if matches!(state, None | Some(NodeState::Stopped)) {
+                if matches!(state, None | Some(NodeState::Stopped)) && !environment.is_held(node) {
                     shared
                         .engine
                         .ensure_started(environment, node, Begin::Fresh)

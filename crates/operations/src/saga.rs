@@ -17,7 +17,8 @@ use crate::live::{Live, StepProgress};
 use crate::locks::Held;
 use crate::shared::{Change, Shared};
 use crate::{
-    clone, create, domains, https, image, pool, power, promote, ramp, remove, rename, swap, traffic,
+    clone, create, domains, hold, https, image, pool, power, promote, ramp, remove, rename, swap,
+    traffic,
 };
 
 /// What the final record changes beside the operation itself, in the same transaction.
@@ -107,6 +108,7 @@ pub(crate) enum Plan {
     TrafficSet(traffic::Set),
     TrafficRamp(ramp::Ramp),
     Promote(Box<promote::Promote>),
+    Hold(hold::SetHeld),
 }
 
 impl Plan {
@@ -129,6 +131,7 @@ impl Plan {
             Self::TrafficSet(saga) => saga,
             Self::TrafficRamp(saga) => saga,
             Self::Promote(saga) => saga.as_mut(),
+            Self::Hold(saga) => saga,
         }
     }
 
@@ -152,6 +155,7 @@ impl Plan {
             Self::TrafficSet(_) => OperationKind::TrafficSet,
             Self::TrafficRamp(_) => OperationKind::TrafficRamp,
             Self::Promote(_) => OperationKind::Promote,
+            Self::Hold(_) => OperationKind::Hold,
         }
     }
 }

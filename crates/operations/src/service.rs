@@ -17,7 +17,7 @@ use offshoot_model::view::{
 use offshoot_model::{
     Code, Environment, Fault, Manifest, Node, Operation, OperationId, Problem, Rung, RungChoice,
 };
-use offshoot_plan::{NodePlan, plan_rungs};
+use offshoot_plan::{NodeFacts, NodePlan, Wish, plan_rungs, why_held};
 use offshoot_store::Store;
 use tokio::sync::mpsc;
 
@@ -102,6 +102,7 @@ impl Operations {
         &self,
         environment: &Environment,
         rungs: &HashMap<&str, (&NodePlan, u64)>,
+        facts: &[NodeFacts],
     ) -> (Vec<PlannedNode>, Vec<PlannedVolume>) {
         let image = |node: &Node| {
             environment
@@ -127,6 +128,7 @@ impl Operations {
                     memory_bytes: plan
                         .filter(|(plan, _)| plan.rung == Rung::Live)
                         .map(|(_, bytes)| *bytes),
+                    held: why_held(environment, node, facts),
                 }
             })
             .collect();
@@ -169,7 +171,7 @@ impl Platform for Operations {
             .shared
             .decide_create(name, manifest.clone(), Timestamp::now())
             .await?;
-        let (nodes, mut volumes) = self.planned(&plan.environment, &HashMap::new());
+        let (nodes, mut volumes) = self.planned(&plan.environment, &HashMap::new(), &[]);
         for volume in &mut volumes {
             volume.clone = offshoot_model::manifest::VolumeClone::Empty;
         }
@@ -201,7 +203,12 @@ impl Platform for Operations {
         } else {
             request.rung
         };
-        let rungs = plan_rungs(&parent, &facts, choice).map_err(|e| e.problem())?;
+        let wish = Wish {
+            choice,
+            begins: crate::clone::begins(request),
+            held: plan.environment.held,
+        };
+        let rungs = plan_rungs(&parent, &facts, wish).map_err(|e| e.problem())?;
         let memory: HashMap<&str, u64> = seen
             .iter()
             .map(|(facts, bytes)| (facts.node.as_str(), *bytes))
@@ -215,8 +222,12 @@ impl Platform for Operations {
                 )
             })
             .collect();
-        let (nodes, volumes) = self.planned(&plan.environment, &by_node);
+        let (nodes, volumes) = self.planned(&plan.environment, &by_node, &facts);
         let mut notices = plan.notices;
+        notices.extend(nodes.iter().filter_map(|node| {
+            let why = node.held.as_ref()?;
+            Some(format!("node {}: {why}", node.name))
+        }));
         notices.push(format!(
             "outer addresses, host names and the domain differ from {}; nothing inside has to",
             parent.name

@@ -11,7 +11,7 @@ use offshoot_model::traffic::view::TrafficReport;
 use offshoot_model::view::{CloneRequest, CreateRequest, RenameRequest};
 use offshoot_model::{
     Code, EnvId, EnvName, Environment, EnvironmentState, Fault, Manifest, Operation, OperationId,
-    OperationKind, OperationState, Problem,
+    OperationKind, OperationState, Problem, RungChoice,
 };
 use offshoot_plan::{ClonePlan, CreatePlan, clone_name, plan_clone, plan_create};
 use offshoot_store::StoreError;
@@ -95,6 +95,7 @@ impl Shared {
                     }),
                 )
             }
+            Request::Hold(environment, held) => self.draft_hold(&environment, held)?,
             Request::Remove(environment) => self.draft_remove(&environment)?,
             Request::ImagePull(source) => {
                 Draft::of_host(source.display(), Plan::ImagePull(image::Pull { source }))
@@ -214,6 +215,14 @@ impl Shared {
         id: OperationId,
         now: Timestamp,
     ) -> Result<ClonePlan, Problem> {
+        if !request.start && request.rung == RungChoice::Live {
+            return Err(Problem::new(
+                Code::BadRequest,
+                Fault::Request,
+                "a clone that is not started has no memory",
+                "leave out `--rung live`, or have it started",
+            ));
+        }
         let taken = self.taken().await?;
         let name = match &request.name {
             Some(name) => parse_name(name)?,
@@ -230,6 +239,7 @@ impl Shared {
             id,
             &self.settings.host,
             &taken,
+            request.hold,
         )
         .map_err(|e| e.problem())?;
         plan.ports = self.engine.choose_ports(plan.ports).await?;
@@ -272,6 +282,7 @@ impl Shared {
             parent: parent.id.clone(),
             environment: decided.environment.id.clone(),
             choice: request.rung,
+            begins: clone::begins(request),
             max_freeze_ms,
             nodes: Vec::new(),
             runs: false,

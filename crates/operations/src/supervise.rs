@@ -189,6 +189,7 @@ async fn look_after(
             check(shared, environment, node, layer, checks);
         }
         if let Some(code) = ended
+            && !environment.is_held(node)
             && let Some(attempt) = shared.restarts.attempt(&node.id, layer.restart, code)
         {
             restart(shared, environment, node, code, attempt).await;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::domains::no_entry;
+use crate::hold::warn_held;
 use crate::runner::cancelled;
 use crate::saga::{Cx, Plan, Saga, Settle};
 use crate::shared::{Change, Shared, store_problem};
@@ -360,6 +361,11 @@ impl Swap {
             .await?;
         cx.note_refused(&exposed);
         self.tell_switched(cx, &exposed);
+        for (domains, id) in [(&self.of_one, &self.other), (&self.of_other, &self.one)] {
+            if !domains.is_empty() {
+                warn_held(cx, id)?;
+            }
+        }
         Ok(())
     }
 }

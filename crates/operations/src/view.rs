@@ -38,7 +38,7 @@ impl Shared {
         }
         let nodes = || layers.iter().flat_map(|layer| &layer.nodes);
         let healthy = match environment.state {
-            EnvironmentState::Running => nodes().all(|node| is_well(&node.status)),
+            EnvironmentState::Running => nodes().all(|node| node.held || is_well(&node.status)),
             EnvironmentState::Stopped => nodes()
                 .all(|node| matches!(node.status, NodeState::Stopped | NodeState::Exited { .. })),
             _ => false,
@@ -70,6 +70,7 @@ impl Shared {
                 .entry()
                 .map(|_| self.settings.host.url(environment.name.as_str())),
             domains: self.domain_views(environment)?,
+            held: environment.held,
             parent: self.lineage(environment),
             created: environment.created,
             layers,
@@ -141,6 +142,8 @@ impl Shared {
                 .store
                 .node_restarts(&environment.id, node.name())
                 .map_err(store_problem)?,
+            held: environment.is_held(node),
+            held_processes: seen.map_or_else(Vec::new, |seen| seen.held.clone()),
         })
     }
 }

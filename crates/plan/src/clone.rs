@@ -5,14 +5,15 @@ use offshoot_model::environment::PortBinding;
 use offshoot_model::manifest::{CloneMode, Scaling, VolumeClone};
 use offshoot_model::name::ENV_NAME_MAX;
 use offshoot_model::{
-    EnvId, EnvName, Environment, EnvironmentState, Lineage, Memory, Node, NodeId, OperationId,
-    Rung, RungChoice, Volume,
+    EnvId, EnvName, Environment, EnvironmentState, Hold, Lineage, Memory, Node, NodeId,
+    OperationId, Rung, RungChoice, Volume,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::PlanError;
 use crate::allocate::{Host, Taken, collides, placement};
 use crate::create::rehost;
+use crate::hold::{held_in_clone, hold_notices};
 
 /// A clone, fully decided but for the rungs, which need a look at the parent's processes ([`plan_rungs`]).
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +53,29 @@ pub struct NodeFacts {
     pub obstacles: Vec<String>,
     /// The best way to take its memory on its host, when there is one.
     pub memory: Option<Memory>,
+    /// Schedulers that run in it, each as `cron (process 4711)`.
+    pub schedulers: Vec<String>,
+}
+
+/// What is asked of a clone as to its nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    /// How they come along.
+    pub choice: RungChoice,
+    /// Whether they run.
+    pub begins: Begins,
+    /// What they are kept from.
+    pub held: Hold,
+}
+
+/// Whether the nodes of a clone run when it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Begins {
+    /// As its parent does.
+    Running,
+    /// They do not.
+    Stopped,
 }
 
 /// Memory was asked for, and nodes are in the way.
@@ -103,6 +127,7 @@ pub fn plan_clone(
     operation: OperationId,
     host: &Host,
     taken: &Taken,
+    held: Hold,
 ) -> Result<ClonePlan, PlanError> {
     let placement = placement(host, taken, Some(&parent.placement))?;
     let mut notices = Vec::new();
@@ -159,6 +184,7 @@ pub fn plan_clone(
         id,
         name,
         state: EnvironmentState::Creating,
+        held: held_in_clone(parent, held),
         lineage: Some(Lineage {
             parent: parent.id.clone(),
             parent_name: parent.name.clone(),
@@ -172,6 +198,7 @@ pub fn plan_clone(
         volumes,
     };
     rehost(&mut environment);
+    notices.extend(hold_notices(&environment, parent));
     Ok(ClonePlan {
         environment,
         ports,
@@ -182,23 +209,27 @@ pub fn plan_clone(
 /// Decides how each node is cloned, from what was seen of the parent's nodes.
 ///
 /// # Errors
-/// [`NotLive`] when `choice` is `live` and a running, stateful node cannot come along with its memory.
+/// [`NotLive`] when `live` was chosen and a running, stateful node that is not held cannot come along with its memory.
 pub fn plan_rungs(
     parent: &Environment,
     facts: &[NodeFacts],
-    choice: RungChoice,
+    wish: Wish,
 ) -> Result<Vec<NodePlan>, PlanError> {
     let plans: Vec<NodePlan> = parent
         .nodes
         .iter()
-        .map(|node| plan_node(parent, node, facts, choice))
+        .map(|node| plan_node(parent, node, facts, wish))
         .collect();
     let reasons: Vec<_> = plans
         .iter()
-        .filter(|plan| {
-            choice == RungChoice::Live && plan.rung == Rung::Disk && plan.source == plan.node
+        .zip(&parent.nodes)
+        .filter(|(plan, node)| {
+            wish.choice == RungChoice::Live
+                && plan.rung == Rung::Disk
+                && plan.source == plan.node
+                && !runs_held_jobs(parent, node, wish.held)
         })
-        .map(|plan| (plan.node.clone(), plan.why.clone().unwrap_or_default()))
+        .map(|(plan, _)| (plan.node.clone(), plan.why.clone().unwrap_or_default()))
         .collect();
     if reasons.is_empty() {
         Ok(plans)
@@ -207,12 +238,17 @@ pub fn plan_rungs(
     }
 }
 
-fn plan_node(
-    parent: &Environment,
-    node: &Node,
-    facts: &[NodeFacts],
-    choice: RungChoice,
-) -> NodePlan {
+/// Whether a clone that holds `held` keeps this node of its parent from running.
+fn runs_held_jobs(parent: &Environment, node: &Node, held: Hold) -> bool {
+    held.jobs
+        && parent
+            .manifest
+            .layer(&node.layer)
+            .is_some_and(|layer| layer.jobs)
+}
+
+fn plan_node(parent: &Environment, node: &Node, facts: &[NodeFacts], wish: Wish) -> NodePlan {
+    let choice = wish.choice;
     let layer = parent.manifest.layer(&node.layer);
     let mode = layer.map(|layer| layer.clone).unwrap_or_default();
     let stateless = layer.is_some_and(|layer| layer.scaling == Scaling::Stateless);
@@ -251,6 +287,16 @@ fn plan_node(
                 source.name()
             )),
         );
+    }
+    // With its disk at the cut, as if it had memory: it is what other nodes know of it.
+    if runs_held_jobs(parent, node, wish.held) {
+        return plan(
+            Rung::Disk,
+            Some("it runs jobs, which are held: it does not run".into()),
+        );
+    }
+    if wish.begins == Begins::Stopped {
+        return plan(Rung::Disk, Some("the clone is not started".into()));
     }
     if choice == RungChoice::Disk {
         return plan(Rung::Disk, Some("asked for with --rung disk".into()));

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use offshoot_model::environment::{FIRST_NODE_HOST, MacAddr, PortBinding};
 use offshoot_model::manifest::{MAX_NODES, Mount};
 use offshoot_model::{
-    EnvId, EnvName, Environment, EnvironmentState, Layer, Manifest, Node, NodeId, Volume,
+    EnvId, EnvName, Environment, EnvironmentState, Hold, Layer, Manifest, Node, NodeId, Volume,
 };
 
 use crate::PlanError;
@@ -82,6 +82,7 @@ pub fn plan_create(
         id,
         name,
         state: EnvironmentState::Creating,
+        held: Hold::default(),
         lineage: None,
         created,
         manifest,

@@ -6,13 +6,17 @@
 mod allocate;
 mod clone;
 mod create;
+mod hold;
 mod order;
 #[cfg(test)]
 mod tests;
 
 pub use allocate::{Exhausted, Host, Taken};
-pub use clone::{ClonePlan, NodeFacts, NodePlan, NotLive, clone_name, plan_clone, plan_rungs};
+pub use clone::{
+    Begins, ClonePlan, NodeFacts, NodePlan, NotLive, Wish, clone_name, plan_clone, plan_rungs,
+};
 pub use create::{CreatePlan, hostname, plan_create, rehost};
+pub use hold::{held_in_clone, hold_notices, why_held};
 pub use order::{Cycle, start_waves};
 
 use offshoot_model::{Code, Fault, Problem};

@@ -4,14 +4,15 @@ use jiff::Timestamp;
 use offshoot_model::environment::PortBinding;
 use offshoot_model::manifest::{CloneMode, Condition, Dependency, PublishedPort, Scaling};
 use offshoot_model::{
-    EnvId, EnvName, Environment, ImageSource, Layer, Manifest, Memory, MemoryWay, OperationId,
-    Rung, RungChoice,
+    EnvId, EnvName, Environment, Hold, ImageSource, Layer, Manifest, Memory, MemoryWay,
+    OperationId, Rung, RungChoice,
 };
 use proptest::prelude::*;
 
 use crate::allocate::tests::host;
 use crate::{
-    NodeFacts, PlanError, Taken, clone_name, plan_clone, plan_create, plan_rungs, start_waves,
+    Begins, NodeFacts, PlanError, Taken, Wish, clone_name, plan_clone, plan_create, plan_rungs,
+    start_waves, why_held,
 };
 
 const TRACKED: Memory = Memory {
@@ -59,6 +60,7 @@ fn facts(environment: &Environment, bad: &[&str]) -> Vec<NodeFacts> {
         node: node.name().to_owned(),
         running: true,
         memory: Some(TRACKED),
+        schedulers: Vec::new(),
         obstacles: bad
             .iter()
             .filter(|b| **b == node.name())
@@ -66,6 +68,105 @@ fn facts(environment: &Environment, bad: &[&str]) -> Vec<NodeFacts> {
             .collect(),
     };
     environment.nodes.iter().map(fact).collect()
+}
+
+fn wish(choice: RungChoice) -> Wish {
+    Wish {
+        choice,
+        begins: Begins::Running,
+        held: Hold::default(),
+    }
+}
+
+#[test]
+fn what_is_held_is_not_live_and_is_said() {
+    let mut worker = layer("worker", 1, &[]);
+    worker.jobs = true;
+    let parent = created(vec![layer("web", 1, &[]), worker], &Taken::default()).unwrap();
+    let mut facts = facts(&parent, &[]);
+    facts[0].schedulers = vec!["cron (process 7)".to_owned()];
+    let rungs = |wish| {
+        let plans = plan_rungs(&parent, &facts, wish).unwrap();
+        plans
+            .into_iter()
+            .map(|plan| (plan.rung, plan.why))
+            .collect::<Vec<_>>()
+    };
+    let held = Wish {
+        held: Hold::ALL,
+        ..wish(RungChoice::Live)
+    };
+    // No obstacle to all others with their memory.
+    let why = "it runs jobs, which are held: it does not run";
+    assert_eq!(
+        rungs(held),
+        [(Rung::Live, None), (Rung::Disk, Some(why.to_owned()))]
+    );
+    let not_begun = Wish {
+        begins: Begins::Stopped,
+        ..wish(RungChoice::Auto)
+    };
+    let why = Some("the clone is not started".to_owned());
+    assert_eq!(
+        rungs(not_begun),
+        [(Rung::Disk, why.clone()), (Rung::Disk, why)]
+    );
+
+    let clone_of = |parent: &Environment, held| {
+        plan_clone(
+            parent,
+            &[],
+            EnvId::random(),
+            "copy".parse().unwrap(),
+            Timestamp::UNIX_EPOCH,
+            OperationId::new(),
+            &host(),
+            &Taken::default(),
+            held,
+        )
+        .unwrap()
+    };
+    let clone = clone_of(&parent, Hold::ALL);
+    assert_eq!(clone.environment.held, Hold::ALL);
+    let said = clone.notices.join("\n");
+    for part in [
+        "ports 25, 465, 587, 2525 outside of it are refused",
+        "nodes of copy that run jobs do not run",
+        "`offshoot release copy` lets mail and jobs go",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    let whys: Vec<_> = clone
+        .environment
+        .nodes
+        .iter()
+        .map(|node| why_held(&clone.environment, node, &facts))
+        .collect();
+    assert_eq!(
+        whys,
+        [
+            Some("jobs are held: cron (process 7) does not go on".to_owned()),
+            Some("it runs jobs, which are held: it is made and does not run".to_owned()),
+        ]
+    );
+    // A copy of what is held is held.
+    let again = clone_of(&clone.environment, Hold::default());
+    assert_eq!(again.environment.held, Hold::ALL);
+    assert!(
+        again
+            .notices
+            .iter()
+            .any(|notice| notice.contains("because copy holds them too"))
+    );
+    let free = clone_of(&parent, Hold::default());
+    assert_eq!(
+        (free.environment.held, free.notices),
+        (Hold::default(), Vec::new())
+    );
+    assert_eq!(
+        why_held(&free.environment, &free.environment.nodes[1], &facts),
+        None
+    );
 }
 
 #[test]
@@ -87,6 +188,7 @@ fn a_clone_keeps_what_is_inside_and_changes_what_is_outside() {
         OperationId::new(),
         &host(),
         &taken,
+        Hold::default(),
     )
     .unwrap();
     let clone = plan.environment;
@@ -133,6 +235,7 @@ fn a_port_that_the_parent_has_is_left_open() {
         OperationId::new(),
         &host(),
         &taken,
+        Hold::default(),
     )
     .unwrap();
     let ports: Vec<_> = plan
@@ -151,7 +254,7 @@ fn rungs_follow_the_layer_the_request_and_what_was_seen() {
     fresh.scaling = Scaling::Stateless;
     let environment = created(vec![layer("db", 2, &[]), master, fresh], &Taken::default()).unwrap();
     let rungs = |bad: &[&str], choice| {
-        plan_rungs(&environment, &facts(&environment, bad), choice).map(|plans| {
+        plan_rungs(&environment, &facts(&environment, bad), wish(choice)).map(|plans| {
             plans
                 .into_iter()
                 .map(|plan| (plan.node, plan.source, plan.rung))
@@ -172,7 +275,7 @@ fn rungs_follow_the_layer_the_request_and_what_was_seen() {
     let plans = plan_rungs(
         &environment,
         &facts(&environment, &["db-2"]),
-        RungChoice::Auto,
+        wish(RungChoice::Auto),
     );
     for plan in plans.unwrap() {
         let taken = (plan.rung == Rung::Live).then_some(TRACKED);

@@ -287,6 +287,20 @@ impl NodeClient {
         }
     }
 
+    /// Holds the node's jobs or lets them go: known schedulers in it stand still ([`crate::schedulers`]), also those that start later.
+    ///
+    /// # Errors
+    /// When it does not run, or the kernel does not tell of programs before they run; those that run stand all the same.
+    pub fn hold_jobs(&self, held: bool) -> Result<()> {
+        match self.ask(&Request::Jobs { held }, ANSWER_MAX)? {
+            Answer::Done => Ok(()),
+            other => Err(RuntimeError::Protocol {
+                run_dir: self.run_dir.clone(),
+                answer: format!("{other:?}"),
+            }),
+        }
+    }
+
     /// Moves processes that do not descend from the main process (exec sessions, health checks) into a freezer of their own, beside the
     /// node's, so that CRIU does not meet them. A freeze does this by itself; they return with the thaw.
     ///
@@ -378,6 +392,8 @@ pub fn observe(run_dir: &Path) -> Result<NodeStatus> {
         freezer: PathBuf::new(),
         warnings: Vec::new(),
         memory_to_come: 0,
+        jobs_held: false,
+        held: Vec::new(),
     })
 }
 

@@ -52,6 +52,11 @@ pub enum Request {
         /// Milliseconds to wait at most.
         max_ms: u64,
     },
+    /// Holds the node's jobs or lets them go: known schedulers in it stand still.
+    Jobs {
+        /// Whether they are held.
+        held: bool,
+    },
     /// Moves processes that do not descend from the main process (exec sessions) into a freezer of their own.
     Guests,
 }
@@ -64,7 +69,7 @@ pub enum Answer {
     Status(NodeStatus),
     /// To `Wait`, `Stop`, `Kill`.
     Ended(ExitRecord),
-    /// To `Signal` and `Memory`.
+    /// To `Signal`, `Memory` and `Jobs`.
     Done,
     /// To `Freeze`.
     Frozen {
@@ -107,6 +112,12 @@ pub struct NodeStatus {
     /// Bytes of memory that the node was restored with and that have still to come; it cannot be cut until then.
     #[serde(default)]
     pub memory_to_come: u64,
+    /// Whether its jobs are held.
+    #[serde(default)]
+    pub jobs_held: bool,
+    /// Schedulers in it that stand for that, each as `cron (process 4711)`.
+    #[serde(default)]
+    pub held: Vec<String>,
 }
 
 /// State of a node.

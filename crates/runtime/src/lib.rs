@@ -16,6 +16,7 @@ mod init;
 pub mod logs;
 mod node;
 pub mod runc;
+pub mod schedulers;
 mod seccomp;
 mod spec;
 #[cfg(test)]

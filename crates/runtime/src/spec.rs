@@ -61,6 +61,9 @@ pub struct NodeSpec {
     pub start: Start,
     /// Let the kernel keep memory that is equal to other nodes' once.
     pub share_memory: bool,
+    /// Its environment's jobs are held: known schedulers in it stand still ([`crate::schedulers`]).
+    #[serde(default)]
+    pub hold_jobs: bool,
     /// Programs to use.
     pub tools: Tools,
 }

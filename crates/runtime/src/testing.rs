@@ -34,6 +34,7 @@ pub(crate) fn spec(run_dir: &Path) -> NodeSpec {
         link: None,
         start: Start::Fresh,
         share_memory: false,
+        hold_jobs: false,
         tools: Tools {
             runc: "/usr/bin/runc".into(),
             criu_dir: None,

@@ -14,6 +14,7 @@ use offshoot_runtime::control::{Answer, LINE_MAX, Request, SOCKET_FILE};
 use offshoot_runtime::{Result, RuntimeError};
 use offshoot_sys::process::poll_readable;
 
+use crate::jobs;
 use crate::shared::{Shared, not_running};
 
 /// Connections at a time; more are closed at once.
@@ -252,6 +253,10 @@ fn answer(request: Request, shared: &Shared) -> Result<Answer, Problem> {
             shared.thaw_any();
             // Not running: ended meanwhile, which is what was asked for.
             if let Ok(main) = shared.main() {
+                // It would not hear it.
+                if jobs::is_held(main.pid()) {
+                    return kill(shared);
+                }
                 let _ = main.signal(signal);
                 if let Some(record) = shared.wait_ended(Some(Duration::from_millis(grace_ms)))? {
                     return Ok(Answer::Ended(record));
@@ -264,6 +269,18 @@ fn answer(request: Request, shared: &Shared) -> Result<Answer, Problem> {
         Request::Memory { max_ms } => {
             shared.wait_memory(Duration::from_millis(max_ms).min(FREEZE_MAX))?;
             Ok(Answer::Done)
+        }
+        Request::Jobs { held } => {
+            let main = shared.main()?;
+            if !held {
+                shared.jobs.let_go(&shared.cgroup);
+                return Ok(Answer::Done);
+            }
+            let watched = shared.jobs.hold(&shared.spec, main.pid());
+            shared.jobs.stop_all(&shared.cgroup);
+            watched
+                .map(|()| Answer::Done)
+                .map_err(|e| e.problem_as(Code::HostUnfit))
         }
         Request::Guests => {
             let main = shared.main()?;

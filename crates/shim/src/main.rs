@@ -17,6 +17,7 @@ use std::process::ExitCode;
 mod control;
 mod exec;
 mod hook;
+mod jobs;
 mod late;
 mod mounts;
 mod node;

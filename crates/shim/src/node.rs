@@ -21,7 +21,7 @@ use offshoot_runtime::{ExitRecord, NodeSpec, Result, RuntimeError, Start};
 use offshoot_sys::process::{self, Ended, Process, Side, Visit};
 use offshoot_sys::{merge, preload};
 
-use crate::late::Late;
+use crate::late::{Late, hold};
 use crate::mounts::Images;
 use crate::shared::Shared;
 use crate::stdio::NodeEnds;
@@ -151,7 +151,7 @@ fn create(shared: &Arc<Shared>, runc: &Runc) -> std::result::Result<Created, Pro
     shared.cgroup.ensure().map_err(problem)?;
     let (ends, pumps) = stdio::open(spec).map_err(problem)?;
     let main = match &spec.start {
-        Start::Fresh => fresh(spec, runc, &bundle, ends),
+        Start::Fresh => fresh(shared, runc, &bundle, ends),
         Start::Restore { images } => restore(shared, runc, &bundle, images, ends),
     }?;
     if spec.start != Start::Fresh {
@@ -161,11 +161,12 @@ fn create(shared: &Arc<Shared>, runc: &Runc) -> std::result::Result<Created, Pro
 }
 
 fn fresh(
-    spec: &NodeSpec,
+    shared: &Shared,
     runc: &Runc,
     bundle: &Path,
     ends: NodeEnds,
 ) -> std::result::Result<Process, Problem> {
+    let spec = &shared.spec;
     let id = spec.node.to_string();
     let pid_file = spec.run_dir.join("pid");
     let mut command = runc.command(["create"]);
@@ -180,11 +181,27 @@ fn fresh(
     making_network(spec, create)?;
     let main = main_process(&pid_file).map_err(|e| e.problem())?;
     hook::connect(main.pid(), spec.link.as_ref()).map_err(network_problem)?;
+    hold_jobs(shared, &main);
     let before = process::arguments(main.pid()).unwrap_or_default();
     runc.run(runc.command(["start", &id]), CREATE_MAX)
         .map_err(|e| e.problem())?;
     wait_program(&main, &before);
     Ok(main)
+}
+
+/// Holds the node's jobs, if that is asked for, before its first program runs or goes on.
+fn hold_jobs(shared: &Shared, main: &Process) {
+    if !shared.spec.hold_jobs {
+        return;
+    }
+    if let Err(e) = shared.jobs.hold(&shared.spec, main.pid()) {
+        let cause = std::error::Error::source(&e).map(|e| format!(": {e}"));
+        let why = format!("{e}{}", cause.unwrap_or_default());
+        shared.warn(vec![format!(
+            "schedulers that start in the node are not held: {why}"
+        )]);
+        tracing::error!(why, "schedulers that start are not held");
+    }
 }
 
 /// Waits until runc's own process became the node's program: `runc start` does not wait for that, and a node that is said to run is
@@ -212,6 +229,9 @@ fn restore(
     let spec = &shared.spec;
     let problem = |e: RuntimeError| e.problem_as(Code::RestoreFailed);
     let late = Late::prepare(spec, images).map_err(problem)?;
+    if late.is_some() || spec.hold_jobs {
+        hold::prepare(spec).map_err(problem)?;
+    }
     let work = spec.run_dir.join("criu");
     fs::create_dir_all(&work).map_err(|e| problem(RuntimeError::io("make", &work, e)))?;
     let pid_file = spec.run_dir.join("pid");
@@ -251,8 +271,13 @@ fn restore(
             e,
         ))
     })?;
+    hold_jobs(shared, &main);
     if let Some(late) = late {
         late.begin(shared).map_err(problem)?;
+    }
+    if spec.hold_jobs {
+        // What a process that went on at once has started since.
+        shared.jobs.stop_all(&shared.cgroup);
     }
     Ok(main)
 }

@@ -11,10 +11,13 @@ use offshoot_runtime::cgroup::NodeCgroup;
 use offshoot_runtime::{ExitRecord, NodeSpec, NodeStatus, RunState};
 use offshoot_sys::process::Process;
 
+use crate::jobs::Jobs;
+
 /// The shim's state.
 pub(crate) struct Shared {
     pub(crate) spec: NodeSpec,
     pub(crate) cgroup: NodeCgroup,
+    pub(crate) jobs: Jobs,
     inner: Mutex<Inner>,
     changed: Condvar,
 }
@@ -67,6 +70,7 @@ impl Shared {
         Self {
             spec,
             cgroup,
+            jobs: Jobs::default(),
             inner: Mutex::new(inner),
             changed: Condvar::new(),
         }
@@ -115,6 +119,8 @@ impl Shared {
                 Memory::Coming(bytes) => bytes,
                 Memory::Whole | Memory::Lost(_) => 0,
             },
+            jobs_held: self.jobs.are_held(),
+            held: self.jobs.standing(&self.cgroup),
         };
         match &inner.phase {
             Phase::Starting => {}

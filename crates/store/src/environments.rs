@@ -3,7 +3,7 @@
 use ipnet::{Ipv4Net, Ipv6Net};
 use offshoot_model::environment::PortBinding;
 use offshoot_model::view::Event;
-use offshoot_model::{EnvId, EnvName, Environment, EnvironmentState, Operation};
+use offshoot_model::{EnvId, EnvName, Environment, EnvironmentState, Hold, Operation};
 use rusqlite::{OptionalExtension as _, Params, named_params, params};
 use serde_json::Value;
 
@@ -71,6 +71,16 @@ impl Tx<'_> {
     pub fn set_state(&self, id: &EnvId, state: EnvironmentState) -> Result<(), StoreError> {
         let mut environment = self.known_environment(id)?;
         environment.state = state;
+        self.update_environment(&environment)
+    }
+
+    /// Sets what an environment is kept from.
+    ///
+    /// # Errors
+    /// [`StoreError::EnvironmentUnknown`].
+    pub fn set_held(&self, id: &EnvId, held: Hold) -> Result<(), StoreError> {
+        let mut environment = self.known_environment(id)?;
+        environment.held = held;
         self.update_environment(&environment)
     }
 

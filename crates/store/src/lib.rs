@@ -32,7 +32,7 @@ use offshoot_model::environment::PortBinding;
 use offshoot_model::traffic::Policy;
 use offshoot_model::view::Event;
 use offshoot_model::{
-    Domain, EnvId, EnvName, Environment, EnvironmentState, Operation, OperationId,
+    Domain, EnvId, EnvName, Environment, EnvironmentState, Hold, Operation, OperationId,
 };
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use serde_json::Value;
@@ -271,6 +271,7 @@ in_own_transaction! {
     update_in_one update_environment(environment: &Environment) -> ();
     update_in_one rename(id: &EnvId, name: &EnvName) -> ();
     update_in_one set_state(id: &EnvId, state: EnvironmentState) -> ();
+    update_in_one set_held(id: &EnvId, held: Hold) -> ();
     update_in_one remove_environment(id: &EnvId) -> ();
     read environment(id: &EnvId) -> Option<Environment>;
     read environment_by_name(name: &str) -> Option<Environment>;

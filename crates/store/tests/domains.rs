@@ -200,6 +200,8 @@ fn a_file_of_schema_1_is_brought_along_with_all_it_has() {
     for table in ["domains", "swaps", "certificates", "policies", "redirects"] {
         sql.execute_batch(&format!("DROP TABLE {table}")).unwrap();
     }
+    sql.execute_batch("UPDATE environments SET document = json_remove(document, '$.held')")
+        .unwrap();
     sql.pragma_update(None, "user_version", 1).unwrap();
     let text: String = sql
         .query_row("SELECT document FROM operations LIMIT 1", [], |row| {

@@ -5,6 +5,7 @@
 
 pub mod area_flags;
 pub mod btrfs;
+pub mod execs;
 pub mod first;
 pub mod fsx;
 pub mod inject;

@@ -379,6 +379,29 @@ pub fn arguments(pid: i32) -> io::Result<Vec<Vec<u8>>> {
     })
 }
 
+/// Stops every thread of a process (`SIGSTOP`, signal(7)). One that is held by others, by a debugger or a frozen cgroup, handles it before
+/// its next instruction when it is let go; `SIGCONT` to the process lets it go on.
+///
+/// To each thread, since a process's signal is handled by one of them: the others would run until then.
+///
+/// # Errors
+/// `ESRCH` when there is no such process.
+pub fn stop_threads(pid: i32) -> io::Result<()> {
+    let mut result = Err(io::Error::from_raw_os_error(libc::ESRCH));
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+        let Some(thread) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+            continue;
+        };
+        let thread: libc::pid_t = thread;
+        // SAFETY: tgkill(2) takes three numbers and touches no memory of the caller.
+        let sent = unsafe { libc::syscall(libc::SYS_tgkill, pid, thread, libc::SIGSTOP) };
+        if sent == 0 {
+            result = Ok(());
+        }
+    }
+    result
+}
+
 /// Numbers of all processes visible in /proc.
 ///
 /// # Errors

@@ -156,19 +156,26 @@ fn tree_of(pid: i32) -> Vec<i32> {
 
 /// The freezer's or the unified hierarchy's group of a process.
 fn cgroup_of(pid: i32) -> Option<String> {
+    group_of(pid, "freezer").or_else(|| group_of(pid, ""))
+}
+
+/// Whether a process is frozen by the freezer of version 1.
+fn has_own_freezer(pid: i32) -> bool {
+    group_of(pid, "freezer").is_some()
+}
+
+/// A process's group for a controller of version 1, or by the empty name that of the unified hierarchy.
+fn group_of(pid: i32, wanted: &str) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let of = |wanted: &str| {
-        text.lines().find_map(|line| {
-            let mut parts = line.splitn(3, ':').skip(1);
-            let controllers = parts.next()?;
-            let path = parts.next()?;
-            controllers
-                .split(',')
-                .any(|c| c == wanted)
-                .then(|| path.to_owned())
-        })
-    };
-    of("freezer").or_else(|| of(""))
+    text.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let controllers = parts.next()?;
+        let path = parts.next()?;
+        controllers
+            .split(',')
+            .any(|c| c == wanted)
+            .then(|| path.to_owned())
+    })
 }
 
 /// Whether /proc/pid/stat is of a process on its way out (`PF_EXITING`, include/linux/sched.h): from then on its cgroup is said to be
@@ -187,6 +194,8 @@ struct Process {
     pid: i32,
     title: String,
     tracer: i32,
+    /// Stopped by a signal.
+    is_stopped: bool,
     is_ending: bool,
 }
 
@@ -205,6 +214,7 @@ impl Process {
             pid,
             title: format!("{} (process {inner} of the node)", field("Name")),
             tracer: field("TracerPid").parse().unwrap_or(0),
+            is_stopped: field("State").starts_with('T'),
             is_ending: is_ending(&fs::read_to_string(format!("/proc/{pid}/stat"))?),
         })
     }
@@ -228,6 +238,13 @@ impl Process {
             found.push(finding(
                 "a debugger",
                 "a process that is traced (ptrace) cannot be checkpointed",
+            ));
+        }
+        // ptrace(2) waits for such a process until it is thawed, and CRIU thaws when it has all of them.
+        if self.is_stopped && has_own_freezer(self.pid) {
+            found.push(finding(
+                "a process that is stopped (SIGSTOP)",
+                "with control groups of version 1 it cannot be held while its node is frozen",
             ));
         }
         for (name, namespace) in self.namespaces() {

@@ -111,6 +111,7 @@ impl Environment {
             names: Vec::new(),
             upstream_dns: Vec::new(),
             gate: Gate::Open,
+            mail: offshoot_network::Mail::Passes,
         };
         let nodes = nodes.iter().zip(10..).map(|((name, args), host)| NodeSpec {
             node: NodeId::new(env.clone(), name).unwrap(),
@@ -156,6 +157,7 @@ impl Environment {
             }),
             start: Start::Fresh,
             share_memory: false,
+            hold_jobs: false,
             tools: Tools {
                 runc: "/usr/sbin/runc".into(),
                 criu_dir: criu.path().parent().map(Path::to_owned),

@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use offshoot_model::quantity::parse_duration_ms;
 use offshoot_model::view::{CloneRequest, EnvironmentView, PlanView};
-use offshoot_model::{CloneReport, Operation, RungChoice};
+use offshoot_model::{CloneReport, Hold, Operation, RungChoice};
 
 use super::plan_view::{self, rung_cell, way, why_not_better};
 use crate::api::Route;
@@ -40,6 +40,8 @@ const MAX_FREEZE: std::ops::RangeInclusive<u64> = 10..=60_000;
     offshoot clone shop                             makes shop-clone\n  \
     offshoot clone shop --name experiment\n  \
     offshoot clone shop --dry-run                   what would come along; touches nothing\n  \
+    offshoot clone shop --hold                      it sends no mail and runs no jobs\n  \
+    offshoot clone shop --no-start                  its disks; start it later\n  \
     offshoot clone shop --rung live                 with all memory or not at all\n  \
     offshoot clone shop --max-freeze 200ms          give up rather than hold it up for longer")]
 pub(crate) struct CloneArgs {
@@ -64,6 +66,22 @@ pub(crate) struct CloneArgs {
     /// Longest time the original may stand still, 10ms to 60s [default: the daemon's setting, 5s]
     #[arg(long, value_name = "TIME", value_parser = freeze)]
     max_freeze: Option<u64>,
+
+    /// Make it from disks and leave it stopped; `offshoot start` starts it
+    #[arg(long)]
+    no_start: bool,
+
+    /// Keep it from sending mail and from running jobs, until `offshoot release`
+    #[arg(long)]
+    hold: bool,
+
+    /// Keep it from sending mail: connections to where mail is taken outside of it are refused
+    #[arg(long)]
+    hold_mail: bool,
+
+    /// Keep it from running jobs: layers with `jobs: true` do not run, known schedulers in other nodes stand still
+    #[arg(long)]
+    hold_jobs: bool,
 
     /// Only say what would be done
     #[arg(long)]
@@ -112,6 +130,11 @@ pub(crate) async fn run(context: &Context, args: CloneArgs) -> Result<(), Failur
         name: args.name,
         rung: args.rung.into(),
         max_freeze_ms: args.max_freeze,
+        start: !args.no_start,
+        hold: Hold {
+            mail: args.hold || args.hold_mail,
+            jobs: args.hold || args.hold_jobs,
+        },
     };
     let route = Route::environment(&args.environment).then("clone");
     if args.dry_run {
@@ -136,6 +159,10 @@ fn summary(operation: &Operation, view: &EnvironmentView, paint: Paint) -> Strin
     ];
     if let Some(parent) = &operation.parent {
         rows.push(("Cloned from", parent.clone()));
+    }
+    if let Some(words) = view.held.words() {
+        let release = format!("{words}; offshoot release {} lets them go", view.name);
+        rows.push(("Held", release));
     }
     let Some(report) = &operation.report else {
         return fields(&rows, paint);

@@ -50,6 +50,8 @@ fn node(name: &str, host: u8, third: u8, status: NodeState) -> NodeView {
         cpu_us: running.then_some(1_234_567),
         pids: running.then_some(7),
         restarts: u32::from(!running),
+        held: false,
+        held_processes: Vec::new(),
     }
 }
 
@@ -81,6 +83,7 @@ fn environment(env: &str, name: &str, third: u8) -> EnvironmentView {
         healthy: true,
         url: Some(format!("http://{name}.localhost:8080/")),
         domains: Vec::new(),
+        held: offshoot_model::Hold::default(),
         parent: None,
         created: ago(7_300),
         layers: vec![

@@ -140,7 +140,10 @@ pub(crate) fn node_grid(
         let owner = (whose == Whose::Several).then(|| text(environment));
         let cells = [
             text(&node.name),
-            status(&node.status, now),
+            match node.held {
+                true => state("held", Mood::Neutral),
+                false => status(&node.status, now),
+            },
             text(&node.inner),
             text(&node.outer),
             text(optional(node.memory_bytes.map(human::bytes))),

@@ -11,6 +11,7 @@ mod exec_session;
 #[cfg(test)]
 mod fixtures;
 mod guard;
+pub(crate) mod hold;
 pub(crate) mod image;
 pub(crate) mod login;
 pub(crate) mod logs;
@@ -44,6 +45,8 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<(), Failu
         Command::Diff(args) => diff::run(context, args).await,
         Command::Start(args) => power::start(context, args).await,
         Command::Stop(args) => power::stop(context, args).await,
+        Command::Hold(args) => hold::hold(context, args).await,
+        Command::Release(args) => hold::release(context, args).await,
         Command::Rename(args) => power::rename(context, args).await,
         Command::Rm(args) => power::rm(context, args).await,
         Command::Domain(args) => domain::run(context, args).await,

@@ -146,6 +146,7 @@ pub(super) fn kind(kind: OperationKind) -> &'static str {
         OperationKind::TrafficSet => "traffic set",
         OperationKind::TrafficRamp => "traffic ramp",
         OperationKind::Promote => "promote",
+        OperationKind::Hold => "hold",
     }
 }
 

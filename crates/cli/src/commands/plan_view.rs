@@ -31,6 +31,7 @@ pub(crate) fn offline(request: &CreateRequest) -> PlanView {
             why: None,
             memory: None,
             memory_bytes: None,
+            held: None,
         })
     });
     let ports = manifest.layers.iter().flat_map(|layer| {

@@ -6,6 +6,7 @@ use offshoot_model::environment::EnvironmentState;
 use offshoot_model::manifest::{Manifest, Role, Scaling};
 use offshoot_model::view::EnvironmentView;
 
+use super::hold::standing;
 use super::ls::node_grid;
 use super::plan_view;
 use crate::api::Route;
@@ -92,6 +93,13 @@ fn details(view: &EnvironmentView, paint: Paint, now: Timestamp) -> String {
             "Clone's report",
             format!("offshoot op show {}", parent.operation),
         ));
+    }
+    if let Some(words) = view.held.words() {
+        rows.push(("Held", words.to_owned()));
+        let standing = standing(view);
+        if !standing.is_empty() {
+            rows.push(("Do not run", standing.join(", ")));
+        }
     }
     if let Some(operation) = view.operation {
         rows.push(("Being changed", format!("offshoot op show {operation}")));

@@ -13,6 +13,7 @@ pub(super) struct Extension {
     pub(super) scaling: Option<Scaling>,
     pub(super) clone: Option<CloneMode>,
     pub(super) entry: Entry,
+    pub(super) jobs: bool,
     pub(super) image: Option<ImageSource>,
 }
 
@@ -66,6 +67,9 @@ pub(super) fn decode(at: &At<'_>, context: &mut Context<'_>, report: &mut Report
         {
             extension.entry = Entry::Port(port);
         }
+    }
+    if let Some(at) = fields.get("jobs") {
+        extension.jobs = at.boolean(report).unwrap_or_default();
     }
     if let Some(at) = fields.get("packages") {
         extension.image = packages::decode(&at, context, report).map(ImageSource::Packages);

@@ -222,6 +222,7 @@ pub(super) fn decode<'a>(
             .get("hostname")
             .and_then(|at| process::hostname(&at, report)),
         init: flag(&mut fields, "init", report),
+        jobs: extension.jobs,
         restart: restart.unwrap_or_default(),
         stop_signal: fields
             .get("stop_signal")

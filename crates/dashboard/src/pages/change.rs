@@ -3,8 +3,8 @@
 use askama::Template;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse as _, Redirect, Response};
-use offshoot_model::Operation;
 use offshoot_model::view::{CreateRequest, RenameRequest};
+use offshoot_model::{Hold, Operation};
 use offshoot_operations::Request as Change;
 use serde::Deserialize;
 
@@ -63,6 +63,18 @@ pub(super) async fn stop(
 ) -> Result<Response, Failure> {
     let operation = submit(&context.web, Change::Stop(environment)).await?;
     let text = format!("Stopping {}.", operation.subject);
+    begun(&context, &operation, text)
+}
+
+/// Lets go of all that is held.
+pub(super) async fn release(
+    context: Context,
+    Path(environment): Path<String>,
+    _form: Form<Nothing>,
+) -> Result<Response, Failure> {
+    let change = Change::Hold(environment, Hold::default());
+    let operation = submit(&context.web, change).await?;
+    let text = format!("Letting go what {} holds.", operation.subject);
     begun(&context, &operation, text)
 }
 

@@ -6,7 +6,9 @@ use axum::response::Response;
 use offshoot_model::name::ENV_NAME_MAX;
 use offshoot_model::quantity::parse_duration_ms;
 use offshoot_model::view::{CloneRequest, PlanView};
-use offshoot_model::{Code, EnvName, OperationKind, OperationState, Problem, Rung, RungChoice};
+use offshoot_model::{
+    Code, EnvName, Hold, OperationKind, OperationState, Problem, Rung, RungChoice,
+};
 use offshoot_operations::Request as Change;
 use serde::Deserialize;
 
@@ -27,6 +29,10 @@ pub(super) struct Choice {
     name: Option<String>,
     rung: String,
     max_freeze: String,
+    /// Each is not empty when it was ticked.
+    hold_mail: String,
+    hold_jobs: String,
+    no_start: String,
 }
 
 impl Choice {
@@ -61,7 +67,16 @@ impl Choice {
             name: self.typed().map(str::to_owned),
             rung,
             max_freeze_ms,
+            start: self.no_start.is_empty(),
+            hold: self.hold(),
         })
+    }
+
+    fn hold(&self) -> Hold {
+        Hold {
+            mail: !self.hold_mail.is_empty(),
+            jobs: !self.hold_jobs.is_empty(),
+        }
     }
 
     fn typed(&self) -> Option<&str> {
@@ -93,6 +108,8 @@ struct CloneForm {
     name_check: NameCheck,
     rung: &'static str,
     max_freeze: String,
+    hold: Hold,
+    no_start: bool,
     options_open: bool,
     plan: Option<Plan>,
     problem: Option<Problem>,
@@ -242,7 +259,12 @@ async fn show(
             "image" => "image",
             _ => "auto",
         },
-        options_open: !matches!(choice.rung.as_str(), "" | "auto") || !choice.max_freeze.is_empty(),
+        options_open: !matches!(choice.rung.as_str(), "" | "auto")
+            || !choice.max_freeze.is_empty()
+            || choice.hold().any()
+            || !choice.no_start.is_empty(),
+        hold: choice.hold(),
+        no_start: !choice.no_start.is_empty(),
         max_freeze: choice.max_freeze,
         plan: plan.map(|mut plan| {
             let domains = custom_domains(&parent);

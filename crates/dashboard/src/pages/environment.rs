@@ -43,6 +43,8 @@ struct Part {
     url: Option<String>,
     address: Option<String>,
     domains: Vec<String>,
+    /// What it is kept from.
+    held: Option<&'static str>,
     parent: Option<Parent>,
     topology: String,
     family: Option<String>,
@@ -179,6 +181,7 @@ async fn draw(
         url: url.map(str::to_owned),
         address: url.map(|url| bare_address(url).to_owned()),
         domains: custom_domains(environment),
+        held: environment.held.words(),
         parent,
         topology: topology::picture(environment, manifest)?,
         family: family::tree(environment, all, &operations, now)?,
@@ -267,6 +270,11 @@ fn node(
             Some(format!("with status {status}")),
         ),
         NodeState::Stopped | NodeState::Starting | NodeState::Frozen { .. } => (None, None),
+    };
+    let detail = match (node.held, node.held_processes.as_slice()) {
+        (true, _) => Some("held: it runs jobs".to_owned()),
+        (false, []) => detail,
+        (false, processes) => Some(format!("{} stands still", processes.join(", "))),
     };
     NodeLine {
         logs: format!("{href}/logs?node={}", encode(&node.name)),

@@ -52,6 +52,7 @@ pub(crate) fn router(web: Web) -> Router {
         )
         .route("/environments/{environment}/start", post(change::start))
         .route("/environments/{environment}/stop", post(change::stop))
+        .route("/environments/{environment}/release", post(change::release))
         .route("/environments/{environment}/logs", get(logs::show))
         .route("/environments/{environment}/logs/follow", get(logs::follow))
         .route("/environments/{environment}/logs.txt", get(logs::download))

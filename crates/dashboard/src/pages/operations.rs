@@ -38,6 +38,7 @@ pub(super) fn kind(kind: OperationKind) -> &'static str {
         OperationKind::Create => "Create",
         OperationKind::Clone => "Clone",
         OperationKind::Rename => "Rename",
+        OperationKind::Hold => "Hold",
         OperationKind::Start => "Start",
         OperationKind::Stop => "Stop",
         OperationKind::Remove => "Remove",

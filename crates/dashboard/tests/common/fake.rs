@@ -139,10 +139,17 @@ impl Platform for Fake {
                     .name
                     .clone()
                     .unwrap_or_else(|| format!("{parent}-clone"));
-                self.note(format!(
+                let mut call = format!(
                     "clone {parent} as {name} {:?} {:?}",
                     clone.rung, clone.max_freeze_ms
-                ));
+                );
+                if let Some(words) = clone.hold.words() {
+                    call += &format!(" holding {words}");
+                }
+                if !clone.start {
+                    call += " stopped";
+                }
+                self.note(call);
                 if self.find(&name).is_ok() {
                     return Err(Problem::new(
                         Code::NameTaken,
@@ -179,6 +186,10 @@ impl Platform for Fake {
                     ));
                 }
                 sample::operation(OperationKind::Rename, &to)
+            }
+            Request::Hold(name, held) => {
+                self.note(format!("hold {name} {}", held.words().unwrap_or("nothing")));
+                sample::operation(OperationKind::Hold, &self.find(&name)?.name)
             }
             Request::Start(name) => {
                 self.note(format!("start {name}"));
@@ -238,6 +249,7 @@ impl Platform for Fake {
                         why: None,
                     }),
                     memory_bytes: (rung == Rung::Live).then_some(node.memory_bytes).flatten(),
+                    held: None,
                 }
             })
         });

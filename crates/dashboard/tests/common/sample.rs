@@ -59,6 +59,8 @@ pub fn node(name: &str, host: u8, memory: u64, status: NodeState) -> NodeView {
         cpu_us: runs.then_some(1_234_567),
         pids: runs.then_some(11),
         restarts: u32::from(host == 13),
+        held: false,
+        held_processes: Vec::new(),
     }
 }
 
@@ -94,6 +96,7 @@ pub fn environment(name: &str, parent: Option<&str>) -> EnvironmentView {
         healthy: true,
         url: Some(format!("http://{name}.localhost:8080/")),
         domains: Vec::new(),
+        held: offshoot_model::Hold::default(),
         parent: parent.map(|parent| LineageView {
             id: id(parent),
             name: parent.to_owned(),

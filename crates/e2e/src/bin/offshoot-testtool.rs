@@ -2,6 +2,7 @@
 //!
 //! - `resolve NAME`: the addresses of a name, sorted, one per line.
 //! - `get HOST:PORT PATH`: the body of an HTTP answer.
+//! - `connect HOST:PORT`: `connected`, or why not.
 //! - `write FILE`: appends the numbers 1, 2, 3, ... without end, 8 bytes each, as fast as it can.
 //! - `check FILE`: how many such numbers there are, without a gap.
 //! - `files DIR COUNT`: empty files, 1000 to a directory.
@@ -22,6 +23,7 @@ fn main() -> Outcome {
     match args.as_slice() {
         ["resolve", name] => resolve(name),
         ["get", peer, path] => get(peer, path),
+        ["connect", peer] => connect(peer),
         ["write", file] => write(file),
         ["check", file] => check(file),
         ["files", dir, count] => files(dir, count.parse()?),
@@ -42,6 +44,15 @@ fn resolve(name: &str) -> Outcome {
     found.sort();
     found.dedup();
     println!("{}", found.join("\n"));
+    Ok(())
+}
+
+fn connect(peer: &str) -> Outcome {
+    let address = peer.to_socket_addrs()?.next().ok_or("no address")?;
+    match TcpStream::connect_timeout(&address, std::time::Duration::from_secs(10)) {
+        Ok(_) => println!("connected"),
+        Err(error) => println!("{:?}", error.kind()),
+    }
     Ok(())
 }
 

@@ -179,6 +179,7 @@ impl World {
             names,
             upstream_dns: Vec::new(),
             gate: Gate::Open,
+            mail: Mail::Passes,
         }
     }
 

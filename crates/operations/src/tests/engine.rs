@@ -19,8 +19,8 @@ use offshoot_model::traffic::compare::Tally;
 use offshoot_model::traffic::stats::{OwnerStats, SideStats, Stats};
 use offshoot_model::view::{DoctorReport, ExecRequest, ImageView, LogLine, LogStream, PoolView};
 use offshoot_model::{
-    CloneReport, Code, EnvId, Environment, Fault, ImageSource, Node, NodeId, NodeState, Problem,
-    ProgressSink,
+    CloneReport, Code, EnvId, Environment, Fault, Hold, ImageSource, Node, NodeId, NodeState,
+    Problem, ProgressSink,
 };
 use offshoot_plan::{NodeFacts, NodePlan};
 use tokio::sync::{Notify, mpsc};
@@ -78,6 +78,10 @@ pub(super) struct Host {
     pub(super) answers: VecDeque<u16>,
     /// Exit status of health checks, by node name; 0 when absent.
     pub(super) checks: HashMap<String, i32>,
+    /// Schedulers in nodes, by node name.
+    pub(super) schedulers: HashMap<String, Vec<String>>,
+    /// What environments were last told to hold.
+    pub(super) held: BTreeMap<EnvId, Hold>,
     /// Nodes that end at once with this status when they are started.
     pub(super) ends: HashMap<String, i32>,
     /// What happens at the calls of this name from now on.
@@ -237,7 +241,12 @@ impl Engine for Pretend {
     async fn ensure_network(&self, environment: &Environment, gate: Gate) -> Result<(), Problem> {
         let id = environment.id.clone();
         let what = format!("network {gate:?}").to_lowercase();
-        self.call(what, |host| host.made.insert(id)).await?;
+        let held = environment.held;
+        self.call(what, |host| {
+            host.held.insert(id.clone(), held);
+            host.made.insert(id)
+        })
+        .await?;
         Ok(())
     }
 
@@ -265,6 +274,13 @@ impl Engine for Pretend {
         Ok(())
     }
 
+    async fn ensure_held(&self, environment: &Environment) -> Result<(), Problem> {
+        let (id, held) = (environment.id.clone(), environment.held);
+        let what = format!("hold {}", held.words().unwrap_or("nothing"));
+        self.call(what, |host| host.held.insert(id, held)).await?;
+        Ok(())
+    }
+
     async fn ensure_names(&self, environment: &Environment) -> Result<(), Problem> {
         let what = format!("names of {}", environment.name);
         self.call(what, |_| ()).await
@@ -281,6 +297,7 @@ impl Engine for Pretend {
             memory_bytes: None,
             cpu_us: None,
             pids: None,
+            held: Vec::new(),
         };
         Ok(environment.nodes.iter().map(status).collect())
     }
@@ -291,6 +308,11 @@ impl Engine for Pretend {
             running: matches!(host.nodes.get(&node.id), Some(NodeState::Running { .. })),
             obstacles: Vec::new(),
             memory: None,
+            schedulers: host
+                .schedulers
+                .get(node.name())
+                .cloned()
+                .unwrap_or_default(),
         };
         self.call("preflight", |host| {
             let nodes = environment.nodes.iter();

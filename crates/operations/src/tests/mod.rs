@@ -5,6 +5,7 @@ mod clone;
 mod domains;
 mod engine;
 mod health;
+mod hold;
 mod https;
 mod power;
 mod promote;

@@ -1,7 +1,7 @@
 //! A daemon that dies at any call of any change, before and after it took effect; the next one finishes or undoes it.
 
 use offshoot_engine::Reach;
-use offshoot_model::{EnvironmentState, OperationState};
+use offshoot_model::{EnvironmentState, Hold, OperationState};
 use tokio::runtime::{Builder, Runtime};
 
 use super::engine::{Act, exited};
@@ -27,7 +27,28 @@ struct Change {
 }
 
 fn layers() -> Vec<Layer> {
-    vec![layer("web"), checked(layer("db"))]
+    let jobs = Layer {
+        jobs: true,
+        ..checked(layer("db"))
+    };
+    vec![layer("web"), jobs]
+}
+
+/// The environment holds everything, and of its nodes only `web-1` runs.
+fn all_held(world: &World, name: &str) {
+    let environment = world.named(name).unwrap();
+    let host = world.engine.host();
+    assert_eq!(
+        (environment.held, host.held.get(&environment.id)),
+        (Hold::ALL, Some(&Hold::ALL))
+    );
+    let running: Vec<_> = host
+        .nodes
+        .keys()
+        .filter(|node| *node.env() == environment.id)
+        .map(NodeId::name)
+        .collect();
+    assert_eq!(running, ["web-1"]);
 }
 
 /// Kills the daemon at call number `at`; says whether it came so far.
@@ -124,6 +145,72 @@ fn create() {
         },
     };
     die_everywhere(&change, 7);
+}
+
+#[test]
+fn hold() {
+    let change = Change {
+        request: || Request::Hold("shop".into(), Hold::ALL),
+        stopped: false,
+        domains: &[],
+        settled: |world, done| {
+            assert!(done);
+            all_held(world, "shop");
+        },
+    };
+    die_everywhere(&change, 2);
+}
+
+#[test]
+fn clone_that_holds() {
+    let change = Change {
+        request: || {
+            let hold = Hold::ALL;
+            Request::Clone(
+                "shop".into(),
+                CloneRequest {
+                    hold,
+                    ..CloneRequest::default()
+                },
+            )
+        },
+        stopped: false,
+        domains: &[],
+        settled: |world, done| {
+            shop_runs(world, "shop");
+            match done {
+                true => all_held(world, "shop-clone"),
+                false => assert_eq!(world.named("shop-clone"), None),
+            }
+        },
+    };
+    die_everywhere(&change, 8);
+}
+
+#[test]
+fn clone_that_is_not_started() {
+    let change = Change {
+        request: || {
+            let start = false;
+            Request::Clone(
+                "shop".into(),
+                CloneRequest {
+                    start,
+                    ..CloneRequest::default()
+                },
+            )
+        },
+        stopped: false,
+        domains: &[],
+        settled: |world, done| {
+            shop_runs(world, "shop");
+            match done {
+                true => assert_eq!(world.state("shop-clone"), Some(EnvironmentState::Stopped)),
+                false => assert_eq!(world.named("shop-clone"), None),
+            }
+        },
+    };
+    die_everywhere(&change, 5);
 }
 
 #[test]

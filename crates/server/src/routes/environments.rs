@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use offshoot_model::view::{CloneRequest, CreateRequest, EnvironmentView, PlanView, RenameRequest};
-use offshoot_model::{Manifest, Operation};
+use offshoot_model::{Hold, Manifest, Operation};
 use offshoot_operations::Request as Change;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -145,6 +145,21 @@ pub(super) async fn rename(
     Json(request): Json<RenameRequest>,
 ) -> Result<Accepted, ApiError> {
     api.submit(Change::Rename(environment, request)).await
+}
+
+/// Keeps an environment from exactly this: its mail, its jobs, both, or nothing.
+#[utoipa::path(
+    put, path = "/environments/{environment}/held", tag = "environments", operation_id = "hold_environment",
+    params(("environment" = String, Path, description = "Name or id")),
+    request_body = Hold,
+    responses((status = 202, body = Operation), ApiError),
+)]
+pub(super) async fn hold(
+    State(api): State<Api>,
+    Path(environment): Path<String>,
+    Json(held): Json<Hold>,
+) -> Result<Accepted, ApiError> {
+    api.submit(Change::Hold(environment, held)).await
 }
 
 /// Starts the nodes of an environment.

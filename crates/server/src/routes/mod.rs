@@ -151,6 +151,7 @@ fn api_router() -> OpenApiRouter<Api> {
         .routes(routes!(environments::manifest))
         .routes(routes!(environments::clone))
         .routes(routes!(environments::rename))
+        .routes(routes!(environments::hold))
         .routes(routes!(environments::start))
         .routes(routes!(environments::stop))
         .routes(routes!(environments::plan))

@@ -125,6 +125,7 @@ pub fn environment(name: &str) -> EnvironmentView {
         healthy: true,
         url: None,
         domains: Vec::new(),
+        held: offshoot_model::Hold::default(),
         parent: None,
         created: "2026-01-01T00:00:00Z".parse().unwrap(),
         layers: Vec::new(),
@@ -158,6 +159,10 @@ impl Platform for Fake {
                 let redirect = if to.redirect { " and redirect" } else { "" };
                 let call = format!("rename {from} {}{redirect}", to.name);
                 (OperationKind::Rename, call)
+            }
+            Request::Hold(name, held) => {
+                let call = format!("hold {name} {}", held.words().unwrap_or("nothing"));
+                (OperationKind::Hold, call)
             }
             Request::Start(name) => (OperationKind::Start, format!("start {name}")),
             Request::Stop(name) => (OperationKind::Stop, format!("stop {name}")),

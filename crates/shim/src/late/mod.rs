@@ -6,15 +6,12 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use offshoot_runtime::cgroup::NodeCgroup;
-use offshoot_runtime::config::{CRIU_CONFIG, CRIU_CONFIG_TEXT};
-use offshoot_runtime::files::write_atomic;
 use offshoot_runtime::{NodeSpec, Result, RuntimeError};
 use offshoot_sys::process::poll_readable;
 use serde::{Deserialize, Serialize};
@@ -63,17 +60,12 @@ pub(crate) struct Late {
 }
 
 impl Late {
-    /// Starts the page source and has CRIU hold the node, if its images say that memory comes late.
+    /// Starts the page source, if the images say that memory comes late. CRIU has to hold the node then ([`hold::prepare`]).
     pub(crate) fn prepare(spec: &NodeSpec, images: &Path) -> Result<Option<Self>> {
         let failed = |e| RuntimeError::io("look for late memory in", images, e);
         if !pages::are_there(images).map_err(failed)? {
             return Ok(None);
         }
-        let link = spec.run_dir.join(hold::NAME);
-        let _ = std::fs::remove_file(&link);
-        symlink(&spec.tools.shim, &link).map_err(|e| RuntimeError::io("make", &link, e))?;
-        let config = format!("{CRIU_CONFIG_TEXT}action-script={}\n", link.display());
-        write_atomic(&spec.run_dir.join(CRIU_CONFIG), config.as_bytes())?;
         let starting = |e| RuntimeError::doing("start the page source", e);
         let mut child = Command::new(&spec.tools.shim)
             .args(["memory", "--spec"])

@@ -25,6 +25,7 @@ use super::Word;
 use super::pages::{self, Copy};
 use super::plant::plant;
 use super::serve::{Service, Space};
+use crate::jobs;
 
 /// How long the node may take to stand after CRIU let it go.
 const STAND_MAX: Duration = Duration::from_secs(10);
@@ -47,7 +48,11 @@ pub(crate) fn run(spec: &Path) -> Result<()> {
         return Ok(());
     }
     // From here on nobody else answers for the node's memory.
-    if let Err(error) = serve(&cgroup, copies, device.as_ref()) {
+    let jobs = match spec.hold_jobs {
+        true => Schedulers::Stand,
+        false => Schedulers::GoOn,
+    };
+    if let Err(error) = serve(&cgroup, copies, device.as_ref(), jobs) {
         let killed = cgroup.kill();
         say(&Word::Failed {
             why: format!("{error:#}"),
@@ -59,12 +64,27 @@ pub(crate) fn run(spec: &Path) -> Result<()> {
     Ok(())
 }
 
-fn serve(cgroup: &NodeCgroup, copies: BTreeMap<i32, Copy>, device: Option<&File>) -> Result<()> {
+/// What schedulers do when the node is let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Schedulers {
+    GoOn,
+    Stand,
+}
+
+fn serve(
+    cgroup: &NodeCgroup,
+    copies: BTreeMap<i32, Copy>,
+    device: Option<&File>,
+    schedulers: Schedulers,
+) -> Result<()> {
     let began = Instant::now();
     let (caught, spaces, written) = hold(cgroup, copies, device)?;
     // Never dropped: what it holds may be let go when all pages are there, or when nobody lives who could see them.
     let mut service = ManuallyDrop::new(Service::new(cgroup.clone(), spaces));
     let guard = guard(cgroup)?;
+    if schedulers == Schedulers::Stand {
+        jobs::stop(caught.pids());
+    }
     caught.release();
     say(&Word::Planted {
         left: service.left(),

@@ -2,6 +2,7 @@
 
 mod exec;
 mod freeze;
+mod jobs;
 mod late;
 mod life;
 mod limits;

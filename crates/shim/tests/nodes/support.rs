@@ -112,6 +112,7 @@ impl TestNode {
             link: None,
             start: Start::Fresh,
             share_memory: false,
+            hold_jobs: false,
             tools: Tools {
                 runc: runc.unwrap_or_default(),
                 criu_dir: None,

@@ -14,6 +14,7 @@ pub fn environment(n: u32) -> Environment {
         id: EnvId::random(),
         name: format!("env-{n}").parse().unwrap(),
         state: EnvironmentState::Creating,
+        held: offshoot_model::Hold::default(),
         lineage: None,
         created: "2026-01-01T00:00:00Z".parse().unwrap(),
         manifest: Manifest::default(),
