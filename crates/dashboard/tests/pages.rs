@@ -232,7 +232,7 @@ async fn the_clone_dialog_shows_the_plan() {
         "Memory and disk; its processes go on.",
         "it has a socket that leads out of the node",
         "× 2",
-        "The last time it was <b>148 ms</b>",
+        "expected to stand still for about <b>160 ms</b>, all nodes together; the last time it was <b>148 ms</b>",
         "layer app is stateless",
         "Not carried over: custom domains: shop.example.com",
         "shop-clone.localhost:8080",
@@ -242,6 +242,8 @@ async fn the_clone_dialog_shows_the_plan() {
     }
     let part = site.part("/environments/shop/clone", "dialog-body").await;
     is_part(&part);
+    let images = site.get("/environments/shop/clone?rung=image").await.text;
+    assert!(images.contains("stand still is not known beforehand"));
     for (name, says) in [
         ("new-one", "This name is free."),
         ("upgrade", "There is an environment upgrade already."),

@@ -242,6 +242,14 @@ pub trait Engine: Send + Sync + 'static {
     /// Whether each node's memory could come along, and how much it is (bytes, by node).
     async fn preflight(&self, environment: &Environment) -> Result<Vec<(NodeFacts, u64)>, Problem>;
 
+    /// How long a cut by these plans would have the nodes stand still, all together, microseconds. `None` when no node of them runs,
+    /// or when it cannot be told beforehand.
+    async fn expected_freeze(
+        &self,
+        environment: &Environment,
+        plans: &[NodePlan],
+    ) -> Result<Option<u64>, Problem>;
+
     /// Everything of a cut that can be done while the parent runs: directories, a sync of the pool.
     async fn prepare_cut(&self, parent: &Environment, clone: &Environment) -> Result<(), Problem>;
 

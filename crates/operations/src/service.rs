@@ -180,6 +180,7 @@ impl Platform for Operations {
             volumes,
             ports: plan.ports,
             steps: step_names(crate::create::STEPS),
+            predicted_freeze_us: None,
             notices: Vec::new(),
         })
     }
@@ -202,6 +203,7 @@ impl Platform for Operations {
             request.rung
         };
         let rungs = plan_rungs(&parent, &facts, choice).map_err(|e| e.problem())?;
+        let freeze = self.shared.engine.expected_freeze(&parent, &rungs).await?;
         let memory: HashMap<&str, u64> = seen
             .iter()
             .map(|(facts, bytes)| (facts.node.as_str(), *bytes))
@@ -221,6 +223,10 @@ impl Platform for Operations {
             "outer addresses, host names and the domain differ from {}; nothing inside has to",
             parent.name
         ));
+        let bound_ms = request
+            .max_freeze_ms
+            .unwrap_or(self.shared.settings.max_freeze_ms);
+        notices.extend(too_long(freeze, bound_ms, request.rung));
         Ok(PlanView {
             name: plan.environment.name.to_string(),
             url: self.url(&plan.environment),
@@ -228,6 +234,7 @@ impl Platform for Operations {
             volumes,
             ports: plan.ports,
             steps: step_names(crate::clone::STEPS),
+            predicted_freeze_us: freeze,
             notices,
         })
     }
@@ -495,4 +502,32 @@ impl Platform for Operations {
 
 fn step_names(steps: &[&str]) -> Vec<String> {
     steps.iter().map(|step| (*step).to_owned()).collect()
+}
+
+/// Says so where a freeze is expected to be longer than it may be.
+fn too_long(freeze_us: Option<u64>, bound_ms: u64, choice: RungChoice) -> Option<String> {
+    let expected_ms = freeze_us? / 1_000;
+    let then = match choice {
+        RungChoice::Live => "the clone is given up if that stays so",
+        _ => "if that stays so, those with most to copy come along with their disks only",
+    };
+    (expected_ms > bound_ms).then(|| {
+        format!(
+            "nodes would stand still for about {expected_ms} ms, and may for {bound_ms} ms: {then}"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freeze_that_is_expected_to_be_too_long_is_told() {
+        let told = |us, choice| too_long(us, 100, choice).unwrap_or_default();
+        assert!(told(Some(151_000), RungChoice::Auto).contains("151 ms, and may for 100 ms"));
+        assert!(told(Some(151_000), RungChoice::Live).ends_with("given up if that stays so"));
+        assert_eq!(told(Some(100_900), RungChoice::Auto), "");
+        assert_eq!(told(None, RungChoice::Auto), "");
+    }
 }

@@ -255,6 +255,7 @@ impl Platform for Fake {
                 .collect(),
             ports: Vec::new(),
             steps: sample::STEPS.map(str::to_owned).to_vec(),
+            predicted_freeze_us: (request.rung != RungChoice::Image).then_some(150_400),
             notices: vec![
                 "layer app is stateless: its nodes start from their image".to_owned(),
                 format!(

@@ -299,6 +299,14 @@ impl Engine for Pretend {
         .await
     }
 
+    async fn expected_freeze(
+        &self,
+        _: &Environment,
+        _: &[NodePlan],
+    ) -> Result<Option<u64>, Problem> {
+        Ok(None)
+    }
+
     async fn prepare_cut(&self, _: &Environment, clone: &Environment) -> Result<(), Problem> {
         let id = &clone.id;
         self.call("prepare cut", |host| {

@@ -93,6 +93,7 @@ pub fn operation(kind: OperationKind) -> Operation {
         created: "2026-01-01T00:00:00Z".parse().unwrap(),
         ended: None,
         steps: Vec::new(),
+        predicted_freeze_us: None,
         problem: None,
         report: None,
         swap: None,
