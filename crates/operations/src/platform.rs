@@ -53,6 +53,15 @@ pub enum Request {
     Swap(String, SwapRequest),
     /// Give an environment a traffic policy in place of the one it has; environments by name or id.
     TrafficSet(String, Policy<String>),
+    /// The same, for somebody who changed the policy that they saw: refused when the environment has another by then.
+    TrafficReplace {
+        /// The environment, by name or id.
+        environment: String,
+        /// The policy that was seen; an empty one where there was none.
+        before: Policy<String>,
+        /// What it is to be.
+        after: Policy<String>,
+    },
     /// Take an environment's traffic policy away.
     TrafficClear(String),
     /// Send more and more of an environment's requests to another.

@@ -6,6 +6,7 @@ mod clone;
 mod compare;
 mod environment;
 mod environments;
+mod events;
 mod family;
 mod files;
 mod graphs;
@@ -60,6 +61,7 @@ pub(crate) fn router(web: Web) -> Router {
             "/environments/{environment}/files/download",
             get(files::fetch),
         )
+        .route("/environments/{environment}/events", get(events::show))
         .route("/environments/{environment}/graphs", get(graphs::show))
         .route("/environments/{environment}/terminal", get(terminal::show))
         .route(

@@ -98,6 +98,19 @@ impl Fake {
                 self.put_traffic(name, view);
                 done(OperationKind::TrafficSet, name)
             }
+            Request::TrafficReplace {
+                environment,
+                before,
+                after,
+            } => {
+                assert_eq!(*before, self.traffic_of(environment).policy);
+                self.change_traffic(&Request::TrafficSet(environment.clone(), after.clone()))
+            }
+            Request::TrafficClear(name) => {
+                self.note(format!("traffic clear {name}"));
+                self.traffic.lock().unwrap().remove(name);
+                done(OperationKind::TrafficSet, name)
+            }
             Request::TrafficRamp(name, request) => {
                 let text = serde_json::to_string(request).unwrap();
                 self.note(format!("traffic ramp {name} {text}"));

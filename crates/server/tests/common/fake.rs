@@ -196,6 +196,9 @@ impl Platform for Fake {
                 let policy = serde_json::to_string(policy).unwrap();
                 (OperationKind::TrafficSet, format!("lead {name} {policy}"))
             }
+            Request::TrafficReplace { environment, .. } => {
+                (OperationKind::TrafficSet, format!("replace {environment}"))
+            }
             Request::TrafficClear(name) => (OperationKind::TrafficSet, format!("clear {name}")),
             Request::TrafficRamp(name, ramp) => {
                 (OperationKind::TrafficRamp, format!("ramp {name} {ramp:?}"))
