@@ -1,5 +1,6 @@
 //! The pages, a file for each group.
 
+mod certificates;
 mod change;
 mod changes;
 mod clone;
@@ -70,6 +71,17 @@ pub(crate) fn router(web: Web) -> Router {
         )
         .route("/compare", get(compare::show))
         .route("/compare/changes", get(changes::show))
+        .route("/certificates", get(certificates::list))
+        .route("/certificates/root.pem", get(certificates::root))
+        .route(
+            "/certificates/add",
+            get(certificates::add_form).post(certificates::add),
+        )
+        .route("/certificates/renew", post(certificates::renew))
+        .route(
+            "/certificates/remove",
+            get(certificates::remove_form).post(certificates::remove),
+        )
         .route("/operations", get(operations::list))
         .route("/operations/{operation}", get(operations::show))
         .route("/operations/{operation}/cancel", post(operations::cancel))

@@ -326,7 +326,7 @@ impl Platform for Fake {
     }
 
     async fn certificate_root(&self) -> Result<String, Problem> {
-        unreachable!("no page shows the authority")
+        Ok("-----BEGIN CERTIFICATE-----\nroot\n".to_owned())
     }
 
     async fn manifest(&self, _: &str) -> Result<Manifest, Problem> {

@@ -123,8 +123,12 @@ async fn of_two_who_change_the_same_policy_the_second_is_told() {
     );
     // Both saw that there was none, and sent theirs before either was set.
     let ids = [
-        world.submit(replace(Policy::default(), first.clone())).await,
-        world.submit(replace(Policy::default(), second.clone())).await,
+        world
+            .submit(replace(Policy::default(), first.clone()))
+            .await,
+        world
+            .submit(replace(Policy::default(), second.clone()))
+            .await,
     ];
     assert_eq!(world.ended(ids[0]).await.state, OperationState::Done);
     let late = world.ended(ids[1]).await;
