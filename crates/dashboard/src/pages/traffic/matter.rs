@@ -101,7 +101,8 @@ impl Wrong {
         if self.0.is_empty() { Ok(()) } else { Err(self) }
     }
 
-    fn of(&self, field: &str) -> Option<String> {
+    /// What is wrong with a field.
+    pub(super) fn of(&self, field: &str) -> Option<String> {
         let found = self.0.iter().find(|(name, _)| *name == field);
         found.map(|(_, why)| why.clone())
     }

@@ -22,7 +22,6 @@ use axum::routing::{get, post};
 use jiff::Timestamp;
 use offshoot_model::quantity::parse_duration_ms;
 use offshoot_model::traffic::Policy;
-use offshoot_model::traffic::view::TrafficView;
 use offshoot_model::view::EnvironmentView;
 use offshoot_model::{Code, Fault, Problem};
 use std::sync::Arc;
