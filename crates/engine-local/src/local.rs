@@ -637,6 +637,22 @@ impl Engine for Local {
         work.await.ok()?.exclusive
     }
 
+    async fn root_bytes(&self, environment: &Environment) -> Option<u64> {
+        let nodes: Vec<_> = environment
+            .nodes
+            .iter()
+            .map(|node| &node.id)
+            .cloned()
+            .collect();
+        let work = self.run(move |inner| {
+            let usage = |id| inner.pool.usage(&Subvolume::Rootfs(id));
+            let all: Result<Vec<_>, _> = nodes.into_iter().map(usage).collect();
+            all.map_err(|e| e.problem())
+        });
+        let all = work.await.ok()?;
+        all.into_iter().map(|usage| usage.exclusive).sum()
+    }
+
     async fn doctor(&self) -> Result<DoctorReport, Problem> {
         self.run(|inner| Ok(doctor::doctor(&inner.config, &inner.criu_info)))
             .await

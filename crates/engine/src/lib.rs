@@ -369,6 +369,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Bytes that only this volume holds, where that is known.
     async fn volume_bytes(&self, environment: &Environment, volume: &str) -> Option<u64>;
 
+    /// Bytes that only the root file systems of its nodes hold, all together, where that is known of each.
+    async fn root_bytes(&self, environment: &Environment) -> Option<u64>;
+
     /// What the host has and lacks.
     async fn doctor(&self) -> Result<DoctorReport, Problem>;
 }

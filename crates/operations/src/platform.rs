@@ -167,6 +167,10 @@ pub trait Platform: Send + Sync + 'static {
     /// Removes an image that no environment uses; by id, unique beginning of an id, or source.
     async fn image_remove(&self, image: &str) -> Result<(), Problem>;
 
+    /// Bytes that only the root file systems of an environment's nodes hold, all together; a look at every file, so it takes a while.
+    /// `None` where there are too many for that, or the pool cannot tell.
+    async fn root_bytes(&self, environment: &str) -> Result<Option<u64>, Problem>;
+
     /// The pool.
     async fn pool(&self) -> Result<PoolView, Problem>;
 

@@ -491,6 +491,11 @@ impl Platform for Operations {
         }
     }
 
+    async fn root_bytes(&self, environment: &str) -> Result<Option<u64>, Problem> {
+        let environment = self.shared.find(environment)?;
+        Ok(self.shared.engine.root_bytes(&environment).await)
+    }
+
     async fn pool(&self) -> Result<PoolView, Problem> {
         self.shared.engine.pool().await
     }

@@ -433,6 +433,11 @@ impl Platform for Fake {
         unreachable!("no page removes images")
     }
 
+    async fn root_bytes(&self, name: &str) -> Result<Option<u64>, Problem> {
+        self.find(name)?;
+        Ok(Some(5 << 20))
+    }
+
     async fn pool(&self) -> Result<PoolView, Problem> {
         Ok(PoolView {
             backing: "loop file".to_owned(),

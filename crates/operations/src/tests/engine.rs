@@ -574,6 +574,10 @@ impl Engine for Pretend {
         None
     }
 
+    async fn root_bytes(&self, _: &Environment) -> Option<u64> {
+        None
+    }
+
     async fn doctor(&self) -> Result<DoctorReport, Problem> {
         unused()
     }

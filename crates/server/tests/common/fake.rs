@@ -479,6 +479,10 @@ impl Platform for Fake {
         self.note(format!("image remove {image}"))
     }
 
+    async fn root_bytes(&self, _: &str) -> Result<Option<u64>, Problem> {
+        unreachable!("the API does not tell it")
+    }
+
     async fn pool(&self) -> Result<PoolView, Problem> {
         self.note("pool")?;
         Ok(PoolView {

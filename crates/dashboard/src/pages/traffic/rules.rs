@@ -115,7 +115,8 @@ impl Typed {
                     ..Condition::default()
                 }),
                 ("name", Some(last)) => last.name = value.trim().to_owned(),
-                ("values", Some(last)) => last.values = value,
+                // Forms send lines as on a teletype (HTML, 4.10.22.4).
+                ("values", Some(last)) => last.values = value.replace("\r\n", "\n"),
                 ("to", _) => typed.lines.push(Line {
                     to: value.trim().to_owned(),
                     conditions: std::mem::take(&mut conditions),
@@ -246,7 +247,7 @@ impl Typed {
 
 impl Condition {
     fn read(&self) -> Result<When, String> {
-        let lines = self.values.lines().map(|line| line.trim_end_matches('\r'));
+        let lines = self.values.lines();
         let values = |trim: fn(&str) -> &str| {
             let values = lines.clone().map(trim).filter(|line| !line.is_empty());
             values.map(str::to_owned).collect::<Vec<_>>()

@@ -66,7 +66,7 @@ fn who_a_rule_leads_to_becomes_a_side_without_a_share() {
 fn every_row_says_what_is_wrong_with_it() {
     for (kind, name, values, says) in [
         ("path", "", "new", "is no path"),
-        ("path", "", "/a\n/b", "is no path"),
+        ("path", "", "/a\n/b", "no control characters"),
         ("path", "", "", "a path has 1 to"),
         ("method", "", " ", "no method"),
         ("header", "x country", "AT", "is no name"),
