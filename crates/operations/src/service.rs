@@ -203,7 +203,6 @@ impl Platform for Operations {
             request.rung
         };
         let rungs = plan_rungs(&parent, &facts, choice).map_err(|e| e.problem())?;
-        let freeze = self.shared.engine.expected_freeze(&parent, &rungs).await?;
         let memory: HashMap<&str, u64> = seen
             .iter()
             .map(|(facts, bytes)| (facts.node.as_str(), *bytes))
@@ -223,6 +222,7 @@ impl Platform for Operations {
             "outer addresses, host names and the domain differ from {}; nothing inside has to",
             parent.name
         ));
+        let freeze = self.shared.engine.expected_freeze(&parent, &rungs).await?;
         let bound_ms = request
             .max_freeze_ms
             .unwrap_or(self.shared.settings.max_freeze_ms);
