@@ -180,7 +180,7 @@ async fn rules_are_changed_without_a_script() {
     // A button adds a rule; what was typed and not set is kept.
     let added = site.post(path, &format!("{seen}&{first}&act=rule")).await;
     has(&added, &["<legend>Rule 2</legend>", ">\nAT\nCH</textarea>"]);
-    let second = "kind=cookie&name=beta&values=&to=pr-1284";
+    let second = "kind=cookie&name=beta&values=&to=docs";
     let moved = site
         .post(path, &format!("{seen}&{first}&{second}&act=up+1"))
         .await;
@@ -199,15 +199,16 @@ async fn rules_are_changed_without_a_script() {
             "correct what is marked",
         ],
     );
+    // Who gets the copies cannot answer, too: the model says so, and what was typed is kept.
+    let copy = second.replace("docs", "pr-1284");
+    let page = site.post(path, &format!("{seen}&{copy}")).await;
+    has(&page, &["the mirror is a side", "value=\"pr-1284\""]);
     is_begun(&site.post(path, &format!("{seen}&{second}&{first}")).await);
     let after = policy(&site);
     assert_eq!(after.rules.len(), 2);
-    assert_eq!(after.rules[0].to, "pr-1284");
+    assert_eq!(after.rules[0].to, "docs");
     // Who a rule leads to is a side, without a share.
-    let side = after
-        .sides
-        .iter()
-        .find(|side| side.environment == "pr-1284");
+    let side = after.sides.iter().find(|side| side.environment == "docs");
     assert_eq!(side.unwrap().weight, 0);
 }
 
