@@ -58,7 +58,7 @@ pub enum Request {
         /// The environment, by name or id.
         environment: String,
         /// The policy that was seen; an empty one where there was none.
-        before: Policy<String>,
+        before: Box<Policy<String>>,
         /// What it is to be.
         after: Policy<String>,
     },

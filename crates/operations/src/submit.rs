@@ -121,7 +121,7 @@ impl Shared {
                 environment,
                 before,
                 after,
-            } => self.draft_traffic_set(&environment, after, Some(before))?,
+            } => self.draft_traffic_set(&environment, after, Some(*before))?,
             Request::TrafficClear(environment) => {
                 self.draft_traffic_set(&environment, Policy::default(), None)?
             }

@@ -105,7 +105,7 @@ impl Fake {
                 before,
                 after,
             } => {
-                assert_eq!(*before, self.traffic_of(environment).policy);
+                assert_eq!(**before, self.traffic_of(environment).policy);
                 self.change_traffic(&Request::TrafficSet(environment.clone(), after.clone()))
             }
             Request::CertificateAdd(request) => {

@@ -114,7 +114,7 @@ async fn of_two_who_change_the_same_policy_the_second_is_told() {
     let world = World::with_domains().await;
     let replace = |before, after| Request::TrafficReplace {
         environment: "shop".to_owned(),
-        before,
+        before: Box::new(before),
         after,
     };
     let (first, second) = (

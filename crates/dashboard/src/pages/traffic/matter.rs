@@ -262,7 +262,7 @@ pub(super) async fn replace(
     })?;
     let change = Change::TrafficReplace {
         environment,
-        before,
+        before: Box::new(before),
         after,
     };
     crate::pages::submit(&context.web, change).await
