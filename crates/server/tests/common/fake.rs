@@ -93,7 +93,6 @@ pub fn operation(kind: OperationKind) -> Operation {
         created: "2026-01-01T00:00:00Z".parse().unwrap(),
         ended: None,
         steps: Vec::new(),
-        predicted_freeze_us: None,
         problem: None,
         report: None,
         swap: None,
@@ -143,6 +142,7 @@ fn plan(name: &str) -> PlanView {
         volumes: Vec::new(),
         ports: Vec::new(),
         steps: Vec::new(),
+        predicted_freeze_us: None,
         notices: Vec::new(),
     }
 }
