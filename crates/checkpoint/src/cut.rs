@@ -443,9 +443,7 @@ fn fit(
 }
 
 fn forecast(nodes: &[Working]) -> Duration {
-    let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let work = nodes.iter().filter_map(Working::forecast);
-    forecast::freeze(work, u32::try_from(processors).unwrap_or(u32::MAX))
+    forecast::here(nodes.iter().filter_map(Working::forecast))
 }
 
 /// Fails when somebody insists on memory that cannot be taken, or wants no cut any more.

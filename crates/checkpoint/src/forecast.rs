@@ -6,6 +6,11 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use offshoot_model::clone::MemoryWay;
+
+use crate::container::Container;
+use crate::memory;
+
 /// Freezing, isolating, snapshotting and thawing, whatever the nodes are.
 const ANY: Duration = Duration::from_millis(15);
 /// CRIU on a node: its start inside, its mounts and sockets.
@@ -51,6 +56,37 @@ pub(crate) fn freeze(nodes: impl Iterator<Item = Work> + Clone, processors: u32)
     let all: Duration = nodes.map(Work::time).sum();
     let here = ANY + longest.max(all / processors.max(1));
     here.saturating_mul(PACE.load(Ordering::Relaxed)) / 1_000
+}
+
+/// The same, on the processors of this host.
+pub(crate) fn here(nodes: impl Iterator<Item = Work> + Clone) -> Duration {
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+    freeze(nodes, u32::try_from(processors).unwrap_or(u32::MAX))
+}
+
+/// How long nodes that run would stand still together if they were cut now, as far as can be told before they are made ready: each with
+/// the way its memory would be taken, or without one where only its disk is. A cut knows more, for it sees what they write.
+///
+/// `None` when a node has no process left.
+#[must_use]
+pub fn expected_freeze(nodes: &[(Container, Option<MemoryWay>)]) -> Option<Duration> {
+    let mut works = Vec::with_capacity(nodes.len());
+    for (container, way) in nodes {
+        let processes = container.processes();
+        if processes.is_empty() {
+            return None;
+        }
+        works.extend(way.map(|way| Work {
+            processes: u32::try_from(processes.len()).unwrap_or(u32::MAX),
+            bytes: match way {
+                MemoryWay::Tracked => memory::left_of_tracked(&processes),
+                // Its rounds go on as long as they help.
+                MemoryWay::PreDump => 0,
+                MemoryWay::Dump => memory::resident(&processes),
+            },
+        }));
+    }
+    Some(here(works.into_iter()))
 }
 
 /// A freeze that was expected to last `predicted` lasted `seen`.

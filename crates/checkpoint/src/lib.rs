@@ -3,6 +3,7 @@
 //! - [`probe()`] finds a CRIU and tries it on the running kernel.
 //! - [`Ladder`] tells in which way memory is taken here.
 //! - [`preflight()`] tells beforehand what in a node cannot be checkpointed.
+//! - [`expected_freeze`] tells beforehand how long nodes would stand still.
 //! - [`cut()`] freezes all nodes of an environment, takes memory and disks, and lets them go.
 //! - [`rewrite_ids`] gives the clone its own range of user ids.
 //!
@@ -34,6 +35,7 @@ pub use cut::{
     CutNode, CutNodeReport, CutReport, CutRequest, Freezer, Insist, Isolate, Lease, Tracking, cut,
 };
 pub use error::{CriuError, CutError, Foreign};
+pub use forecast::expected_freeze;
 pub use images::rewrite_ids;
 pub use ladder::Ladder;
 pub use log::errors_in;

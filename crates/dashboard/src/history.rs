@@ -5,11 +5,14 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use offshoot_model::EnvId;
 use offshoot_model::view::EnvironmentView;
 use offshoot_operations::SharedPlatform;
 use tokio::time::{MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
+
+use crate::chronicle::Chronicle;
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_secs(10);
@@ -159,7 +162,11 @@ impl History {
 }
 
 /// Looks from time to time until `stop`.
-pub(crate) async fn keep(history: Arc<History>, platform: SharedPlatform, stop: CancellationToken) {
+pub(crate) async fn keep(
+    (history, chronicle): (Arc<History>, Arc<Chronicle>),
+    platform: SharedPlatform,
+    stop: CancellationToken,
+) {
     // processor time is told from the second look on, so the first may wait as well
     let mut looks = interval_at(tokio::time::Instant::now() + LOOK, LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -169,7 +176,10 @@ pub(crate) async fn keep(history: Arc<History>, platform: SharedPlatform, stop: 
             _ = looks.tick() => {}
         }
         match platform.environments().await {
-            Ok(all) => history.look(&all, Instant::now()),
+            Ok(all) => {
+                history.look(&all, Instant::now());
+                chronicle.look(&all, Timestamp::now());
+            }
             Err(problem) => tracing::debug!(%problem, "what nodes use was not looked at"),
         }
     }

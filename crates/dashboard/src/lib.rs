@@ -6,6 +6,7 @@
 
 mod answer;
 mod assets;
+mod chronicle;
 mod context;
 mod examples;
 mod format;
@@ -32,6 +33,7 @@ use offshoot_operations::SharedPlatform;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use chronicle::Chronicle;
 use history::History;
 use meter::Meter;
 use sessions::Sessions;
@@ -117,7 +119,9 @@ impl Dashboard {
     /// Outside of a tokio runtime: what nodes use is looked at from time to time until `stop`.
     pub fn router(&self, platform: SharedPlatform, stop: CancellationToken) -> Router {
         let history = Arc::new(History::new());
-        let looks = history::keep(Arc::clone(&history), Arc::clone(&platform), stop.clone());
+        let chronicle = Arc::new(Chronicle::default());
+        let past = (Arc::clone(&history), Arc::clone(&chronicle));
+        let looks = history::keep(past, Arc::clone(&platform), stop.clone());
         tokio::spawn(looks);
         pages::router(Web {
             dashboard: self.clone(),
@@ -125,6 +129,7 @@ impl Dashboard {
             stop,
             meter: Arc::default(),
             history,
+            chronicle,
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         })
     }
@@ -138,5 +143,6 @@ pub(crate) struct Web {
     stop: CancellationToken,
     meter: Arc<Meter>,
     history: Arc<History>,
+    chronicle: Arc<Chronicle>,
     streams: Arc<Semaphore>,
 }

@@ -11,8 +11,10 @@ use offshoot_operations::SharedPlatform;
 
 /// Shortest time between two looks that are compared.
 const SPAN: Duration = Duration::from_secs(1);
-/// How long what volumes hold counts as known: finding out takes a look at all their files.
+/// How long what disks hold counts as known, at least: finding out takes a look at all their files.
 const DISK_TIME: Duration = Duration::from_secs(60);
+/// So many times as long as it took to find out, too: a host with many files shall not look at them all the time.
+const DISK_REST: u32 = 20;
 
 struct Sample {
     at: Instant,
@@ -21,8 +23,11 @@ struct Sample {
 }
 
 struct Disk {
-    at: Instant,
+    /// Until when it counts as known.
+    until: Instant,
     volumes: HashMap<String, u64>,
+    /// What the root file systems of its nodes hold, where that is known.
+    roots: Option<u64>,
 }
 
 /// A survey under way; one at a time.
@@ -90,25 +95,23 @@ impl Meter {
         disks.get(environment)?.volumes.get(volume).copied()
     }
 
-    /// Bytes that only this environment's volumes hold, as last found out.
+    /// Bytes that only this environment's volumes and root file systems hold, as last found out.
     pub(crate) fn disk(&self, environment: &EnvId) -> Option<u64> {
         let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(disks.get(environment)?.volumes.values().sum())
+        let disk = disks.get(environment)?;
+        let volumes: u64 = disk.volumes.values().sum();
+        Some(volumes.saturating_add(disk.roots.unwrap_or(0)))
     }
 
-    /// Finds out what volumes hold, where that is not known or was long ago; one environment after the other, behind
+    /// Finds out what disks hold, where that is not known or was long ago; one environment after the other, behind
     /// whoever asks.
     pub(crate) fn survey(self: &Arc<Self>, platform: &SharedPlatform, all: &[EnvironmentView]) {
         let now = Instant::now();
         let due: Vec<EnvId> = {
             let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
-            let known = |id: &EnvId| {
-                disks
-                    .get(id)
-                    .is_some_and(|disk| now.duration_since(disk.at) < DISK_TIME)
-            };
+            let known = |id: &EnvId| disks.get(id).is_some_and(|disk| now < disk.until);
             all.iter()
-                .filter(|env| !env.volumes.is_empty() && !known(&env.id))
+                .filter(|env| !known(&env.id))
                 .map(|env| env.id.clone())
                 .collect()
         };
@@ -118,24 +121,31 @@ impl Meter {
         let (survey, platform) = (Survey(Arc::clone(self)), Arc::clone(platform));
         tokio::spawn(async move {
             for id in due {
+                let begun = Instant::now();
                 // One that was removed meanwhile is not there to be measured.
-                if let Ok(environment) = platform.environment(id.as_str()).await {
-                    survey.0.keep(&environment);
+                let Ok(environment) = platform.environment(id.as_str()).await else {
+                    continue;
+                };
+                if let Ok(roots) = platform.root_bytes(id.as_str()).await {
+                    survey.0.keep(&environment, roots, begun);
                 }
             }
         });
     }
 
-    fn keep(&self, environment: &EnvironmentView) {
+    fn keep(&self, environment: &EnvironmentView, roots: Option<u64>, begun: Instant) {
         let volumes = environment
             .volumes
             .iter()
             .filter(|volume| volume.shared_with.is_none())
             .filter_map(|volume| Some((volume.name.clone(), volume.exclusive_bytes?)))
             .collect();
+        let now = Instant::now();
+        let rest = now.duration_since(begun).saturating_mul(DISK_REST);
         let disk = Disk {
-            at: Instant::now(),
+            until: now + rest.max(DISK_TIME),
             volumes,
+            roots,
         };
         let mut disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
         disks.insert(environment.id.clone(), disk);

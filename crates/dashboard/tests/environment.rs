@@ -320,3 +320,89 @@ async fn files_that_differ() {
     let part = site.part(path, "changes").await;
     assert!(part.text.starts_with("<section"), "{}", part.text);
 }
+
+#[tokio::test]
+async fn events_of_operations_nodes_and_checks_are_one_list() {
+    let site = site().await;
+    site.fake.put_traffic("shop", common::traffic::split());
+    let page = site.get("/environments/shop").await;
+    has(
+        &page,
+        &[
+            "<h2>Events</h2>",
+            "href=\"/environments/shop/events\"",
+            "Clone shop as upgrade",
+            "stood still 148 ms",
+            "Side upgrade",
+            "takes no requests",
+            "10.208.4.10:80: connection refused",
+            "<time datetime=\"2026-11-28T17:00:01Z\" data-show=\"full\">2026-11-28 17:00:01 UTC</time>",
+        ],
+    );
+    // The newest first: the side went down after the clone was made.
+    let place = |text: &str| page.text.find(text).unwrap();
+    assert!(place("takes no requests") < place("Clone shop as upgrade"));
+    {
+        let mut environments = site.fake.environments.lock().unwrap();
+        let shop = environments
+            .iter_mut()
+            .find(|env| env.name == "shop")
+            .unwrap();
+        shop.layers[0].nodes[0].status = offshoot_model::NodeState::Exited {
+            status: 139,
+            at: "2026-11-28T18:30:00Z".parse().unwrap(),
+        };
+    }
+    let page = site.get("/environments/shop").await;
+    has(&page, &["with status 139", "/logs?node=nginx-1"]);
+    let all = site.get("/environments/shop/events").await;
+    has(
+        &all,
+        &[
+            "<h1>Events of shop</h1>",
+            "with status 139",
+            "Clone shop as upgrade",
+            "Side upgrade",
+        ],
+    );
+    let nodes = site.get("/environments/shop/events?kind=nodes").await;
+    has(
+        &nodes,
+        &[
+            "with status 139",
+            "started again",
+            "hx-get=\"/environments/shop/events?kind=nodes\"",
+        ],
+    );
+    assert!(!nodes.text.contains("Clone shop as upgrade"));
+    assert!(!nodes.text.contains("Side upgrade"));
+    let checks = site.get("/environments/shop/events?kind=checks").await;
+    has(&checks, &["Side upgrade"]);
+    assert!(!checks.text.contains("with status 139"));
+    let part = site.part("/environments/shop/events", "events").await;
+    assert!(part.text.starts_with("<div id=\"events\""), "{}", part.text);
+    let docs = site.get("/environments/docs/events").await;
+    has(&docs, &["Nothing happened"]);
+    let none = site.get("/environments/none/events").await;
+    assert_eq!(none.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_page_of_many_events_has_a_bound() {
+    let problem = offshoot_model::Problem::new(
+        offshoot_model::Code::Internal,
+        offshoot_model::Fault::Offshoot,
+        "<script>".repeat(500),
+        "see the log",
+    );
+    let failed = |_| offshoot_model::Operation {
+        problem: Some(problem.clone()),
+        ..sample::operation(offshoot_model::OperationKind::Start, "shop")
+    };
+    let operations = (0..400).map(failed).collect();
+    let site = Site::open(sample::environments(), operations).await;
+    let page = site.get("/environments/shop/events").await;
+    assert!(page.text.contains("And 300 more, which are older."));
+    assert!(!page.text.contains("<script>"), "{}", page.text);
+    assert!(page.text.len() < 100_000, "{} bytes", page.text.len());
+}

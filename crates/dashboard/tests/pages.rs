@@ -233,7 +233,7 @@ async fn the_clone_dialog_shows_the_plan() {
         "Memory and disk; its processes go on.",
         "it has a socket that leads out of the node",
         "× 2",
-        "The last time it was <b>148 ms</b>",
+        "expected to stand still for about <b>160 ms</b>, all nodes together; the last time it was <b>148 ms</b>",
         "layer app is stateless",
         "Not carried over: custom domains: shop.example.com",
         "shop-clone.localhost:8080",
@@ -243,6 +243,8 @@ async fn the_clone_dialog_shows_the_plan() {
     }
     let part = site.part("/environments/shop/clone", "dialog-body").await;
     is_part(&part);
+    let images = site.get("/environments/shop/clone?rung=image").await.text;
+    assert!(images.contains("stand still is not known beforehand"));
     for (name, says) in [
         ("new-one", "This name is free."),
         ("upgrade", "There is an environment upgrade already."),
@@ -484,4 +486,18 @@ async fn logs_are_shown_and_downloaded() {
             .unwrap()
             .starts_with("attachment")
     );
+}
+
+#[tokio::test]
+async fn the_bytes_of_volumes_and_root_file_systems_are_told_when_they_are_known() {
+    let site = site().await;
+    // Found out behind the page: 4 times 37 MB and 5 MiB; an environment without volumes has root file systems, too.
+    for _ in 0..500 {
+        let page = site.get("/").await.text;
+        if page.contains("<td>146 MiB</td>") && page.contains("<td>5.0 MiB</td>") {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("{}", site.get("/").await.text);
 }

@@ -258,7 +258,8 @@ async fn shares_are_set_and_the_rest_of_a_policy_stays() {
         ],
     );
     let fields = "side=shop&weight=90&add=upgrade&add_weight=10&sticky=cookie&sticky_name=sid&goals=paid+%2Fthanks";
-    is_begun(&site.post(path, fields).await);
+    let seen = page.seen();
+    is_begun(&site.post(path, &format!("{seen}&{fields}")).await);
     assert_eq!(
         site.fake.calls(),
         [
@@ -275,19 +276,12 @@ async fn shares_are_set_and_the_rest_of_a_policy_stays() {
         ],
     );
     // What cannot be is said, and what was typed is still there.
-    let wrong = site
-        .post(
-            path,
-            "side=shop&weight=x&side=upgrade&weight=10&sticky=visitor",
-        )
-        .await;
+    let seen = page.seen();
+    let typed = "side=shop&weight=x&side=upgrade&weight=10&sticky=visitor";
+    let wrong = site.post(path, &format!("{seen}&{typed}")).await;
     has(&wrong, &["is no share for shop", "value=\"x\""]);
-    let none = site
-        .post(
-            path,
-            "side=shop&weight=0&side=upgrade&weight=0&sticky=visitor",
-        )
-        .await;
+    let typed = "side=shop&weight=0&side=upgrade&weight=0&sticky=visitor";
+    let none = site.post(path, &format!("{seen}&{typed}")).await;
     has(
         &none,
         &["one side at least needs a weight", "policy-invalid"],
@@ -298,10 +292,11 @@ async fn shares_are_set_and_the_rest_of_a_policy_stays() {
     let site = busy_site().await;
     has(&site.get(path).await, &["Before that 1 rule decides."]);
     let gone = "side=shop&weight=90&side=upgrade&weight=10&leaves=upgrade&sticky=visitor";
-    let answer = site.post(path, gone).await;
+    let seen = site.seen(path).await;
+    let answer = site.post(path, &format!("{seen}&{gone}")).await;
     has(&answer, &["a rule leads to an environment that is no side"]);
     let half = "side=shop&weight=50&side=upgrade&weight=50&sticky=visitor&goals=";
-    is_begun(&site.post(path, half).await);
+    is_begun(&site.post(path, &format!("{seen}&{half}")).await);
     let call = site.fake.calls().concat();
     for kept in [
         "x-country",

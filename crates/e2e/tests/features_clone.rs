@@ -57,6 +57,12 @@ volumes:
         "a dry run makes nothing"
     );
     let operation = daemon.json(&["clone", "shop"]);
+    let expected = plan["predicted_freeze_us"].as_u64();
+    assert!(expected.is_some_and(|us| us > 10_000), "{plan:#}");
+    println!(
+        "freeze: {expected:?} us by the dry run, {} by the cut, {} measured",
+        operation["report"]["predicted_us"], operation["report"]["freeze_us"]
+    );
     let rungs = rungs(&operation);
     for planned in plan["nodes"].as_array().expect("nodes") {
         let name = planned["name"].as_str().expect("a name");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use offshoot_checkpoint::{Container, Criu, CriuInfo, Insist, Ladder, preflight};
+use offshoot_checkpoint::{Container, Criu, CriuInfo, Insist, Ladder, expected_freeze, preflight};
 use offshoot_engine::{
     Begin, Beside, ByteStream, CutOrder, CutOutcome, Engine, ExecSession, Exposed, Exposure,
     Fallback, Gate, LogQuery, NodeStatus, ReadyImage,
@@ -16,11 +16,11 @@ use offshoot_model::environment::PortBinding;
 use offshoot_model::traffic::stats::Stats;
 use offshoot_model::view::{DoctorReport, ExecRequest, ImageView, LogLine, PoolView};
 use offshoot_model::{
-    Code, EnvId, Environment, Fault, ImageSource, Node, NodeState, Problem, ProgressSink,
+    Code, EnvId, Environment, Fault, ImageSource, Node, NodeState, Problem, ProgressSink, Rung,
     VolumeName,
 };
 use offshoot_network::Router;
-use offshoot_plan::NodeFacts;
+use offshoot_plan::{NodeFacts, NodePlan};
 use offshoot_pool::{Pool, Subvolume};
 use tokio::sync::mpsc;
 
@@ -220,6 +220,20 @@ impl Inner {
         environment.nodes.iter().map(facts).collect()
     }
 
+    fn expected_freeze(&self, environment: &Environment, plans: &[NodePlan]) -> Option<u64> {
+        let stands_still =
+            |plan: &&NodePlan| plan.rung != Rung::Stopped && plan.source == plan.node;
+        let look = |plan: &NodePlan| {
+            let container = self.container(environment.node(&plan.node)?).ok()?;
+            let memory = plan.memory.as_ref().filter(|_| plan.rung == Rung::Live);
+            Some((container, memory.map(|memory| memory.way)))
+        };
+        let nodes: Option<Vec<_>> = plans.iter().filter(stands_still).map(look).collect();
+        let nodes = nodes.filter(|nodes| !nodes.is_empty())?;
+        let freeze = expected_freeze(&nodes)?;
+        Some(u64::try_from(freeze.as_micros()).unwrap_or(u64::MAX))
+    }
+
     fn prepare_cut(&self, parent: &EnvId, clone: &Environment) -> Result<(), Problem> {
         self.leftovers.forget_of_parent(parent);
         cut::ensure_room_for_memory(&self.config.cuts(), &clone.id)?;
@@ -402,6 +416,16 @@ impl Engine for Local {
     async fn preflight(&self, environment: &Environment) -> Result<Vec<(NodeFacts, u64)>, Problem> {
         let environment = environment.clone();
         self.run(move |inner| Ok(inner.preflight(&environment)))
+            .await
+    }
+
+    async fn expected_freeze(
+        &self,
+        environment: &Environment,
+        plans: &[NodePlan],
+    ) -> Result<Option<u64>, Problem> {
+        let (environment, plans) = (environment.clone(), plans.to_vec());
+        self.run(move |inner| Ok(inner.expected_freeze(&environment, &plans)))
             .await
     }
 
@@ -624,6 +648,22 @@ impl Engine for Local {
                 .map_err(|e| e.problem())
         });
         work.await.ok()?.exclusive
+    }
+
+    async fn root_bytes(&self, environment: &Environment) -> Option<u64> {
+        let nodes: Vec<_> = environment
+            .nodes
+            .iter()
+            .map(|node| &node.id)
+            .cloned()
+            .collect();
+        let work = self.run(move |inner| {
+            let usage = |id| inner.pool.usage(&Subvolume::Rootfs(id));
+            let all: Result<Vec<_>, _> = nodes.into_iter().map(usage).collect();
+            all.map_err(|e| e.problem())
+        });
+        let all = work.await.ok()?;
+        all.into_iter().map(|usage| usage.exclusive).sum()
     }
 
     async fn doctor(&self) -> Result<DoctorReport, Problem> {

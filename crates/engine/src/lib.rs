@@ -248,6 +248,14 @@ pub trait Engine: Send + Sync + 'static {
     /// Whether each node's memory could come along, and how much it is (bytes, by node).
     async fn preflight(&self, environment: &Environment) -> Result<Vec<(NodeFacts, u64)>, Problem>;
 
+    /// How long a cut by these plans would have the nodes stand still, all together, microseconds. `None` when no node of them runs,
+    /// or when it cannot be told beforehand.
+    async fn expected_freeze(
+        &self,
+        environment: &Environment,
+        plans: &[NodePlan],
+    ) -> Result<Option<u64>, Problem>;
+
     /// Everything of a cut that can be done while the parent runs: directories, a sync of the pool.
     async fn prepare_cut(&self, parent: &Environment, clone: &Environment) -> Result<(), Problem>;
 
@@ -366,6 +374,9 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Bytes that only this volume holds, where that is known.
     async fn volume_bytes(&self, environment: &Environment, volume: &str) -> Option<u64>;
+
+    /// Bytes that only the root file systems of its nodes hold, all together, where that is known of each.
+    async fn root_bytes(&self, environment: &Environment) -> Option<u64>;
 
     /// What the host has and lacks.
     async fn doctor(&self) -> Result<DoctorReport, Problem>;

@@ -241,6 +241,10 @@ pub struct PlanView {
     pub ports: Vec<PortBinding>,
     /// Steps in order.
     pub steps: Vec<String>,
+    /// For a clone: how long the parent is expected to stand still, all nodes together, microseconds; absent where nothing of it
+    /// runs, or where it cannot be told before it is tried.
+    #[serde(default)]
+    pub predicted_freeze_us: Option<u64>,
     /// What differs from the parent, what is not carried over, warnings.
     pub notices: Vec<String>,
 }

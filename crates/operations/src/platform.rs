@@ -55,6 +55,15 @@ pub enum Request {
     Swap(String, SwapRequest),
     /// Give an environment a traffic policy in place of the one it has; environments by name or id.
     TrafficSet(String, Policy<String>),
+    /// The same, for somebody who changed the policy that they saw: refused when the environment has another by then.
+    TrafficReplace {
+        /// The environment, by name or id.
+        environment: String,
+        /// The policy that was seen; an empty one where there was none.
+        before: Box<Policy<String>>,
+        /// What it is to be.
+        after: Policy<String>,
+    },
     /// Take an environment's traffic policy away.
     TrafficClear(String),
     /// Send more and more of an environment's requests to another.
@@ -159,6 +168,10 @@ pub trait Platform: Send + Sync + 'static {
 
     /// Removes an image that no environment uses; by id, unique beginning of an id, or source.
     async fn image_remove(&self, image: &str) -> Result<(), Problem>;
+
+    /// Bytes that only the root file systems of an environment's nodes hold, all together; a look at every file, so it takes a while.
+    /// `None` where there are too many for that, or the pool cannot tell.
+    async fn root_bytes(&self, environment: &str) -> Result<Option<u64>, Problem>;
 
     /// The pool.
     async fn pool(&self) -> Result<PoolView, Problem>;

@@ -182,6 +182,7 @@ impl Platform for Operations {
             volumes,
             ports: plan.ports,
             steps: step_names(crate::create::STEPS),
+            predicted_freeze_us: None,
             notices: Vec::new(),
         })
     }
@@ -232,6 +233,11 @@ impl Platform for Operations {
             "outer addresses, host names and the domain differ from {}; nothing inside has to",
             parent.name
         ));
+        let freeze = self.shared.engine.expected_freeze(&parent, &rungs).await?;
+        let bound_ms = request
+            .max_freeze_ms
+            .unwrap_or(self.shared.settings.max_freeze_ms);
+        notices.extend(too_long(freeze, bound_ms, request.rung));
         Ok(PlanView {
             name: plan.environment.name.to_string(),
             url: self.url(&plan.environment),
@@ -239,6 +245,7 @@ impl Platform for Operations {
             volumes,
             ports: plan.ports,
             steps: step_names(crate::clone::STEPS),
+            predicted_freeze_us: freeze,
             notices,
         })
     }
@@ -495,6 +502,11 @@ impl Platform for Operations {
         }
     }
 
+    async fn root_bytes(&self, environment: &str) -> Result<Option<u64>, Problem> {
+        let environment = self.shared.find(environment)?;
+        Ok(self.shared.engine.root_bytes(&environment).await)
+    }
+
     async fn pool(&self) -> Result<PoolView, Problem> {
         self.shared.engine.pool().await
     }
@@ -506,4 +518,32 @@ impl Platform for Operations {
 
 fn step_names(steps: &[&str]) -> Vec<String> {
     steps.iter().map(|step| (*step).to_owned()).collect()
+}
+
+/// Says so where a freeze is expected to be longer than it may be.
+fn too_long(freeze_us: Option<u64>, bound_ms: u64, choice: RungChoice) -> Option<String> {
+    let expected_ms = freeze_us? / 1_000;
+    let then = match choice {
+        RungChoice::Live => "the clone is given up if that stays so",
+        _ => "if that stays so, those with most to copy come along with their disks only",
+    };
+    (expected_ms > bound_ms).then(|| {
+        format!(
+            "nodes would stand still for about {expected_ms} ms, and may for {bound_ms} ms: {then}"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freeze_that_is_expected_to_be_too_long_is_told() {
+        let told = |us, choice| too_long(us, 100, choice).unwrap_or_default();
+        assert!(told(Some(151_000), RungChoice::Auto).contains("151 ms, and may for 100 ms"));
+        assert!(told(Some(151_000), RungChoice::Live).ends_with("given up if that stays so"));
+        assert_eq!(told(Some(100_900), RungChoice::Auto), "");
+        assert_eq!(told(None, RungChoice::Auto), "");
+    }
 }

@@ -116,10 +116,15 @@ impl Shared {
             Request::CertificateRemove(name) => self.draft_certificate_remove(&name)?,
             Request::CertificateRenew(name) => self.draft_certificate_renew(id, &name)?,
             Request::TrafficSet(environment, policy) => {
-                self.draft_traffic_set(&environment, policy)?
+                self.draft_traffic_set(&environment, policy, None)?
             }
+            Request::TrafficReplace {
+                environment,
+                before,
+                after,
+            } => self.draft_traffic_set(&environment, after, Some(*before))?,
             Request::TrafficClear(environment) => {
-                self.draft_traffic_set(&environment, Policy::default())?
+                self.draft_traffic_set(&environment, Policy::default(), None)?
             }
             Request::TrafficRamp(environment, request) => self.draft_ramp(&environment, request)?,
             Request::Promote(environment, request) => self.draft_promote(&environment, request)?,

@@ -21,6 +21,9 @@ use crate::submit::Draft;
 pub(crate) struct Set {
     pub(crate) environment: EnvId,
     pub(crate) policy: Policy<EnvId>,
+    /// What it must still have, when somebody changed what they saw; an empty policy is none.
+    #[serde(default)]
+    pub(crate) seen: Option<Policy<EnvId>>,
     /// What it had, once that is known; true as long as it is held.
     pub(crate) before: Option<Policy<EnvId>>,
     /// Whether the change may have begun.
@@ -44,11 +47,18 @@ impl Saga for Set {
         if step == "check" {
             let owner = cx.shared.by_id(&self.environment)?;
             cx.shared.may_lead(&owner, &self.policy)?;
-            self.before = cx
+            let before = cx
                 .shared
                 .store
                 .policy(&self.environment)
                 .map_err(store_problem)?;
+            let none = Policy::default();
+            if let Some(seen) = &self.seen
+                && seen != before.as_ref().unwrap_or(&none)
+            {
+                return Err(changed_meanwhile(&owner));
+            }
+            self.before = before;
             self.changing = true;
             return Ok(());
         }
@@ -61,6 +71,15 @@ impl Saga for Set {
         }
         set(cx, &self.environment, self.before.as_ref()).await
     }
+}
+
+fn changed_meanwhile(owner: &Environment) -> Problem {
+    Problem::new(
+        Code::WrongState,
+        Fault::Request,
+        format!("the traffic policy of {} was changed meanwhile", owner.name),
+        "look at what it is now, and make the change again",
+    )
 }
 
 /// Records a policy and has the edge use it.
@@ -86,14 +105,22 @@ impl Shared {
         &self,
         environment: &str,
         policy: Policy<String>,
+        seen: Option<Policy<String>>,
     ) -> Result<Draft, Problem> {
         let owner = self.settled(environment, "given a traffic policy")?;
         let policy =
             policy.try_name(|name| self.settled(&name, "part of a policy").map(|env| env.id))?;
         self.may_lead(&owner, &policy)?;
+        // Who is named in what was seen, and no longer there, was taken out of it.
+        let id = |name: String| self.find(&name).map(|env| env.id);
+        let seen = seen
+            .map(|seen| seen.try_name(id))
+            .transpose()
+            .map_err(|_| changed_meanwhile(&owner))?;
         let plan = Plan::TrafficSet(Set {
             environment: owner.id.clone(),
             policy,
+            seen,
             before: None,
             changing: false,
         });

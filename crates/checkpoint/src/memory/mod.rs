@@ -400,6 +400,12 @@ impl NodeMemory {
     }
 }
 
+/// What a freeze copies, at least, of nodes whose memory is tracked: it compares what processes share (as copied bytes). What they write
+/// just before comes on top, and nobody knows that before they are watched.
+pub(crate) fn left_of_tracked(processes: &[i32]) -> u64 {
+    shared::mapped(processes) / COMPARING
+}
+
 /// Sets the options that decide which memory is dumped.
 pub(crate) fn set_options(options: &mut Options) {
     options.ghost_limit = Some(GHOST_LIMIT);

@@ -54,6 +54,7 @@ pub(crate) fn offline(request: &CreateRequest) -> PlanView {
             .collect(),
         ports: ports.collect(),
         steps: Vec::new(),
+        predicted_freeze_us: None,
         notices: vec![
             "read from the files alone; the daemon was not asked whether it can be done".to_owned(),
         ],
@@ -62,15 +63,16 @@ pub(crate) fn offline(request: &CreateRequest) -> PlanView {
 
 /// The plan as text.
 pub(crate) fn render(plan: &PlanView, paint: Paint) -> String {
-    let mut out = fields(
-        &[
-            ("Name", plan.name.clone()),
-            ("Address", optional(plan.url.clone())),
-        ],
-        paint,
-    );
-    out.push('\n');
     let is_clone = plan.nodes.iter().any(|node| node.rung.is_some());
+    let mut about = vec![
+        ("Name", plan.name.clone()),
+        ("Address", optional(plan.url.clone())),
+    ];
+    if is_clone {
+        about.push(("Freeze", freeze(plan)));
+    }
+    let mut out = fields(&about, paint);
+    out.push('\n');
     let mut nodes = if is_clone {
         Grid::new(
             &["NODE", "RUNG", "MEMORY", "TAKEN", "INNER", "OUTER", "WHY"],
@@ -133,6 +135,16 @@ pub(crate) fn render(plan: &PlanView, paint: Paint) -> String {
         }
     }
     out
+}
+
+/// How long the parent is expected to stand still.
+fn freeze(plan: &PlanView) -> String {
+    let stands = |node: &PlannedNode| node.rung != Some(Rung::Stopped);
+    match plan.predicted_freeze_us {
+        Some(us) => format!("about {}, all nodes together", human::duration(us)),
+        None if plan.nodes.iter().any(stands) => "not known beforehand".to_owned(),
+        None => "none: nothing runs".to_owned(),
+    }
 }
 
 /// Published ports as a table.

@@ -123,6 +123,10 @@ struct Plan {
     ports: Vec<String>,
     notices: Vec<String>,
     memory: Option<String>,
+    /// How long all nodes are expected to stand still together.
+    freeze: Option<String>,
+    /// Whether any node stands still.
+    stands_still: bool,
     /// What the last clone of this environment measured.
     last_freeze: Option<String>,
     not_carried: Vec<String>,
@@ -295,10 +299,13 @@ async fn picture(context: &Context, parent: &str, plan: PlanView) -> Result<Plan
         .and_then(|operation| operation.report.as_ref())
         .filter(|report| report.freeze_us > 0)
         .map(|report| duration(report.freeze_us));
+    let stands = |rung| rung != Some(Rung::Stopped);
     let memory: u64 = plan.nodes.iter().filter_map(|node| node.memory_bytes).sum();
     Ok(Plan {
         address: plan.url.as_deref().map(|url| bare_address(url).to_owned()),
         layers: layers(&plan),
+        freeze: plan.predicted_freeze_us.map(about),
+        stands_still: plan.nodes.iter().any(|node| stands(node.rung)),
         volumes: plan
             .volumes
             .iter()
@@ -317,6 +324,16 @@ async fn picture(context: &Context, parent: &str, plan: PlanView) -> Result<Plan
         last_freeze,
         not_carried: Vec::new(),
     })
+}
+
+/// An expected time, with no more digits than are meant: `about 150 ms`.
+fn about(us: u64) -> String {
+    let step = match us {
+        0..20_000 => 1_000,
+        20_000..1_000_000 => 10_000,
+        _ => 100_000,
+    };
+    duration(us.next_multiple_of(step).max(step))
 }
 
 fn volume_words(clone: offshoot_model::manifest::VolumeClone) -> &'static str {

@@ -10,16 +10,17 @@ use offshoot_model::manifest::{Manifest, Mount, Scaling, VolumeClone};
 use offshoot_model::view::{EnvironmentView, LayerView, NodeView};
 use offshoot_model::{Code, EnvironmentState, NodeState};
 
-use super::operations::Line;
-use super::{Mark, custom_domains, environment_mark, family, health, node_mark, settled, topology};
+use super::{
+    Mark, custom_domains, environment_mark, events, family, health, node_mark, settled, topology,
+};
 use crate::answer::{Failure, html};
 use crate::context::{Context, Shell};
 use crate::format::{When, bare_address, bytes, encode, percent, web_address};
 use crate::hide::{HIDDEN, is_secret};
 
-/// Operations that are searched, and shown.
+/// Operations that are searched, and events that are shown.
 const SEARCHED: usize = 500;
-const SHOWN: usize = 10;
+const SHOWN: usize = 8;
 /// Element that holds what changes.
 const PART: &str = "environment";
 #[derive(Template)]
@@ -53,7 +54,7 @@ struct Part {
     layers: Vec<Layer>,
     volumes: Vec<VolumeLine>,
     ports: Vec<PortLine>,
-    operations: Vec<Line>,
+    entries: Vec<events::Entry>,
 }
 
 struct Parent {
@@ -116,6 +117,7 @@ pub(super) async fn show(
     let all = platform.environments().await?;
     context.web.meter.look(&all, Instant::now());
     context.web.meter.survey(platform, &all);
+    context.web.chronicle.look(&all, Timestamp::now());
     let found = all
         .iter()
         .find(|env| env.name == environment)
@@ -223,12 +225,7 @@ async fn draw(
                 inside: format!("{}:{}", binding.layer, binding.port.target),
             })
             .collect(),
-        operations: operations
-            .iter()
-            .filter(|operation| operation.environment.as_ref() == Some(&environment.id))
-            .take(SHOWN)
-            .map(|operation| Line::new(operation, now))
-            .collect(),
+        entries: events::of(context, environment, &operations, SHOWN, now).await,
         name: environment.name.clone(),
         href,
     })

@@ -1,11 +1,13 @@
 //! The pages, a file for each group.
 
+mod certificates;
 mod change;
 mod changes;
 mod clone;
 mod compare;
 mod environment;
 mod environments;
+mod events;
 mod family;
 mod files;
 mod graphs;
@@ -61,6 +63,7 @@ pub(crate) fn router(web: Web) -> Router {
             "/environments/{environment}/files/download",
             get(files::fetch),
         )
+        .route("/environments/{environment}/events", get(events::show))
         .route("/environments/{environment}/graphs", get(graphs::show))
         .route("/environments/{environment}/terminal", get(terminal::show))
         .route(
@@ -69,6 +72,17 @@ pub(crate) fn router(web: Web) -> Router {
         )
         .route("/compare", get(compare::show))
         .route("/compare/changes", get(changes::show))
+        .route("/certificates", get(certificates::list))
+        .route("/certificates/root.pem", get(certificates::root))
+        .route(
+            "/certificates/add",
+            get(certificates::add_form).post(certificates::add),
+        )
+        .route("/certificates/renew", post(certificates::renew))
+        .route(
+            "/certificates/remove",
+            get(certificates::remove_form).post(certificates::remove),
+        )
         .route("/operations", get(operations::list))
         .route("/operations/{operation}", get(operations::show))
         .route("/operations/{operation}/cancel", post(operations::cancel))

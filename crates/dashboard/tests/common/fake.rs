@@ -267,6 +267,7 @@ impl Platform for Fake {
                 .collect(),
             ports: Vec::new(),
             steps: sample::STEPS.map(str::to_owned).to_vec(),
+            predicted_freeze_us: (request.rung != RungChoice::Image).then_some(150_400),
             notices: vec![
                 "layer app is stateless: its nodes start from their image".to_owned(),
                 format!(
@@ -337,7 +338,7 @@ impl Platform for Fake {
     }
 
     async fn certificate_root(&self) -> Result<String, Problem> {
-        unreachable!("no page shows the authority")
+        Ok("-----BEGIN CERTIFICATE-----\nroot\n".to_owned())
     }
 
     async fn manifest(&self, _: &str) -> Result<Manifest, Problem> {
@@ -442,6 +443,11 @@ impl Platform for Fake {
 
     async fn image_remove(&self, _: &str) -> Result<(), Problem> {
         unreachable!("no page removes images")
+    }
+
+    async fn root_bytes(&self, name: &str) -> Result<Option<u64>, Problem> {
+        self.find(name)?;
+        Ok(Some(5 << 20))
     }
 
     async fn pool(&self) -> Result<PoolView, Problem> {

@@ -37,6 +37,12 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// The field that tells which state of a policy the form on it was made from.
+    pub fn seen(&self) -> String {
+        let (_, rest) = self.text.split_once("name=\"seen\" value=\"").unwrap();
+        format!("seen={}", rest.split('"').next().unwrap())
+    }
+
     pub fn location(&self) -> &str {
         self.headers["location"].to_str().unwrap()
     }
@@ -128,6 +134,13 @@ impl Site {
         let page = self.get("/operations").await.text;
         let (_, rest) = page.split_once("name=\"csrf\" value=\"").unwrap();
         rest.split('"').next().unwrap().to_owned()
+    }
+
+    /// The field that tells which state of a policy the form of a page was made from.
+    pub async fn seen(&self, path: &str) -> String {
+        let page = self.get(path).await;
+        assert_eq!(page.status, StatusCode::OK, "{}", page.text);
+        page.seen()
     }
 
     /// Sends a form of one of this person's pages.

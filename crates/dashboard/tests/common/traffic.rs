@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use offshoot_model::certificate::{Certificate, CertificateKind, CertificatesView};
+use offshoot_model::certificate::{
+    Certificate, CertificateKind, CertificateRequest, CertificatesView,
+};
 use offshoot_model::domain::{Domain, DomainHttps, DomainView, MovedDomain, SwapReport};
 use offshoot_model::operation::{OperationKind, OperationState, StepState};
 use offshoot_model::traffic::compare::{Figures, difference, share};
@@ -96,6 +98,41 @@ impl Fake {
                 let mut view = self.traffic_of(name);
                 view.policy = policy.clone();
                 self.put_traffic(name, view);
+                done(OperationKind::TrafficSet, name)
+            }
+            Request::TrafficReplace {
+                environment,
+                before,
+                after,
+            } => {
+                assert_eq!(**before, self.traffic_of(environment).policy);
+                self.change_traffic(&Request::TrafficSet(environment.clone(), after.clone()))
+            }
+            Request::CertificateAdd(request) => {
+                self.note(format!("cert add {request:?}"));
+                if let CertificateRequest::Uploaded { chain, .. } = request
+                    && !chain.starts_with("-----BEGIN CERTIFICATE-----")
+                {
+                    return Some(Err(Problem::new(
+                        Code::CertificateInvalid,
+                        Fault::Request,
+                        "the chain has no certificate in it",
+                        "paste it as PEM",
+                    )));
+                }
+                done(OperationKind::CertificateAdd, "a certificate")
+            }
+            Request::CertificateRemove(name) => {
+                self.note(format!("cert rm {name}"));
+                done(OperationKind::CertificateRemove, name)
+            }
+            Request::CertificateRenew(name) => {
+                self.note(format!("cert renew {name}"));
+                done(OperationKind::CertificateRenew, name)
+            }
+            Request::TrafficClear(name) => {
+                self.note(format!("traffic clear {name}"));
+                self.traffic.lock().unwrap().remove(name);
                 done(OperationKind::TrafficSet, name)
             }
             Request::TrafficRamp(name, request) => {

@@ -321,6 +321,14 @@ impl Engine for Pretend {
         .await
     }
 
+    async fn expected_freeze(
+        &self,
+        _: &Environment,
+        _: &[NodePlan],
+    ) -> Result<Option<u64>, Problem> {
+        Ok(None)
+    }
+
     async fn prepare_cut(&self, _: &Environment, clone: &Environment) -> Result<(), Problem> {
         let id = &clone.id;
         self.call("prepare cut", |host| {
@@ -585,6 +593,10 @@ impl Engine for Pretend {
     }
 
     async fn volume_bytes(&self, _: &Environment, _: &str) -> Option<u64> {
+        None
+    }
+
+    async fn root_bytes(&self, _: &Environment) -> Option<u64> {
         None
     }
 

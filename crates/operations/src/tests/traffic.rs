@@ -110,6 +110,38 @@ pub(super) fn problem(operation: Operation) -> Problem {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_two_who_change_the_same_policy_the_second_is_told() {
+    let world = World::with_domains().await;
+    let replace = |before, after| Request::TrafficReplace {
+        environment: "shop".to_owned(),
+        before: Box::new(before),
+        after,
+    };
+    let (first, second) = (
+        split(&[("shop", 90), ("next", 10)]),
+        split(&[("shop", 50), ("next", 50)]),
+    );
+    // Both saw that there was none, and sent theirs before either was set.
+    let ids = [
+        world
+            .submit(replace(Policy::default(), first.clone()))
+            .await,
+        world
+            .submit(replace(Policy::default(), second.clone()))
+            .await,
+    ];
+    assert_eq!(world.ended(ids[0]).await.state, OperationState::Done);
+    let late = world.ended(ids[1]).await;
+    assert_eq!(late.state, OperationState::Failed);
+    let why = problem(late);
+    assert_eq!(why.code, Code::WrongState);
+    assert!(why.what.contains("of shop was changed meanwhile"), "{why}");
+    assert_eq!(world.policy("shop"), Some(first.clone()));
+    world.done(replace(first, second.clone())).await;
+    assert_eq!(world.policy("shop"), Some(second));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_policy_is_in_use_when_it_is_set_and_follows_names() {
     let world = World::with_domains().await;
     world

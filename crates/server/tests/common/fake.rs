@@ -143,6 +143,7 @@ fn plan(name: &str) -> PlanView {
         volumes: Vec::new(),
         ports: Vec::new(),
         steps: Vec::new(),
+        predicted_freeze_us: None,
         notices: Vec::new(),
     }
 }
@@ -199,6 +200,9 @@ impl Platform for Fake {
             Request::TrafficSet(name, policy) => {
                 let policy = serde_json::to_string(policy).unwrap();
                 (OperationKind::TrafficSet, format!("lead {name} {policy}"))
+            }
+            Request::TrafficReplace { environment, .. } => {
+                (OperationKind::TrafficSet, format!("replace {environment}"))
             }
             Request::TrafficClear(name) => (OperationKind::TrafficSet, format!("clear {name}")),
             Request::TrafficRamp(name, ramp) => {
@@ -478,6 +482,10 @@ impl Platform for Fake {
 
     async fn image_remove(&self, image: &str) -> Result<(), Problem> {
         self.note(format!("image remove {image}"))
+    }
+
+    async fn root_bytes(&self, _: &str) -> Result<Option<u64>, Problem> {
+        unreachable!("the API does not tell it")
     }
 
     async fn pool(&self) -> Result<PoolView, Problem> {

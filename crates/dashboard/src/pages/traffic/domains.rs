@@ -122,23 +122,28 @@ fn covers(name: &str, host: &str) -> bool {
         })
 }
 
-fn certificate(of: &Certificate, now: Timestamp) -> Shown {
+/// How a certificate does.
+pub(in crate::pages) fn certificate_mark(of: &Certificate, now: Timestamp) -> Mark {
     let left = of.not_after.duration_since(now);
     let kind = match of.kind {
         CertificateKind::Uploaded => "uploaded",
         CertificateKind::SelfSigned => "own authority",
         CertificateKind::Acme => "ACME",
     };
+    if left <= SignedDuration::ZERO {
+        mark("expired", "bad")
+    } else if of.failures > 0 {
+        mark("renewal fails", "warn")
+    } else if left < ENDS_SOON && of.renew_at.is_none() {
+        mark("ends soon", "warn")
+    } else {
+        mark(kind, "good")
+    }
+}
+
+fn certificate(of: &Certificate, now: Timestamp) -> Shown {
     Shown {
-        mark: if left <= SignedDuration::ZERO {
-            mark("expired", "bad")
-        } else if of.failures > 0 {
-            mark("renewal fails", "warn")
-        } else if left < ENDS_SOON && of.renew_at.is_none() {
-            mark("ends soon", "warn")
-        } else {
-            mark(kind, "good")
-        },
+        mark: certificate_mark(of, now),
         until: When::new(of.not_after, now),
         issuer: of.issuer.clone(),
         problem: of.problem.clone(),

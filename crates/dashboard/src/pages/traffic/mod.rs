@@ -1,7 +1,15 @@
 //! Traffic of an environment: which domains lead to it, who answers how much and how well, and what is done about it.
 
+mod bounds;
+mod checks;
+mod clear;
+mod copies;
 mod domains;
 mod figures;
+mod matter;
+mod policy;
+mod read;
+mod rules;
 mod split;
 mod swap;
 mod ways;
@@ -13,8 +21,7 @@ use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::{get, post};
 use jiff::Timestamp;
 use offshoot_model::quantity::parse_duration_ms;
-use offshoot_model::traffic::view::TrafficView;
-use offshoot_model::traffic::{Back, Field, Rule, Sticky, When as Condition};
+use offshoot_model::traffic::Policy;
 use offshoot_model::view::EnvironmentView;
 use offshoot_model::{Code, Fault, Problem};
 use std::sync::Arc;
@@ -26,13 +33,25 @@ use crate::answer::{Failure, Form, html};
 use crate::context::{Context, Shell};
 use crate::format::{When, encode};
 use domains::Domains;
+pub(super) use domains::certificate_mark;
 
 /// Element that holds what changes.
 const PART: &str = "traffic";
 
 /// Its paths.
 pub(super) fn router() -> Router<Web> {
-    Router::new()
+    let matters = [&checks::MATTER, &copies::MATTER, &bounds::MATTER];
+    matters
+        .into_iter()
+        .fold(Router::new(), matter::route)
+        .route(
+            "/environments/{environment}/traffic/rules",
+            get(rules::form).post(rules::submit),
+        )
+        .route(
+            "/environments/{environment}/traffic/clear",
+            get(clear::form).post(clear::submit),
+        )
         .route("/environments/{environment}/traffic", get(show))
         .route("/environments/{environment}/traffic/back", post(back))
         .route(
@@ -86,8 +105,10 @@ struct Part {
     /// With whom the last exchange of domains can be taken back.
     undo: Option<(String, String)>,
     domains: Domains,
-    /// What the policy says beside sides.
-    facts: Vec<(&'static str, Vec<String>)>,
+    /// What the policy says, with where each matter is changed.
+    settings: Vec<policy::Setting>,
+    /// Whether there is anything to clear.
+    has_settings: bool,
     has_policy: bool,
     sides: Vec<figures::Side>,
     since: Option<When>,
@@ -136,7 +157,8 @@ async fn draw(context: &Context, environment: &str) -> Result<Part, Failure> {
             )
         }),
         domains: domains::draw(&found, &certificates, now),
-        facts: facts(&view),
+        settings: policy::settings(&view.policy),
+        has_settings: view.policy != Policy::default(),
         has_policy: !view.policy.sides.is_empty(),
         sides: figures::sides(&view, now),
         since: view.since.map(|since| When::new(since, now)),
@@ -185,70 +207,6 @@ async fn others(context: &Context, environment: &EnvironmentView) -> Result<Vec<
         .collect();
     others.sort_by_key(|other| distance(other));
     Ok(others.into_iter().map(|other| other.name.clone()).collect())
-}
-
-/// What a policy says beside sides, as it is typed at the command line.
-fn facts(view: &TrafficView) -> Vec<(&'static str, Vec<String>)> {
-    let policy = &view.policy;
-    let mut facts = Vec::new();
-    if policy.sides.len() > 1 {
-        facts.push(("A visitor stays by", vec![sticky(&policy.sticky)]));
-    }
-    if !policy.rules.is_empty() {
-        facts.push(("Before shares", policy.rules.iter().map(rule).collect()));
-    }
-    if let Some(failover) = &policy.failover {
-        let check = &failover.check;
-        let back = match failover.back {
-            Back::Auto => "comes back by itself",
-            Back::ByHand => "is brought back by hand",
-        };
-        facts.push((
-            "Checks",
-            vec![format!(
-                "{} every {}; down after {}, up after {}; a side {back}",
-                check.path,
-                crate::format::duration(check.interval_ms.saturating_mul(1_000)),
-                check.fall,
-                check.rise
-            )],
-        ));
-    }
-    if policy.fence {
-        facts.push((
-            "Fence",
-            vec!["nobody is let in: every request is answered 503".to_owned()],
-        ));
-    }
-    facts
-}
-
-fn sticky(sticky: &Sticky) -> String {
-    match sticky {
-        Sticky::Visitor => "the edge's own cookie".to_owned(),
-        Sticky::Client => "the client's address".to_owned(),
-        Sticky::Cookie(name) => format!("cookie {name}"),
-        Sticky::Header(name) => format!("header {name}"),
-        Sticky::Query(name) => format!("query parameter {name}"),
-        Sticky::Nothing => "nothing: each request for itself".to_owned(),
-    }
-}
-
-fn rule(rule: &Rule) -> String {
-    let field = |kind: &str, field: &Field| match field.values.as_slice() {
-        [] => format!("{kind}:{}", field.name),
-        values => format!("{kind}:{}={}", field.name, values.join(",")),
-    };
-    let conditions = rule.when.iter().map(|when| match when {
-        Condition::Path(path) => format!("path:{path}"),
-        Condition::Method(methods) => format!("method:{}", methods.join(",")),
-        Condition::Client(networks) => format!("client:{}", networks.join(",")),
-        Condition::Header(of) => field("header", of),
-        Condition::Cookie(of) => field("cookie", of),
-        Condition::Query(of) => field("query", of),
-    });
-    let conditions: Vec<_> = conditions.collect();
-    format!("{} → {}", conditions.join(" & "), rule.to)
 }
 
 /// Lets sides that are up take requests again.

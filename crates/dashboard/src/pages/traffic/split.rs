@@ -5,8 +5,8 @@ use axum::extract::Path;
 use axum::response::Response;
 use offshoot_model::traffic::{Goal, Policy, Side, Sticky, WEIGHT_MAX};
 use offshoot_model::{Code, Fault, Operation, Problem};
-use offshoot_operations::Request as Change;
 
+use super::matter::{self, mark_of};
 use super::{bad, figures, others};
 use crate::answer::{Failure, Form, html};
 use crate::context::{Context, Shell};
@@ -35,6 +35,8 @@ struct Choice {
     sticky: String,
     sticky_name: String,
     goals: String,
+    /// Which state of the policy it was made from.
+    seen: String,
 }
 
 impl Choice {
@@ -68,6 +70,7 @@ impl Choice {
             sticky: sticky.to_owned(),
             sticky_name: name.to_owned(),
             goals: policy.goals.iter().map(goal_line).collect(),
+            seen: mark_of(&part(policy)),
             ..Self::default()
         }
     }
@@ -87,6 +90,7 @@ impl Choice {
                     }
                 }
                 "leaves" => leaving.push(value),
+                matter::SEEN => choice.seen = value,
                 "add" => choice.add = value,
                 "add_weight" => choice.add_weight = value,
                 "sticky" => choice.sticky = value,
@@ -251,6 +255,8 @@ struct SplitForm {
     options_open: bool,
     /// Rules that go before shares.
     rules: usize,
+    /// Which state of the policy it is made from.
+    seen: String,
     problem: Option<Problem>,
 }
 
@@ -287,15 +293,24 @@ pub(in crate::pages) async fn submit(
     }
 }
 
+/// What of a policy the page is about.
+fn part(policy: &Policy) -> String {
+    matter::text_of(&(&policy.sides, &policy.sticky, &policy.goals))
+}
+
 async fn begin(
     context: &Context,
     environment: &str,
     choice: &Choice,
 ) -> Result<Operation, Failure> {
     let found = find(&context.web, environment).await?;
-    let mut policy = context.web.platform.traffic(&found.name).await?.policy;
-    choice.edit(&mut policy, &found.name)?;
-    crate::pages::submit(&context.web, Change::TrafficSet(found.name, policy)).await
+    let before = context.web.platform.traffic(&found.name).await?.policy;
+    if choice.seen != mark_of(&part(&before)) {
+        return Err(matter::changed_meanwhile("the shares", &found.name).into());
+    }
+    let mut after = before.clone();
+    choice.edit(&mut after, &found.name)?;
+    matter::replace(context, found.name, before, after).await
 }
 
 async fn show(
@@ -307,6 +322,7 @@ async fn show(
     let found = find(&context.web, environment).await?;
     let policy = context.web.platform.traffic(&found.name).await?.policy;
     let choice = choice.unwrap_or_else(|| Choice::of(&policy, &found.name));
+    let seen = mark_of(&part(&policy));
     let numbers = choice.sides.iter().map(|side| {
         let number = side.weight.trim().parse::<f64>().ok();
         number.filter(|number| number.is_finite() && *number >= 0.0)
@@ -335,6 +351,7 @@ async fn show(
         others: addable,
         options_open: !choice.goals.trim().is_empty(),
         rules: policy.rules.len(),
+        seen,
         choice,
         problem,
         name: found.name,
