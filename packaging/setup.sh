@@ -7,7 +7,8 @@
 #   build  what `cargo build` needs besides Rust itself
 #   test   what the tests and the demo call besides that
 #   bench  what the benchmark of the edge is measured with and against
-#   browser  what the tests of the dashboard in a browser call (some 400 MB)
+#   browser  what the tests of the dashboard in a browser call (some 400 MB), and axe-core, by npm where that is installed,
+#            else from its registry, into /var/cache/offshoot
 #
 # It installs missing packages from the distribution's own archive, and, when no installed CRIU can dump and restore
 # a process with a TCP connection on this kernel, unpacks a newer CRIU with all its libraries into a private folder
@@ -20,7 +21,12 @@ RUN_PACKAGES=(runc nftables btrfs-progs mmdebstrap iproute2)
 BUILD_PACKAGES=(gcc g++ make cmake pkg-config)
 TEST_PACKAGES=(pebble docker-registry busybox-static redis-server redis-tools wrk curl python3 strace)
 BENCH_PACKAGES=(nginx haproxy nghttp2-client wrk openssl)
-BROWSER_PACKAGES=(chromium chromium-driver)
+BROWSER_PACKAGES=(chromium chromium-driver curl ca-certificates)
+# What looks over pages for those who cannot see or point well (https://github.com/dequelabs/axe-core, MPL-2.0): for tests
+# only, no part of Offshoot. No distribution packages it.
+AXE_VERSION=4.14.1
+AXE_SHA256=e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
+AXE=/var/cache/offshoot/axe-core-$AXE_VERSION.js
 # Packages above that come with a service nobody asked for.
 QUIET_SERVICES=(docker-registry redis-server nginx haproxy)
 
@@ -94,6 +100,36 @@ silence_service() {
     elif command -v update-rc.d >/dev/null; then
         update-rc.d "$1" disable >/dev/null 2>&1 || warn "could not disable the service $1"
     fi
+}
+
+# --- axe-core ---------------------------------------------------------------------------------------------------
+
+ensure_axe() {
+    local archive=$scratch/axe/axe-core-$AXE_VERSION.tgz sum beside
+    if [ -s "$AXE" ]; then
+        say "axe-core: $AXE_VERSION present"
+        return
+    fi
+    mkdir -p "$scratch/axe"
+    if command -v npm >/dev/null; then # it knows of a registry that this machine may have been told to use
+        (cd "$scratch/axe" && timeout 120 npm pack --silent "axe-core@$AXE_VERSION") >"$scratch/axe.log" 2>&1 || true
+    else
+        curl --silent --show-error --fail --location --proto =https --max-time 120 --retry 3 --output "$archive" \
+            "https://registry.npmjs.org/axe-core/-/axe-core-$AXE_VERSION.tgz" >"$scratch/axe.log" 2>&1 || true
+    fi
+    if [ ! -s "$archive" ]; then
+        tail -n 3 "$scratch/axe.log" >&2
+        warn "axe-core: it could not be fetched; the tests that need it are skipped."
+        return
+    fi
+    sum=$(sha256sum "$archive" | cut -d' ' -f1)
+    [ "$sum" = "$AXE_SHA256" ] || fail "axe-core: its archive has the SHA-256 $sum, expected was $AXE_SHA256; nothing of it was used"
+    mkdir -p "${AXE%/*}"
+    beside=$(mktemp "$AXE.XXXXXX")
+    tar -xzOf "$archive" package/axe.min.js >"$beside"
+    chmod 644 "$beside"
+    mv -f "$beside" "$AXE"
+    say "axe-core: $AXE_VERSION is in $AXE"
 }
 
 # --- CRIU -------------------------------------------------------------------------------------------------------
@@ -277,7 +313,7 @@ while [ $# -gt 0 ]; do
         usage
         exit 0
         ;;
-    *) fail "unknown word '$1'; it takes: run, build, test, bench, --criu-prefix DIR" ;;
+    *) fail "unknown word '$1'; it takes: run, build, test, bench, browser, --criu-prefix DIR" ;;
     esac
     shift
 done
@@ -314,5 +350,6 @@ for set in "${sets[@]}"; do
     esac
 done
 ensure_packages "${packages[@]}"
+case " ${sets[*]} " in *" browser "*) ensure_axe ;; esac
 case " ${sets[*]} " in *" run "*) ensure_criu ;; esac
 say "done"

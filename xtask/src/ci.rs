@@ -8,7 +8,7 @@ use crate::commands::{cargo, run, setup};
 
 /// `cargo xtask test`: the README's test command.
 pub(crate) fn test(nextest: &[String]) -> anyhow::Result<()> {
-    setup(&["run", "build", "test"])?;
+    setup(&["run", "build", "test", "browser"])?;
     // the tests start these programs
     run(cargo().args(["build", "--workspace", "--bins"]))?;
     if has("nextest") {

@@ -54,6 +54,8 @@ enum Task {
 enum Bench {
     /// What clones of WordPress cost while it is used: freeze, time to the first answer, throughput, latency, memory.
     Clone(bench::clone::Arguments),
+    /// The dashboard in Chromium: how soon the list of environments is seen.
+    Dashboard(bench::dashboard::Arguments),
     /// The edge beside nginx and HAProxy: requests per second, latency, memory of connections, many routes, swaps under
     /// load.
     Edge(bench::edge::Arguments),
@@ -76,6 +78,9 @@ fn main() -> ExitCode {
         Task::Bench {
             what: Bench::Clone(arguments),
         } => bench::clone::run(&arguments),
+        Task::Bench {
+            what: Bench::Dashboard(arguments),
+        } => bench::dashboard::run(&arguments),
         Task::Bench {
             what: Bench::Edge(arguments),
         } => bench::edge::run(&arguments),

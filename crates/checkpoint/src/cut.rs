@@ -144,7 +144,8 @@ pub struct CutNodeReport {
     pub memory: Option<Memory>,
     /// How long it stood still.
     pub freeze: Duration,
-    /// How long it stood still by itself before, while CRIU copied ahead.
+    /// How long it stood still by itself before, while memory was copied ahead: all of it when CRIU copied, one process after the other when
+    /// twins were made.
     pub paused: Duration,
     /// How long taking its memory took in the freeze.
     pub dump: Duration,

@@ -287,10 +287,11 @@ impl Dump {
         self.swrk.finish();
         let mut memory = self.memory;
         let watched = memory.as_mut().map(NodeMemory::let_go);
+        let held = memory.as_ref().map_or(Duration::ZERO, NodeMemory::held);
         let finished = Finished {
             memory,
             how: self.how,
-            paused: self.pre_dump.map_or(Duration::ZERO, |done| done.paused()),
+            paused: self.pre_dump.map_or(held, |done| done.paused()),
             stages: self.stages,
         };
         (finished, watched.unwrap_or_default())

@@ -15,6 +15,14 @@ const PROCESS: Duration = Duration::from_millis(2);
 /// Copying, per MiB: most of it is the kernel's first touch of the page that is copied to.
 const MIB: Duration = Duration::from_micros(1_500);
 
+/// What fork(2) takes for its page tables, per MiB that the process has; it stands meanwhile.
+const FORK_MIB: Duration = Duration::from_micros(40);
+/// Of fewer bytes too little is learned.
+const FORK_LEARNS: u64 = 256 << 20;
+
+/// How long forks of this host last, as [`PACE`].
+static FORK_PACE: AtomicU32 = AtomicU32::new(1_000);
+
 /// How long freezes of this host last, in thousandths of those figures. It begins on the slow side.
 static PACE: AtomicU32 = AtomicU32::new(1_500);
 /// No freeze says more than that about the next.
@@ -49,6 +57,21 @@ pub(crate) fn freeze(nodes: impl Iterator<Item = Work> + Clone, processors: u32)
 pub(crate) fn learn(predicted: Duration, seen: Duration) {
     let pace = PACE.load(Ordering::Relaxed);
     PACE.store(next_pace(pace, predicted, seen), Ordering::Relaxed);
+}
+
+/// How long a process with so many bytes stands when a twin of it is made.
+pub(crate) fn fork(bytes: u64) -> Duration {
+    let mib = u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
+    let here = FORK_MIB.saturating_mul(mib);
+    here.saturating_mul(FORK_PACE.load(Ordering::Relaxed)) / 1_000
+}
+
+/// Making a twin of a process with so many bytes took `seen`.
+pub(crate) fn learn_fork(bytes: u64, seen: Duration) {
+    if bytes >= FORK_LEARNS {
+        let pace = FORK_PACE.load(Ordering::Relaxed);
+        FORK_PACE.store(next_pace(pace, fork(bytes), seen), Ordering::Relaxed);
+    }
 }
 
 /// A freeze that was expected to last `predicted` was given up after `seen`: the next such is expected to last that long at least.
@@ -93,6 +116,18 @@ mod tests {
         assert!(told(&[small; 4], 4) < told(&[small; 4], 1));
         assert!(told(&[small, large], 2) > Duration::from_secs(1));
         assert_eq!(told(&[small, large], 2), told(&[small, large], 8));
+    }
+
+    #[test]
+    fn larger_processes_stand_longer_when_they_fork() {
+        assert!(fork(1 << 30) > 100 * fork(1 << 20));
+        assert!(fork(u64::MAX) > Duration::from_secs(60));
+        // this test's own process: nothing else forks
+        let before = fork(1 << 30);
+        learn_fork(1 << 20, Duration::from_secs(9));
+        assert_eq!(fork(1 << 30), before);
+        learn_fork(1 << 30, Duration::from_secs(9));
+        assert!(fork(1 << 30) > 2 * before);
     }
 
     #[test]

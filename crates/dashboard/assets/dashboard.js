@@ -136,12 +136,47 @@
   if (window.Idiomorph) {
     Idiomorph.defaults.ignoreActiveValue = true;
     Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) =>
-      !(name === "open" && node.matches("details, dialog"));
+      !(name === "open" && node.matches("details, dialog")) && !(name === "tabindex" && node.matches(".scroll"));
+  }
+
+  // What is wider than its place is moved by the arrow keys: it can have the focus, and says what it is.
+  function scrollers() {
+    for (const region of $$(".scroll")) {
+      if (region.scrollWidth <= region.clientWidth) {
+        if (region !== document.activeElement) region.removeAttribute("tabindex");
+        continue;
+      }
+      const title = $("h1, h2", region.closest("section") || document);
+      region.tabIndex = 0;
+      region.role = "region";
+      region.ariaLabel = title ? `${title.textContent}, table` : "Table";
+    }
+  }
+  addEventListener("resize", scrollers);
+
+  // Whoever is at a button that goes away is led to the name of its row, or to the heading of the part that held it.
+  let held = [];
+  document.body.addEventListener("htmx:beforeSwap", (event) => {
+    const target = event.detail.target;
+    const active = document.activeElement;
+    held = target.contains(active) ? [active.closest("tr[id]"), target].filter(Boolean).map((place) => place.id) : [];
+  });
+  function hold() {
+    if (document.activeElement !== document.body) return;
+    for (const place of held.map((id) => document.getElementById(id)).filter(Boolean)) {
+      const to = $(place.matches("tr") ? "th a" : "h1, h2", place);
+      if (!to) continue;
+      if (!to.matches("a")) to.tabIndex = -1;
+      to.focus();
+      return;
+    }
   }
 
   document.body.addEventListener("htmx:afterSwap", (event) => {
     times(event.detail.target);
     show(event.detail.target);
+    scrollers();
+    hold();
   });
   document.body.addEventListener("htmx:sendError", () => state("lost"));
 
@@ -238,5 +273,6 @@
   }
 
   times(document);
+  scrollers();
   open();
 })();

@@ -9,17 +9,28 @@ use offshoot_model::{Code, Fault, Manifest, Problem};
 pub(crate) struct Example {
     /// Name, also of the environment that it becomes.
     pub(crate) name: &'static str,
-    /// What it is, a sentence.
+    /// What it is, a few sentences.
     pub(crate) what: &'static str,
+    /// What it takes, on a host that has none of its images yet.
+    pub(crate) takes: &'static str,
     manifest: &'static str,
 }
 
 /// All of them.
-pub(crate) const EXAMPLES: &[Example] = &[Example {
-    name: "visitors",
-    what: "A small web page that counts its visitors in memory, and nowhere else. Clone it, then visit both.",
-    manifest: include_str!("../examples/visitors.json"),
-}];
+pub(crate) const EXAMPLES: &[Example] = &[
+    Example {
+        name: "visitors",
+        what: "A small web page that counts its visitors in memory, and nowhere else. Clone it, then visit both.",
+        takes: "The first time about half a minute, and 150 MiB of disk. Then seconds.",
+        manifest: include_str!("../examples/visitors.json"),
+    },
+    Example {
+        name: "blog",
+        what: "WordPress with nginx, PHP, MariaDB and Redis. It asks for a title and a password when it is first opened.",
+        takes: "The first time about a minute, and 1.2 GiB of disk. Then seconds.",
+        manifest: include_str!("../examples/blog.json"),
+    },
+];
 
 impl Example {
     /// What is to be created.

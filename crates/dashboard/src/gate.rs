@@ -1,7 +1,6 @@
 //! What every request passes: is it meant for this dashboard, does it come from one of its own pages, who is it.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -13,6 +12,7 @@ use http::header::{
 use http::uri::Authority;
 use http::{HeaderMap, Method, StatusCode, Uri};
 
+use crate::kept;
 use crate::sessions::{Doing, Session};
 use crate::{Peer, Settings, Transport, Web};
 
@@ -52,7 +52,7 @@ pub(crate) async fn guard(State(web): State<Web>, mut request: Request, next: Ne
         None => {
             let session = cookie(request.headers(), &cookie_name(settings)).and_then(|cookie| {
                 let doing = doing(&request);
-                web.dashboard.sessions.find(cookie, doing, Instant::now())
+                web.dashboard.sessions.find(cookie, doing, kept::now())
             });
             if let Some(session) = session {
                 request.extensions_mut().insert(session);

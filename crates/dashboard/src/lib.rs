@@ -12,6 +12,7 @@ mod format;
 mod gate;
 mod hide;
 mod history;
+mod kept;
 mod live;
 mod meter;
 mod pages;
@@ -21,8 +22,8 @@ mod tree;
 
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Router;
 use jiff::Timestamp;
@@ -81,6 +82,17 @@ impl Dashboard {
         }
     }
 
+    /// Keeps sessions in this file: who is signed in stays so when the daemon is started anew, until the host is. It is
+    /// for root alone, holds no secret, and belongs among what no backup copies (the run directory). A file that cannot
+    /// be read is complained of in the log and replaced.
+    #[must_use]
+    pub fn with_sessions_in(self, file: PathBuf) -> Self {
+        if let Err(error) = self.sessions.keep_in(file.clone(), kept::now()) {
+            tracing::warn!(path = %file.display(), %error, "sessions of a former daemon cannot be read");
+        }
+        self
+    }
+
     /// Where people reach it, without what lets them in.
     #[must_use]
     pub fn origin(&self) -> &str {
@@ -92,7 +104,7 @@ impl Dashboard {
     /// # Errors
     /// When the host gives no random numbers.
     pub fn login_link(&self) -> io::Result<LoginLink> {
-        let key = self.sessions.link(Instant::now())?;
+        let key = self.sessions.link(kept::now())?;
         Ok(LoginLink {
             url: format!("{}/sign-in?key={}", self.settings.origin, key.as_str()),
             expires: Timestamp::now() + sessions::LINK_TIME,

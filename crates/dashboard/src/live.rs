@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::sse::{Event as Message, KeepAlive, Sse};
@@ -16,6 +16,7 @@ use tokio_stream::wrappers::{IntervalStream, ReceiverStream};
 
 use crate::answer::Failure;
 use crate::context::Context;
+use crate::kept;
 use crate::{STREAMS_MAX, Web};
 
 /// Time between two looks at what is used (memory, processors).
@@ -47,7 +48,7 @@ pub(crate) fn send(
     let session = context.session.clone();
     let stop = context.web.stop.clone();
     let messages = messages
-        .take_while(move |_| std::future::ready(sessions.goes_on(&session, Instant::now())))
+        .take_while(move |_| std::future::ready(sessions.goes_on(&session, kept::now())))
         .map(move |message| {
             let _held = &room;
             Ok::<_, Infallible>(message)

@@ -20,9 +20,7 @@ impl Secret {
     pub(crate) fn random() -> io::Result<Self> {
         let mut bytes = [0; RANDOM];
         File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-        Ok(Self(
-            bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
-        ))
+        Ok(Self(hex(&bytes)))
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -32,6 +30,30 @@ impl Secret {
     pub(crate) fn fingerprint(&self) -> Fingerprint {
         fingerprint(&self.0)
     }
+
+    /// Another secret that follows from a secret text and tells nothing of it, nor of its fingerprint. The same for the
+    /// same use of the same text.
+    pub(crate) fn derived(text: &str, used_for: &str) -> Self {
+        let digest = Sha256::new().chain_update(used_for).chain_update([0]);
+        Self(hex(&digest.chain_update(text).finalize().into()))
+    }
+}
+
+/// 32 bytes as hexadecimal text.
+pub(crate) fn hex(bytes: &[u8; 32]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The 32 bytes of a hexadecimal text; `None` when it is none of that length.
+pub(crate) fn from_hex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 2 * bytes.len() || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(bytes)
 }
 
 /// What would be kept of a text that claims to be a secret.

@@ -4,15 +4,17 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
+#[path = "in_browser/pages.rs"]
+mod pages;
 #[path = "in_browser/traffic.rs"]
 mod traffic;
 
 use std::time::Duration;
 
-use common::browser::{Browser, start};
+use common::browser::start;
 use common::fake::line;
-use common::webdriver::{ENTER, ESCAPE, TAB};
 use common::{Fake, sample};
+use offshoot_browser::{ENTER, ESCAPE, TAB};
 use offshoot_model::view::LogStream;
 use serde_json::json;
 
@@ -73,7 +75,7 @@ async fn clone_by_the_dialog() {
         .wait("the address of the operation", path, vec![])
         .await;
     // A reload, and another window, are the operation's page.
-    browser.client.refresh().await.unwrap();
+    browser.person.client.refresh().unwrap();
     browser
         .see("main #operation h2", "Clone shop as trial")
         .await;
@@ -138,6 +140,29 @@ async fn by_keyboard_alone() {
     let closed = "return !document.querySelector('dialog').open && document.activeElement.getAttribute('aria-label') === 'Clone shop'";
     browser
         .wait("the focus back where it was", closed, vec![])
+        .await;
+    browser.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_button_that_goes_away_leaves_the_focus_at_its_heading() {
+    let mut slow = fake();
+    slow.pace = Some(Duration::from_millis(500));
+    let Some(browser) = start(slow).await else {
+        return;
+    };
+    browser.sign_in().await;
+    browser.press("Clone shop").await;
+    browser.see("dialog[open] h2", "Clone shop").await;
+    browser.press_in("//dialog[@open]", "Clone").await;
+    let cancel = "const button = document.querySelector('#operation form button'); \
+        if (button) button.focus(); \
+        return button !== null && document.activeElement === button";
+    browser.wait("the focus at Cancel", cancel, vec![]).await;
+    browser.see("#operation .mark", "done").await;
+    let heading = "return document.activeElement === document.querySelector('#operation h2')";
+    browser
+        .wait("the focus at the heading", heading, vec![])
         .await;
     browser.end().await;
 }
@@ -216,80 +241,4 @@ async fn without_scripts_everything_is_a_page() {
     browser.press("Stop shop").await;
     browser.see("main #operation h2", "Stop shop").await;
     browser.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_page_has_its_picture_in_both_themes_and_fits_a_phone() {
-    let Some(browser) = start(fake()).await else {
-        return;
-    };
-    let link = browser.dashboard.login_link().unwrap();
-    browser.size(1280, 860).await;
-    browser.client.goto(&link.url).await.unwrap();
-    pictures(&browser, "sign-in").await;
-    browser.sign_in().await;
-    browser.see("#live", "live").await;
-    // The second look at the counters has something to compare.
-    browser.wait("CPU", "htmx.trigger(document.body, 'tick'); return document.querySelector('table.list') !== null", vec![]).await;
-    let (done, failed) = {
-        let all = browser.fake.operations.lock().unwrap();
-        (all[0].id, all[1].id)
-    };
-    for (name, path) in [
-        ("environments", "/".to_owned()),
-        ("environment", "/environments/upgrade".to_owned()),
-        ("environment-parent", "/environments/shop".to_owned()),
-        ("compare", "/compare?a=shop&b=upgrade".to_owned()),
-        ("terminal", "/environments/shop/terminal".to_owned()),
-        (
-            "files",
-            "/environments/shop/files?path=/etc/nginx".to_owned(),
-        ),
-        ("graphs", "/environments/shop/graphs".to_owned()),
-        ("clone", "/environments/shop/clone".to_owned()),
-        ("rename", "/environments/shop/rename".to_owned()),
-        ("remove", "/environments/shop/remove".to_owned()),
-        ("logs", "/environments/shop/logs".to_owned()),
-        ("operations", "/operations".to_owned()),
-        ("operation", format!("/operations/{done}")),
-        ("operation-failed", format!("/operations/{failed}")),
-        ("problem", "/environments/none".to_owned()),
-    ] {
-        browser.go(&path).await;
-        pictures(&browser, name).await;
-    }
-    // The page of an environment is long: once from top to bottom.
-    browser.go("/environments/upgrade").await;
-    browser.size(1280, 2_300).await;
-    browser.picture("environment-whole").await;
-    browser.go("/compare?a=shop&b=upgrade").await;
-    browser.see("#changes", "ibdata1").await;
-    browser.size(1280, 2_300).await;
-    browser.picture("compare-whole").await;
-    browser.size(1280, 860).await;
-    browser.go("/").await;
-    browser.press("Clone shop").await;
-    browser.see("dialog[open] h2", "Clone shop").await;
-    pictures(&browser, "clone-dialog").await;
-    browser.go("/").await;
-    browser.press("More for shop").await;
-    pictures(&browser, "menu").await;
-    browser.fake.environments.lock().unwrap().clear();
-    browser.go("/").await;
-    pictures(&browser, "empty").await;
-    browser.end().await;
-}
-
-/// A page in both themes, as wide as a desk and as a phone, on which nothing stands out at the side.
-async fn pictures(browser: &Browser, name: &str) {
-    for theme in ["light", "dark"] {
-        browser.system_colours(theme).await;
-        for (size, width, height) in [("", 1280, 860), ("-phone", PHONE, 844)] {
-            browser.size(width, height).await;
-            browser.picture(&format!("{name}-{theme}{size}")).await;
-            let out = browser.sticks_out(width).await;
-            assert_eq!(out, json!([]), "{name} is wider than {width}");
-        }
-    }
-    browser.size(1280, 860).await;
 }

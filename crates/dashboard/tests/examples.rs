@@ -9,8 +9,14 @@ use offshoot_compose::{DiskFiles, LoadRequest, load};
 
 #[test]
 fn examples_are_current() {
+    for (name, folder) in [("visitors", "visitors"), ("blog", "wordpress")] {
+        is_current(name, folder);
+    }
+}
+
+fn is_current(name: &str, folder: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let file = root.join("../../examples/visitors/compose.yaml");
+    let file = root.join(format!("../../examples/{folder}/compose.yaml"));
     let request = LoadRequest {
         files: vec![file],
         ..LoadRequest::default()
@@ -18,7 +24,7 @@ fn examples_are_current() {
     let loaded = load(&DiskFiles, &request).unwrap();
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
     let made = serde_json::to_string_pretty(&loaded.manifest).unwrap() + "\n";
-    let kept = root.join("examples/visitors.json");
+    let kept = root.join(format!("examples/{name}.json"));
     if std::env::var_os("OFFSHOOT_UPDATE").is_some() {
         std::fs::write(&kept, &made).unwrap();
     }

@@ -88,6 +88,7 @@ async fn an_empty_host_teaches_the_first_step() {
     is_page(&page);
     assert!(page.text.contains("offshoot create"), "{}", page.text);
     assert!(page.text.contains("formaction=\"/examples/visitors\""));
+    assert!(page.text.contains("formaction=\"/examples/blog\""));
     let answer = site.post("/examples/visitors", "").await;
     assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.text);
     assert!(answer.location().starts_with("/operations/"));
@@ -313,6 +314,7 @@ async fn operations_show_steps_times_and_problems() {
         "3.4 s",
         "<rect x=",
         "Where the freeze went",
+        "while everything ran: copy ahead 180 ms, settle 3.0 ms, complete images 41 ms.",
         "href=\"http://upgrade.localhost:8080/\"",
         "port 33060 of the parent",
     ] {

@@ -65,24 +65,46 @@ impl Person<'_> {
     }
 }
 
-#[test]
-fn clone_and_remove_by_pages_alone() {
-    let daemon = TestDaemon::start();
-    daemon.create("shop", SHOP);
+/// Somebody who used the command line's link.
+fn sign_in(daemon: &TestDaemon) -> Person<'_> {
     let link = daemon.run(&["login-link"]);
     let key = link
         .trim()
         .strip_prefix("http://127.0.0.1:9440/sign-in?")
         .expect("a link");
-    let mut person = Person {
-        daemon: &daemon,
-        cookie: String::new(),
-    };
-    let answer = person.send("POST", "/sign-in", key);
+    let cookie = String::new();
+    let nobody = Person { daemon, cookie };
+    let answer = nobody.send("POST", "/sign-in", key);
     assert_eq!(answer.status, 303, "{}", answer.body);
     let cookie = answer.header("set-cookie").expect("a cookie");
-    person.cookie = cookie.split(';').next().unwrap_or_default().to_owned();
+    let cookie = cookie.split(';').next().unwrap_or_default().to_owned();
     assert!(!daemon.log().contains(key), "no link stands in the log");
+    Person { daemon, cookie }
+}
+
+#[test]
+fn who_is_signed_in_stays_so_when_the_daemon_is_started_again() {
+    let mut daemon = TestDaemon::start();
+    let leaving = sign_in(&daemon);
+    leaving.post("/operations", "/sign-out", "");
+    let (left, kept) = (leaving.cookie, sign_in(&daemon).cookie);
+    for _ in 0..2 {
+        daemon.restart();
+        let get = |cookie: &str| {
+            let cookie = cookie.to_owned();
+            let daemon = &daemon;
+            Person { daemon, cookie }.send("GET", "/", "").status
+        };
+        assert_eq!(get(&kept), 200);
+        assert_eq!(get(&left), 303, "to where people sign in");
+    }
+}
+
+#[test]
+fn clone_and_remove_by_pages_alone() {
+    let daemon = TestDaemon::start();
+    daemon.create("shop", SHOP);
+    let person = sign_in(&daemon);
 
     let list = person.page("/");
     assert!(list.contains("http://shop.localhost:8080/"), "{list}");

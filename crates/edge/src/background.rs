@@ -18,6 +18,9 @@ use tracing_subscriber::EnvFilter;
 use crate::rotating::RotatingFile;
 
 const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// After how many slow allocations of a thread the allocator (mimalloc) looks for memory that other threads have freed. Its
+/// own choice is 10,000, which is a long time for an edge that many clients have left and few ask.
+const COLLECTS: (&str, &str) = ("MIMALLOC_GENERIC_COLLECT", "1000");
 const LOG_BYTES: u64 = 16 << 20;
 
 /// Starts this program anew in the background and waits until that one answers on its control socket.
@@ -35,6 +38,7 @@ pub(crate) fn detach(path: &Path, config: &EdgeConfig) -> anyhow::Result<()> {
         .arg("--config")
         .arg(path)
         .arg("--background")
+        .env(COLLECTS.0, COLLECTS.1)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log.try_clone()?)

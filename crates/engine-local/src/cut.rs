@@ -176,7 +176,10 @@ impl Cutter<'_> {
             max_freeze,
             insist,
             plant: self.plant,
-            late: Late::From(LATE_FROM),
+            late: Late::From {
+                bytes: LATE_FROM,
+                held_max: max_freeze,
+            },
             // What a busy database wrote since `prepare_cut` need not wait for the freeze.
             settle: &|| {
                 if let Err(error) = self.pool.sync() {

@@ -45,14 +45,16 @@ impl Plant for Planter<'_> {
         let Some(memory) = passing::take(&line)? else {
             return Err(format!("process {pid}: {}", end_of(shim)?).into());
         };
-        let mut number = [0; 4];
+        let (mut number, mut micros) = ([0; 4], [0; 8]);
         line.read_exact(&mut number)?;
+        line.read_exact(&mut micros)?;
         // The one that keeps the twin is its child, which goes on without us.
         shim.wait()?;
         Ok(Twin {
             pid: i32::from_le_bytes(number),
             memory: File::from(memory),
             line,
+            held: Duration::from_micros(u64::from_le_bytes(micros)),
         })
     }
 }

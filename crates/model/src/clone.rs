@@ -131,7 +131,8 @@ pub struct NodeCloneReport {
     pub memory: Option<Memory>,
     /// Time it stood still, microseconds.
     pub freeze_us: u64,
-    /// Time it stood still by itself before, while CRIU copied ahead (way `pre-dump`), all rounds together, microseconds.
+    /// Time it stood still by itself before, microseconds. Way `pre-dump`: while CRIU copied ahead, all rounds together. Way `tracked`: while
+    /// twins of its processes were made, each of which holds up one process.
     #[serde(default)]
     pub paused_us: u64,
     /// Time it took in the freeze to write its memory, microseconds.

@@ -38,6 +38,8 @@ pub struct WebConfig {
     pub host: Option<String>,
     /// Certificate chain and key, PEM files.
     pub tls: Option<TlsFiles>,
+    /// File in which sessions are kept over restarts of the daemon; in memory alone when absent.
+    pub sessions: Option<PathBuf>,
 }
 
 /// PEM files for TLS.
@@ -88,6 +90,10 @@ impl Web {
             host,
             transport,
         });
+        let dashboard = match &config.sessions {
+            Some(file) => dashboard.with_sessions_in(file.clone()),
+            None => dashboard,
+        };
         Ok(Self {
             listener,
             tls,

@@ -1,7 +1,7 @@
 //! Keeps a twin of a process: `twin PID SOCKET LOCK`, with the line to the daemon as descriptor 0.
 //!
 //! A twin (`offshoot_sys::inject::Twin`) stands still with the memory that the process had when it was made. The daemon gets its memory as
-//! an open file; so does whoever connects to SOCKET, the page source of the clone. The twin lives as long as one of them needs it:
+//! an open file, with the twin's number and the microseconds for which the process was held up; so does whoever connects to SOCKET, the page source of the clone. The twin lives as long as one of them needs it:
 //!
 //! - until the daemon hangs up, unless it said a word before: then somebody will connect;
 //! - from then on until all who connected hung up, or until SOCKET's folder is gone or [`TAKEN_MAX`] passed and nobody came.
@@ -60,14 +60,19 @@ fn keep(pid: &str, socket: &Path, lock: &Path) -> Result<()> {
     rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared)
         .context("the node is being stopped")?;
     let listener = listen(socket).context("listen for the clone")?;
+    let began = Instant::now();
     let twin = Stopped::stop_one(pid, HELD_MAX)?.twin()?;
+    let held = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     // Before anybody looks which processes the node has.
     Hierarchies::of_host()?.take_out(twin.pid())?;
     twin.let_go_of_files().context("close its files")?;
     let memory = twin.memory().context("open its memory")?;
     passing::give(rustix::stdio::stdin(), &memory).context("hand it over")?;
-    rustix::io::write(rustix::stdio::stdin(), &twin.pid().to_le_bytes())
-        .context("say who it is")?;
+    let mut told = [0; 12];
+    let (number, micros) = told.split_at_mut(4);
+    number.copy_from_slice(&twin.pid().to_le_bytes());
+    micros.copy_from_slice(&held.to_le_bytes());
+    rustix::io::write(rustix::stdio::stdin(), &told).context("say who it is")?;
     // The socket gets another name there.
     let place = socket.parent().unwrap_or(socket);
     serve(&twin, &memory, &listener, place)

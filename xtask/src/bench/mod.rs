@@ -1,6 +1,7 @@
 //! Benchmarks: what is measured, and that nothing else is at the same time.
 
 pub(crate) mod clone;
+pub(crate) mod dashboard;
 pub(crate) mod edge;
 mod machine;
 mod spread;

@@ -97,7 +97,7 @@ pub(super) fn complete(
     let (late_runs, runs): (Vec<Run>, Vec<Run>) = runs.iter().partition(|run| run.can_be_late);
     let can_be_late: u64 = late_runs.iter().map(Run::bytes).sum();
     let (late_runs, runs) = match late {
-        Late::From(bytes) if can_be_late >= bytes => (late_runs, runs),
+        Late::From { bytes, .. } if can_be_late >= bytes => (late_runs, runs),
         _ => (Vec::new(), [late_runs, runs].concat()),
     };
     add(images, &number.to_string(), source, &runs)?;

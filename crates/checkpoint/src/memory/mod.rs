@@ -24,6 +24,7 @@ mod shared;
 mod twin;
 mod warm;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -43,6 +44,7 @@ pub use self::twin::Twin;
 pub(crate) use self::warm::{resident, warm};
 use crate::container::Container;
 use crate::error::{CriuError, Foreign};
+use crate::forecast;
 use crate::parallel::by_processors;
 use crate::rpc::{DumpStats, Options};
 
@@ -94,6 +96,10 @@ pub(crate) struct Twins<'a> {
     container: &'a Container,
     /// Processes with less in large areas get none, bytes.
     from: u64,
+    /// Nor do those that would be held up longer.
+    held_max: Duration,
+    /// How long the node's processes were held up, one after the other.
+    held: Cell<Duration>,
 }
 
 impl Twins<'_> {
@@ -106,9 +112,23 @@ impl Twins<'_> {
             tracing::debug!(pid, bytes, "no twin: the node is close to its memory limit");
             return None;
         }
+        let expected = forecast::fork(bytes);
+        if expected > self.held_max {
+            tracing::debug!(
+                pid,
+                bytes,
+                ?expected,
+                "no twin: the process would stand too long"
+            );
+            return None;
+        }
         let made = self.plant.twin(self.node, pid, socket);
-        made.inspect_err(|error| tracing::debug!(pid, error = &**error, "no twin"))
-            .ok()
+        let twin = made
+            .inspect_err(|error| tracing::debug!(pid, error = &**error, "no twin"))
+            .ok()?;
+        forecast::learn_fork(bytes, twin.held);
+        self.held.set(self.held.get() + twin.held);
+        Some(twin)
     }
 }
 
@@ -117,9 +137,13 @@ impl Twins<'_> {
 pub enum Late {
     /// None: all are in CRIU's images.
     Never,
-    /// Large areas of processes with at least so many bytes in them: in files of their own beside CRIU's images (see
-    /// `docs/clone.md`).
-    From(u64),
+    /// Large areas of processes: in files of their own beside CRIU's images (see `docs/clone.md`).
+    From {
+        /// With at least so many bytes in them.
+        bytes: u64,
+        /// Making a twin may hold a process up for so long; otherwise its memory is copied.
+        held_max: Duration,
+    },
 }
 
 /// What CRIU is started with, so that it leaves to others what is theirs.
@@ -162,6 +186,8 @@ pub(crate) struct NodeMemory {
     round_at: Option<Instant>,
     /// Pages that were written each second between the last two rounds.
     writes_per_s: f64,
+    /// How long its processes were held up by making twins, together.
+    held: Duration,
 }
 
 impl NodeMemory {
@@ -180,6 +206,7 @@ impl NodeMemory {
             known: Known::new(images),
             round_at: None,
             writes_per_s: 0.0,
+            held: Duration::ZERO,
         }))
     }
 
@@ -213,6 +240,11 @@ impl NodeMemory {
         Ok(())
     }
 
+    /// How long the node's processes were held up so far while everything ran, one after the other.
+    pub(crate) fn held(&self) -> Duration {
+        self.held
+    }
+
     /// One round over all processes; the pages that were copied.
     fn round(
         &mut self,
@@ -225,11 +257,13 @@ impl NodeMemory {
         let before = self.round_at.replace(began);
         let twins = match self.late {
             Late::Never => None,
-            Late::From(from) => Some(Twins {
+            Late::From { bytes, held_max } => Some(Twins {
                 plant,
                 node: &self.node,
                 container,
-                from,
+                from: bytes,
+                held_max,
+                held: Cell::default(),
             }),
         };
         let all = container.processes();
@@ -258,6 +292,7 @@ impl NodeMemory {
                 }
             }
         }
+        self.held += twins.map_or(Duration::ZERO, |twins| twins.held.get());
         if let Some(before) = before {
             let since = began.saturating_duration_since(before).as_secs_f64();
             self.writes_per_s = pages as f64 / since.max(0.001);

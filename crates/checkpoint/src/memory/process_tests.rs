@@ -1,5 +1,6 @@
 //! Real processes, tracked while they work.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
@@ -27,12 +28,14 @@ impl Plant for InProcess {
     }
 
     fn twin(&self, _: &str, pid: i32, _: &Path) -> Result<Twin, Foreign> {
+        let began = Instant::now();
         let twin = Stopped::stop_one(pid, BOUND)?.twin()?;
         let (line, _) = UnixStream::pair()?;
         let made = Twin {
             pid: twin.pid(),
             memory: twin.memory()?,
             line,
+            held: began.elapsed(),
         };
         self.0.lock().unwrap().push(twin);
         Ok(made)
@@ -206,6 +209,8 @@ fn is_taken_as_it_is(args: &[&Path]) {
             node: "",
             container: &container,
             from: 1,
+            held_max: BOUND,
+            held: Cell::default(),
         };
         let mut tracked = Tracked::new(pid, dir.path(), &plant).unwrap();
         for _ in 0..3 {
@@ -213,6 +218,7 @@ fn is_taken_as_it_is(args: &[&Path]) {
             worker.works_on();
         }
         assert!(tracked.twin.is_some());
+        assert!(twins.held.get() > Duration::ZERO);
         assert_eq!(tracked.reads_directly, !args.is_empty());
 
         let stopped = Stopped::stop(pid, BOUND).unwrap();
@@ -249,4 +255,33 @@ fn is_taken_as_it_is(args: &[&Path]) {
         worker.works_on();
     }
     assert!(of_twin > 1000, "{of_twin}");
+}
+
+#[test]
+fn no_process_is_held_up_longer_than_it_may() {
+    let plant = InProcess::default();
+    let container = Container {
+        pid: 1,
+        freezer: PathBuf::new(),
+        memory: PathBuf::new(),
+        descriptors: Vec::new(),
+        bundle: PathBuf::new(),
+    };
+    let twins = Twins {
+        plant: &plant,
+        node: "",
+        container: &container,
+        from: 1,
+        held_max: Duration::from_millis(100),
+        held: Cell::default(),
+    };
+    let mut sleeper = Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = sleeper.id().cast_signed();
+    // What it is said to have, not what it has.
+    let small = twins.of(pid, 1 << 20, Path::new("/"));
+    let large = twins.of(pid, 1 << 40, Path::new("/"));
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    assert!(small.is_some());
+    assert!(large.is_none());
 }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use offshoot_sys::pagemap::{Pagemap, Protect, Wanted, page};
 use rangemap::RangeSet;
@@ -20,6 +21,8 @@ pub struct Twin {
     pub memory: File,
     /// Whoever keeps it ends it when this is closed.
     pub line: UnixStream,
+    /// How long making it held the process up.
+    pub held: Duration,
 }
 
 impl Twin {
@@ -138,6 +141,7 @@ mod tests {
             pid: 0,
             memory: file(b't'),
             line,
+            held: Duration::ZERO,
         };
         let copy = file(b'c');
         let left = RangeSet::from_iter([10..20, 40..50]);

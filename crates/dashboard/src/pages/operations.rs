@@ -24,6 +24,8 @@ use crate::format::{When, bare_address, bytes, duration, encode, web_address};
 
 /// Operations that are listed.
 const LISTED: usize = 100;
+/// Parts of a cut in which the parent runs.
+const BESIDE: [&str; 3] = ["copy ahead", "settle", "complete images"];
 /// Shortest bar in thousandths: what took next to nothing is still there to see.
 const BAR_MIN: u64 = 4;
 /// Element that holds an operation.
@@ -172,6 +174,8 @@ struct Report {
     frozen: String,
     cut: Option<When>,
     parts: Vec<Bar>,
+    /// What the cut took besides, while everything ran; empty when nothing.
+    beside: String,
     nodes: Vec<NodeLine>,
 }
 
@@ -407,9 +411,16 @@ fn amount(progress: &offshoot_model::operation::Progress) -> String {
 }
 
 fn report(of: &CloneReport, now: Timestamp) -> Report {
-    let whole: u64 = of.parts.iter().map(|part| part.us).sum();
+    let (beside, frozen): (Vec<_>, Vec<_>) = of
+        .parts
+        .iter()
+        .partition(|part| BESIDE.contains(&part.what.as_str()));
+    let beside = beside
+        .iter()
+        .map(|part| format!("{} {}", part.what, duration(part.us)));
+    let whole: u64 = frozen.iter().map(|part| part.us).sum();
     let mut from = 0;
-    let parts = of.parts.iter().map(|part| {
+    let parts = frozen.into_iter().map(|part| {
         let begin = from;
         from += part.us;
         Bar {
@@ -458,6 +469,7 @@ fn report(of: &CloneReport, now: Timestamp) -> Report {
         frozen: bytes(of.frozen_bytes),
         cut: of.cut.map(|cut| When::new(cut, now)),
         parts,
+        beside: beside.collect::<Vec<_>>().join(", "),
         nodes: nodes.collect(),
     }
 }

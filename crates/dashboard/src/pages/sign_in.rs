@@ -1,7 +1,5 @@
 //! Coming in, going out, and the choice of colours.
 
-use std::time::Instant;
-
 use askama::Template;
 use axum::Extension;
 use axum::extract::{Query, State};
@@ -14,6 +12,7 @@ use serde::Deserialize;
 use crate::answer::{Failure, Form, OpenForm, html};
 use crate::context::{Colours, Context, THEME_COOKIE, Theme};
 use crate::gate;
+use crate::kept;
 use crate::sessions::{Refusal, Session};
 use crate::{Settings, Transport, Web, assets};
 
@@ -81,7 +80,7 @@ pub(super) async fn sign_in(
 ) -> Result<Response, Failure> {
     let from = gate::peer(&extensions);
     let key = key.unwrap_or_default();
-    match web.dashboard.sessions.sign_in(&key, from, Instant::now()) {
+    match web.dashboard.sessions.sign_in(&key, from, kept::now()) {
         Ok(secret) => {
             let settings = &web.dashboard.settings;
             let value = format!(
@@ -105,7 +104,11 @@ pub(super) struct Nothing {}
 
 /// Ends the session.
 pub(super) async fn sign_out(context: Context, _form: Form<Nothing>) -> Result<Response, Failure> {
-    context.web.dashboard.sessions.sign_out(&context.session);
+    context
+        .web
+        .dashboard
+        .sessions
+        .sign_out(&context.session, kept::now());
     let settings = &context.web.dashboard.settings;
     let value = format!(
         "{}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0{}",

@@ -3,7 +3,7 @@
 //! The page's first message is a [`Hello`]. From then on its binary messages are what is typed and its text messages
 //! [`TerminalSize`]; binary messages to it are what the terminal shows, and the last one is an [`End`] as text.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use askama::Template;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -24,6 +24,7 @@ use super::find;
 use crate::answer::{Failure, html};
 use crate::context::{Context, Shell};
 use crate::format::encode;
+use crate::kept;
 use crate::{gate, live};
 
 /// Largest message from a page in bytes: what somebody pastes.
@@ -181,7 +182,7 @@ async fn signed_out(context: &Context) {
     loop {
         looks.tick().await;
         let sessions = &context.web.dashboard.sessions;
-        if !sessions.goes_on(&context.session, Instant::now()) {
+        if !sessions.goes_on(&context.session, kept::now()) {
             return;
         }
     }

@@ -1,11 +1,11 @@
 //! A dashboard over a platform that only pretends, and somebody who asks it.
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+pub mod axe;
 pub mod browser;
 pub mod fake;
 pub mod sample;
 pub mod traffic;
-pub mod webdriver;
 
 use std::sync::Arc;
 

@@ -253,10 +253,13 @@ pub fn cloned(parent: &str, name: &str) -> Operation {
             frozen_bytes: 31 << 20,
             ready_us: Some(3_400_000),
             parts: vec![
+                timing("copy ahead", 180_000),
+                timing("settle", 3_000),
                 timing("freeze", 9_100),
                 timing("dump", 96_000),
                 timing("snapshot", 21_000),
                 timing("thaw", 22_200),
+                timing("complete images", 41_000),
             ],
             nodes: vec![
                 node_report("nginx-1", Rung::Live, 18, 121_000),

@@ -5,8 +5,8 @@ use serde_json::json;
 
 use crate::common::browser::{Browser, start};
 use crate::common::sample;
-use crate::common::traffic::{certificates, ramp, split};
-use crate::{fake, pictures};
+use crate::common::traffic::{certificates, split};
+use crate::fake;
 
 /// With a policy of the shop's that has everything.
 async fn busy() -> Option<Browser> {
@@ -166,52 +166,5 @@ async fn traffic_without_scripts() {
         "{calls}"
     );
     assert!(calls.contains("swap shop pr-1284 back false"), "{calls}");
-    browser.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn pages_of_traffic_have_their_pictures() {
-    let Some(browser) = busy().await else {
-        return;
-    };
-    browser.size(1280, 860).await;
-    browser.sign_in().await;
-    for (name, path) in [
-        ("traffic", "/environments/shop/traffic"),
-        ("traffic-alone", "/environments/upgrade/traffic"),
-        ("traffic-shares", "/environments/shop/traffic/split"),
-        ("traffic-swap", "/environments/shop/traffic/swap"),
-        ("traffic-ramp", "/environments/shop/traffic/ramp"),
-        ("traffic-promote", "/environments/upgrade/traffic/promote"),
-        (
-            "traffic-domain-add",
-            "/environments/shop/traffic/domains/add",
-        ),
-        (
-            "traffic-domain-remove",
-            "/environments/shop/traffic/domains/remove?domain=shop.example.com",
-        ),
-    ] {
-        browser.go(path).await;
-        pictures(&browser, name).await;
-    }
-    let ramp = ramp();
-    let path = format!("/operations/{}", ramp.id);
-    browser.fake.operations.lock().unwrap().push(ramp);
-    browser.go(&path).await;
-    pictures(&browser, "traffic-ramp-operation").await;
-    browser.go("/environments/shop/traffic").await;
-    // All of it, for looking at.
-    browser.size(1280, 2400).await;
-    browser.system_colours("light").await;
-    browser.picture("traffic-whole-light").await;
-    browser.system_colours("dark").await;
-    browser.picture("traffic-whole-dark").await;
-    browser.size(390, 4200).await;
-    browser.picture("traffic-whole-dark-phone").await;
-    browser.size(1280, 860).await;
-    browser.press("Shares").await;
-    browser.see("dialog[open] h2", "Shares of shop").await;
-    pictures(&browser, "traffic-shares-dialog").await;
     browser.end().await;
 }

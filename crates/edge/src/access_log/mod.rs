@@ -59,6 +59,15 @@ pub(crate) struct Wanted {
     pub(crate) fields: bool,
 }
 
+impl Wanted {
+    /// What is logged of a `Referer`, which may have a query of its own.
+    pub(crate) fn referer(self, referer: Option<&str>) -> Option<String> {
+        let referer = referer.filter(|_| self.fields)?;
+        let page = referer.split(['?', '#']).next().filter(|_| !self.query);
+        Some(page.unwrap_or(referer).to_owned())
+    }
+}
+
 /// Where requests are logged to. Dropping the last one lets the thread write what is queued and end.
 #[derive(Clone)]
 pub(crate) struct AccessLog {

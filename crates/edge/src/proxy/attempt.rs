@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pingora_core::{Error, ErrorSource, ErrorType};
 
+use super::short::Asked;
 use super::{Context, connection};
 use crate::checks::Health;
 use crate::table::Upstream;
@@ -29,6 +30,15 @@ impl Context {
         self.turn = choice.target.turn();
         self.target = Some(choice.target);
         self.next_upstream()
+    }
+
+    /// A node has the request already, whatever the routes say by now.
+    pub(super) fn answered_by(&mut self, asked: &Asked) {
+        connection::routed(&asked.target.environment);
+        self.started = asked.started;
+        self.owner = Some(Arc::clone(&asked.owner));
+        self.side = 0;
+        self.target = Some(Arc::clone(&asked.target));
     }
 
     /// Its node answered.

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::gather::Gather;
+use super::short::{Asked, Client};
 use super::silence::Body;
 use super::{Http, tls};
 use crate::metrics::Refused;
@@ -76,6 +77,8 @@ pub(super) struct Arrival {
     pub(super) scheme: Scheme,
     /// The name that its client asked for in the TLS handshake, in normal form.
     pub(super) name: Option<Arc<str>>,
+    /// When a node has the request already.
+    pub(super) asked: Option<Arc<Asked>>,
 }
 
 /// Says that the current request's header is complete; returns how it came.
@@ -88,6 +91,7 @@ pub(super) fn header_received() -> Arrival {
     arrival.unwrap_or(Arrival {
         scheme: Scheme::Http,
         name: None,
+        asked: None,
     })
 }
 
@@ -163,37 +167,55 @@ impl Http {
                     (stream, http2, Some(Arc::from(name)))
                 }
             };
-            Some((stream, http2, Arrival { scheme, name }, counted))
+            let arrival = Arrival {
+                scheme,
+                name,
+                asked: None,
+            };
+            Some((stream, http2, arrival, client, counted))
         };
         let begun = tokio::select! {
-            begun = timeout(bound, begin) => begun,
+            // in boxes, here and below: a connection that waits for its next request does not hold a place for more than that
+            begun = timeout(bound, Box::pin(begin)) => begun,
             _ = stopping.wait_for(|stop| *stop) => return,
         };
-        let Ok(Some((mut stream, http2, arrival, _counted))) = begun else {
+        let Ok(Some((mut stream, http2, arrival, client, _counted))) = begun else {
             return;
         };
         stream.set_socket_digest(digest);
         if http2 {
-            self.serve_http2(stream, arrival).await
+            Box::pin(self.serve_http2(stream, arrival)).await
         } else {
-            self.serve_http1(stream, arrival).await
+            self.serve_http1(stream, client, arrival).await
         }
     }
 
-    async fn serve_http1(&self, stream: Stream, arrival: Arrival) {
+    async fn serve_http1(&self, mut stream: Stream, client: SocketAddr, arrival: Arrival) {
         let limits = &self.edge.config.limits;
-        let mut session = ServerSession::new_http1(Box::new(stream));
-        session.set_keepalive(Some(limits.idle_seconds));
+        let mut stopping = self.edge.stopping.clone();
+        let client = Client {
+            address: SocketAddr::new(client.ip().to_canonical(), client.port()),
+            scheme: arrival.scheme,
+            name: arrival.name.as_deref(),
+        };
         let mut bound = Duration::from_secs(limits.header_seconds);
-        while let Some(reused) = self.watched(session, arrival.clone(), bound).await {
-            if *self.edge.stopping.borrow() {
+        while let Some(whole) = self.short(&mut stream, &client, bound, &mut stopping).await {
+            let mut session = ServerSession::new_http1(Box::new(stream));
+            session.set_keepalive(Some(limits.idle_seconds));
+            let arrival = Arrival {
+                asked: whole.asked,
+                ..arrival.clone()
+            };
+            let watched = Box::pin(self.watched(session, arrival, whole.header));
+            let Some(reused) = watched.await else {
                 return;
-            }
-            let (stream, settings) = reused.consume();
-            session = ServerSession::new_http1(stream);
-            if let Some(settings) = settings {
-                settings.apply_to_session(&mut session);
-            }
+            };
+            // the settings are those from above: requests do not change them, except that the connection ends
+            let (reused, _) = reused.consume();
+            let Ok(reused) = reused.into_any().downcast() else {
+                return;
+            };
+            stream = *reused;
             bound = Duration::from_secs(limits.idle_seconds);
         }
     }
@@ -299,6 +321,7 @@ impl Http {
                     let http = Self {
                         edge: Arc::clone(&self.edge),
                         app: Arc::clone(&self.app),
+                        kept: Arc::clone(&self.kept),
                     };
                     tokio::spawn(async move {
                         let _busy = busy;

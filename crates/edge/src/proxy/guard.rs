@@ -1,6 +1,7 @@
 //! What protects the edge, environments and other clients from a request.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use pingora_proxy::Session;
 use super::body::Body;
 use super::connection::{self, Arrival, Scheme};
 use super::forwarded::Origin;
+use super::short::Asked;
 use super::{grpc, silence};
 use crate::certificates::Certificates;
 use crate::clients::Client;
@@ -73,6 +75,11 @@ impl Guard {
         // by default a `100 Continue` that goes to the client makes the library close the connection after the answer
         let session = session.as_downstream_mut();
         session.set_close_on_response_before_downstream_finish(false);
+    }
+
+    /// Takes what the request's node said so far, when it has the request already.
+    pub(super) fn asked(&mut self) -> Option<Arc<Asked>> {
+        self.arrival.as_mut()?.asked.take()
     }
 
     /// The client's address, as far as it is known.

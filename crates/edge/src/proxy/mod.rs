@@ -12,6 +12,7 @@ mod guard;
 mod pages;
 mod redirect;
 mod request;
+mod short;
 mod silence;
 mod tls;
 
@@ -36,6 +37,7 @@ pub(crate) use self::connection::Scheme;
 use self::context::Context;
 use self::guard::end_unless_continued;
 use self::pages::Page;
+use self::short::Kept;
 use crate::access_log::Record;
 use crate::hosts::Found;
 use crate::metrics::Refused;
@@ -55,9 +57,11 @@ const KEPT_CONNECTIONS: usize = 4_096;
 pub(crate) struct Http {
     edge: Arc<Edge>,
     app: Arc<HttpProxy<Router>>,
+    kept: Arc<Kept>,
 }
 
 impl Http {
+    /// Within a runtime.
     pub(crate) fn new(edge: Arc<Edge>) -> Self {
         let conf = ServerConf {
             threads: 1,
@@ -71,9 +75,12 @@ impl Http {
             Arc::new(conf),
         );
         app.handle_init_modules();
+        let kept = Arc::new(Kept::default());
+        tokio::spawn(Kept::clear(Arc::clone(&kept)));
         Self {
             edge,
             app: Arc::new(app),
+            kept,
         }
     }
 }
@@ -208,7 +215,15 @@ impl ProxyHttp for Router {
         session: &mut Session,
         ctx: &mut Context,
     ) -> Result<Box<HttpPeer>> {
-        let Some(upstream) = ctx.next_upstream().or_else(|| ctx.on_other_side()) else {
+        let asked = ctx.guard.asked();
+        if let Some(asked) = &asked {
+            ctx.answered_by(asked);
+        }
+        let upstream = asked.as_ref().map(|asked| asked.node);
+        let upstream = upstream
+            .or_else(|| ctx.next_upstream())
+            .or_else(|| ctx.on_other_side());
+        let Some(upstream) = upstream else {
             return Error::e_explain(ErrorType::HTTPStatus(503), "no upstream left");
         };
         ctx.upstream = Some(upstream);
@@ -233,8 +248,11 @@ impl ProxyHttp for Router {
         });
         let header = ctx.proxy_header(session);
         let sends = !ctx.call && !session.as_mut().is_body_empty();
-        let alone = upgrade || sends || header.is_some();
-        if alone {
+        let mut alone = upgrade || sends || header.is_some();
+        if let Some(asked) = asked {
+            alone = true;
+            peer.options.custom_l4 = Some(asked);
+        } else if alone {
             peer.options.custom_l4 = Some(Arc::new(connect::Connect {
                 bound: Duration::from_secs(limits.connect_seconds),
                 header,
@@ -477,10 +495,7 @@ impl ProxyHttp for Router {
                 .query()
                 .filter(|_| wanted.query)
                 .map(str::to_owned),
-            referer: field(REFERER).map(|text| match text.split_once(['?', '#']) {
-                Some((page, _)) if !wanted.query => page.to_owned(),
-                _ => text,
-            }),
+            referer: wanted.referer(field(REFERER).as_deref()),
             agent: field(USER_AGENT),
             status: ctx.status(session).unwrap_or(0),
             bytes: session.body_bytes_sent(),

@@ -18,6 +18,7 @@ mod ports;
 mod protection;
 mod routes;
 mod service;
+mod short;
 mod slow;
 mod split;
 mod stats;

@@ -214,6 +214,7 @@ impl Config {
             listen: (*listen)?,
             host: host.as_ref().map(ToString::to_string),
             tls: tls.map(|(certificate, key)| TlsFiles { certificate, key }),
+            sessions: Some(self.run_dir.join("dashboard-sessions")),
         })
     }
 

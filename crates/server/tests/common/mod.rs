@@ -133,6 +133,7 @@ pub fn web(tls: Option<TlsFiles>) -> WebConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         host: None,
         tls,
+        sessions: None,
     }
 }
 

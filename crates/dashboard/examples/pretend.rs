@@ -1,0 +1,58 @@
+//! The dashboard over a platform that only pretends, with as many environments as one likes: what `cargo xtask bench
+//! dashboard` measures, and a place to look at pages while one changes them.
+//!
+//!     cargo run -p offshoot-dashboard --example pretend -- 100
+//!
+//! It prints a link to sign in, and ends with its standard input.
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub, missing_docs)]
+
+#[path = "../tests/common/fake.rs"]
+mod fake;
+#[path = "../tests/common/sample.rs"]
+mod sample;
+#[path = "../tests/common/traffic.rs"]
+mod traffic;
+
+use std::io::Read as _;
+use std::sync::Arc;
+
+use fake::Fake;
+use offshoot_dashboard::{Dashboard, Settings, Transport};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+#[tokio::main]
+async fn main() {
+    let count = std::env::args().nth(1).map_or(Ok(5), |text| text.parse());
+    let count: usize = count.expect("a number of environments");
+    let environments = (0..count).map(|number| {
+        // families of five: a first one, its clones, and a clone of one of these
+        let (family, member) = (number / 5, number % 5);
+        let parent = match member {
+            0 => None,
+            4 => Some(format!("shop-{family}-3")),
+            _ => Some(format!("shop-{family}-0")),
+        };
+        sample::environment(&format!("shop-{family}-{member}"), parent.as_deref())
+    });
+    let operations = vec![sample::cloned("shop-0-0", "shop-0-1"), sample::failed()];
+    let fake = Fake::new(environments.collect(), operations);
+    *fake.manifest.lock().unwrap() = sample::manifest();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    let dashboard = Dashboard::new(Settings {
+        instance: "pretend".to_owned(),
+        origin,
+        host: "127.0.0.1".to_owned(),
+        transport: Transport::Plain,
+    });
+    println!("{}", dashboard.login_link().unwrap().url);
+    let router = dashboard.router(Arc::new(fake), CancellationToken::new());
+    let end = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
+    tokio::select! {
+        served = axum::serve(listener, router) => served.unwrap(),
+        _ = end => {}
+    }
+    // the thread that reads may still wait
+    std::process::exit(0);
+}
