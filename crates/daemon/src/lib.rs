@@ -89,6 +89,7 @@ fn edge_options(edge: &config::Edge) -> EdgeOptions {
             client_connections: edge.client_connections,
             body_bytes: edge.body_bytes,
             body_rate: edge.body_rate,
+            moved_seconds: edge.moved_seconds,
             ..EdgeLimits::default()
         },
     }

@@ -16,11 +16,23 @@ impl TestDaemon {
     /// As [`Self::start`].
     #[must_use]
     pub fn start_with_packages() -> Self {
+        Self::start_with_packages_changed(|config| config)
+    }
+
+    /// As [`Self::start_with_packages`], with a changed configuration.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn start_with_packages_changed(change: impl FnOnce(String) -> String) -> Self {
         let text = format!(
             "Acquire::http::Proxy \"http://{PROXY}\";\nAcquire::https::Proxy \"http://{PROXY}\";\n\
              Acquire::http::Pipeline-Depth \"0\";\n"
         );
         let mut daemon = Self::prepare().expect("a place for a daemon");
+        let file = daemon.path("offshoot.toml");
+        let config = fs::read_to_string(&file).expect("a configuration");
+        fs::write(file, change(config)).expect("a configuration");
         let settings = daemon.path("apt.conf");
         fs::write(&settings, text).expect("a file");
         daemon.launch(&[("APT_CONFIG", &settings.display().to_string())]);

@@ -30,6 +30,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::connection;
 use crate::sockets;
 
 /// Connects within a bound.
@@ -44,6 +45,7 @@ pub(super) struct Connect {
 
 impl Connect {
     async fn stream(&self, address: &std::net::SocketAddr) -> io::Result<TcpStream> {
+        connection::of_body(|body| body.taken(false));
         let mut stream = TcpStream::connect(address).await?;
         sockets::tune(&stream);
         if let Some(header) = &self.header {
@@ -158,6 +160,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Server<S> {
         content: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, content);
+        connection::of_body(|body| body.taken(written.is_ready()));
         if written.is_pending() {
             self.read_ahead(context);
         }

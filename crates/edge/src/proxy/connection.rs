@@ -23,6 +23,7 @@ use tokio::time::timeout;
 
 use super::gather::Gather;
 use super::short::{Asked, Client};
+use super::silence::Body;
 use super::{Http, tls};
 use crate::metrics::Refused;
 use crate::moved::Way;
@@ -36,7 +37,7 @@ const MALFORMED_MAX: usize = 32;
 
 tokio::task_local! {
     /// Set while a request is processed, so that the library's callbacks reach the request's watch.
-    static STAGE: (watch::Sender<Stage>, Arrival);
+    static STAGE: (watch::Sender<Stage>, Arrival, Arc<Body>);
 }
 
 /// How a client reaches the edge.
@@ -82,7 +83,7 @@ pub(super) struct Arrival {
 
 /// Says that the current request's header is complete; returns how it came.
 pub(super) fn header_received() -> Arrival {
-    let arrival = STAGE.try_with(|(stage, arrival)| {
+    let arrival = STAGE.try_with(|(stage, arrival, _)| {
         stage.send_replace(Stage::Received);
         arrival.clone()
     });
@@ -96,12 +97,18 @@ pub(super) fn header_received() -> Arrival {
 
 /// Says which environment answers the current request.
 pub(super) fn routed(environment: &Arc<Environment>) {
-    let _ = STAGE.try_with(|(stage, _)| stage.send_replace(Stage::Routed(Arc::clone(environment))));
+    let _ =
+        STAGE.try_with(|(stage, ..)| stage.send_replace(Stage::Routed(Arc::clone(environment))));
 }
 
 /// Says that the answer to the current request lasts, and where it comes from.
 pub(super) fn lasts(way: Way) {
-    let _ = STAGE.try_with(|(stage, _)| stage.send_replace(Stage::Lasting(Arc::new(way))));
+    let _ = STAGE.try_with(|(stage, ..)| stage.send_replace(Stage::Lasting(Arc::new(way))));
+}
+
+/// Says what became of the current request's body.
+pub(super) fn of_body(tell: impl FnOnce(&Body)) {
+    let _ = STAGE.try_with(|(.., body)| tell(body));
 }
 
 impl Http {
@@ -221,6 +228,15 @@ impl Http {
         header: Duration,
     ) -> Option<pingora_core::apps::ReusedHttpStream> {
         let (stage, mut watch) = watch::channel(Stage::Header);
+        let body = Arc::new(Body::default());
+        let of_http2 = session.is_http2().then(|| Arc::clone(&body));
+        let client = Duration::from_secs(self.edge.config.limits.client_seconds);
+        let silent = async {
+            match of_http2 {
+                Some(body) => body.silent(client).await,
+                None => std::future::pending().await,
+            }
+        };
         let over = async {
             let received = watch.wait_for(|stage| !matches!(stage, Stage::Header));
             if timeout(header, received).await.is_err() {
@@ -244,8 +260,9 @@ impl Http {
             }
         };
         tokio::select! {
-            reused = STAGE.scope((stage, arrival), self.app.process_new_http(session, &self.edge.stopping)) => reused,
+            reused = STAGE.scope((stage, arrival, body), self.app.process_new_http(session, &self.edge.stopping)) => reused,
             () = over => None,
+            () = silent => None,
         }
     }
 

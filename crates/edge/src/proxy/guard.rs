@@ -12,10 +12,10 @@ use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
 use super::body::Body;
-use super::connection::{Arrival, Scheme};
+use super::connection::{self, Arrival, Scheme};
 use super::forwarded::Origin;
-use super::grpc;
 use super::short::Asked;
+use super::{grpc, silence};
 use crate::certificates::Certificates;
 use crate::clients::Client;
 use crate::metrics::Refused;
@@ -59,6 +59,10 @@ impl Guard {
             false => limits.body_rate,
         };
         self.body = Body::new(limits.body_bytes, rate, client);
+        // of HTTP/1 the library looks itself, and asking it for a body begins one
+        if session.is_http2() && (grpc::is_call(session) || session.as_mut().is_body_empty()) {
+            connection::of_body(silence::Body::over);
+        }
         // on a WebSocket the client's frames are its body, and it may be silent for long
         let read = if session.is_upgrade_req() {
             Duration::from_secs(limits.tunnel_seconds)
@@ -127,7 +131,16 @@ impl Guard {
     }
 
     /// Counts the next part of the body.
-    pub(super) fn part(&mut self, session: &Session, part: Option<&Bytes>) -> Result<()> {
+    pub(super) fn part(
+        &mut self,
+        session: &Session,
+        part: Option<&Bytes>,
+        is_last: bool,
+    ) -> Result<()> {
+        connection::of_body(match is_last {
+            true => silence::Body::over,
+            false => silence::Body::part,
+        });
         let Some(part) = part.filter(|_| !session.was_upgraded()) else {
             return Ok(());
         };

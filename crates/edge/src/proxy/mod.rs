@@ -13,6 +13,7 @@ mod pages;
 mod redirect;
 mod request;
 mod short;
+mod silence;
 mod tls;
 
 use std::sync::Arc;
@@ -161,7 +162,8 @@ impl ProxyHttp for Router {
                 status,
             } => {
                 connection::routed(environment);
-                redirect::send(session, to, *status).await?;
+                let origin = redirect::origin(to, ctx.scheme, &table, &self.edge.listen_tls);
+                redirect::send(session, &origin, *status).await?;
                 return Ok(true);
             }
             Answer::Text { text, .. } => {
@@ -201,7 +203,7 @@ impl ProxyHttp for Router {
         is_last: bool,
         ctx: &mut Context,
     ) -> Result<()> {
-        ctx.guard.part(session, body.as_ref())?;
+        ctx.guard.part(session, body.as_ref(), is_last)?;
         if let Some(copy) = &mut ctx.copy {
             copy.body(body.as_ref(), is_last);
         }

@@ -1,19 +1,44 @@
 //! Clients that are sent elsewhere, with the path and query they asked for.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use http::header::HeaderValue;
+use offshoot_edge_api::{Https, normal_host};
 use pingora_core::{OrErr, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
+use super::connection::Scheme;
 use super::pages::{self, Page};
+use crate::hosts::Found;
+use crate::table::Table;
 
 /// Answers with a redirect to the same path and query at another scheme and authority.
 pub(super) async fn send(session: &mut Session, origin: &str, status: u16) -> Result<()> {
     let location = location(origin, session.req_header())?;
     let location = &location;
     pages::send(session, Page::Moved { status, location }).await
+}
+
+/// Where a redirect leads a client who came this way. To a name of this edge's own it leads by HTTPS when the client came by
+/// that, or when the name itself would only send them there.
+pub(super) fn origin<'a>(
+    to: &'a str,
+    came: Scheme,
+    table: &Table,
+    listeners: &[SocketAddr],
+) -> Cow<'a, str> {
+    let host = to.strip_prefix("http://").and_then(normal_host);
+    let by_https = host.filter(|host| match table.find(host, "/") {
+        Found::Route(route) => came == Scheme::Https || route.https == Https::Redirect,
+        Found::NoPath => came == Scheme::Https,
+        Found::NoHost => false,
+    });
+    match by_https {
+        Some(host) => https_origin(&host, listeners).into(),
+        None => to.into(),
+    }
 }
 
 /// The address of a host name with `https`, at the first of these listeners.

@@ -8,11 +8,13 @@ use http_body_util::BodyExt;
 use hyper::{Request, StatusCode};
 use offshoot_edge_api::RoutesFile;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 
 use crate::kit::{
-    A, Answer, SOON, Server, TestEdge, ask, full, get, http1, http2, policy, route, routes,
+    A, Answer, B, SOON, Server, TestEdge, ask, full, get, http1, http2, policy, route, routes,
 };
+use crate::service::plain;
 
 const LARGE: usize = 16 << 20;
 
@@ -218,4 +220,67 @@ async fn slow_bodies_are_refused() {
     drip.abort();
     assert!(line.starts_with("HTTP/1.1 408 "), "{line}");
     assert_eq!(ask(edge.http(), get("a.localhost", "/")).await.text(), "a");
+}
+
+/// A server that takes nothing for some time, then all of it, and answers.
+async fn late_taker(bytes: usize) -> (std::net::SocketAddr, oneshot::Sender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (take, taken) = oneshot::channel();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = taken.await;
+        let mut part = vec![0; 1 << 20];
+        let mut all = 0;
+        while all < bytes {
+            all += stream.read(&mut part).await.unwrap();
+        }
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        stream.write_all(answer).await.unwrap();
+    });
+    (address, take)
+}
+
+#[tokio::test]
+async fn clients_that_go_silent_over_http2_are_cut_off() {
+    let edge = TestEdge::with(|config| {
+        config.limits.client_seconds = 1;
+        config.limits.body_rate = 0;
+    });
+    let a = Server::start("a").await;
+    let (late, take) = late_taker(LARGE).await;
+    let hosts = [
+        route("a.org", A, &[a.address]),
+        route("late.org", B, &[late]),
+    ];
+    edge.serve(&routes(1, hosts.to_vec()));
+    let client = plain(edge.http()).await;
+    let begin = async |path: &str| {
+        let request = Request::post(path).body(()).unwrap();
+        let mut client = client.clone().ready().await.unwrap();
+        client.send_request(request, false).unwrap()
+    };
+    let (silent, mut sent) = begin("http://a.org/sink").await;
+    sent.send_data("x".into(), false).unwrap();
+    let ended = tokio::time::timeout(SOON, silent).await;
+    ended.expect("it waits for the rest").unwrap_err();
+
+    // a slow one is none, on the same connection
+    let (slow, mut sent) = begin("http://a.org/sink").await;
+    for part in 0..12 {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        sent.send_data("x".into(), part == 11).unwrap();
+    }
+    let slow = tokio::time::timeout(SOON, slow).await.unwrap();
+    assert_eq!(slow.unwrap().status(), StatusCode::OK);
+
+    // nor is one that waits because its environment takes nothing
+    let mut waiting = http2(edge.http()).await;
+    let request = Request::post("http://late.org/").body(full(vec![7; LARGE]));
+    let mut answer = tokio::spawn(waiting.send_request(request.unwrap()));
+    let early = tokio::time::timeout(Duration::from_secs(4), &mut answer).await;
+    early.expect_err("it was ended while it waited");
+    take.send(()).unwrap();
+    let answer = tokio::time::timeout(SOON, answer).await.unwrap();
+    assert_eq!(answer.unwrap().unwrap().status(), StatusCode::OK);
 }

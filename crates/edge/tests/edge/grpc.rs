@@ -1,6 +1,7 @@
 //! gRPC calls reach environments over HTTP/2, and what they say comes back.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use h2::Reason;
@@ -8,11 +9,12 @@ use h2::client::SendRequest;
 use hyper::{Request, StatusCode};
 use offshoot_edge_api::{EdgeConfig, RoutesFile};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::authority::{Authority, HTTP2};
 use crate::kit::{
-    A, Answer, B, SOON, Server, TestEdge, empty, full, http2, route, routes, until, with_policy,
+    A, Answer, B, SOON, Server, TestEdge, empty, full, http2, policy, route, routes, until,
+    with_policy,
 };
 use crate::service::{Call, Service, call, client, message, next, plain};
 
@@ -313,6 +315,70 @@ async fn only_what_was_not_seen_is_sent_again() {
     assert_eq!(code("/last").await, "0");
     assert_eq!(code("/unary").await, "0");
     assert!(a.connections() > connections, "the old one is closed");
+}
+
+/// A node that is told its clients: gives its address, and how each connection began.
+async fn told_clients(service: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<Vec<u8>>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let headers: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+    let seen = Arc::clone(&headers);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // a line, or 16 bytes and two addresses with their ports
+            let mut header = vec![0; 12];
+            stream.read_exact(&mut header).await.unwrap();
+            let text = header.starts_with(b"PROXY ");
+            while if text {
+                !header.ends_with(b"\n")
+            } else {
+                header.len() < 28
+            } {
+                header.push(stream.read_u8().await.unwrap());
+            }
+            seen.lock().unwrap().push(header);
+            let mut behind = TcpStream::connect(service).await.unwrap();
+            tokio::spawn(async move {
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut behind).await;
+            });
+        }
+    });
+    (address, headers)
+}
+
+#[tokio::test]
+async fn nodes_are_told_the_client_of_a_call() {
+    let edge = TestEdge::start();
+    let a = Service::start("a").await;
+    let (address, headers) = told_clients(a.address).await;
+    for (version, name, text) in [
+        (1, "v1", &b"PROXY TCP4 127.0.0.1 "[..]),
+        (2, "v2", b"\r\n\r\n\0\r\nQUIT\n\x21\x11"),
+    ] {
+        edge.serve(&RoutesFile {
+            traffic: policy(&format!(r#"{{"send_proxy":"{name}"}}"#)),
+            ..routes(version, vec![route("a.org", A, &[address])])
+        });
+        let stream = TcpStream::connect(edge.http()).await.unwrap();
+        let port = stream.local_addr().unwrap().port();
+        let client = client(stream).await;
+        for (path, sent) in [("/unary", 1), ("/list", 1), ("/echo", 1 << 20)] {
+            let call = call(&client, &format!("http://a.org{path}"), &[]).await;
+            let went = call.end(message(&vec![7; sent])).await.unwrap();
+            assert_eq!(went.code(), "0", "{path}");
+        }
+        let headers = std::mem::take(&mut *headers.lock().unwrap());
+        // a connection for each call: it is about one client
+        assert_eq!(headers.len(), 3, "{headers:?}");
+        let named = |header: &Vec<u8>| match name {
+            "v1" => String::from_utf8_lossy(header).contains(&format!(" {port} ")),
+            _ => header.get(24..26) == Some(&port.to_be_bytes()),
+        };
+        for header in headers {
+            assert!(header.starts_with(text) && named(&header), "{header:?}");
+        }
+    }
 }
 
 /// gRPC-Web is made for HTTP/1.1, and so is everything else that only has a similar name.

@@ -6,6 +6,7 @@ mod bodies;
 mod clients;
 mod disk;
 mod domains;
+mod ending;
 mod failover;
 mod grpc;
 mod http;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures::{SinkExt, StreamExt};
 use http_body_util::BodyExt;
 use hyper::{Request, StatusCode};
-use offshoot_edge_api::{Certificate, EdgeError, Https, Route, RoutesFile, stop};
+use offshoot_edge_api::{Certificate, EdgeError, Https, Redirect, Route, RoutesFile, stop};
 use offshoot_model::problem::Fault;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -217,6 +217,51 @@ async fn a_route_may_want_https() {
         error.contains("a.org") && error.contains("HTTPS"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn a_former_name_leads_to_the_new_one_as_it_was_come_by() {
+    let (edge, authority) = (edge(), Authority::new());
+    let a = Server::start("a").await;
+    let leads = |host: &str, to: &str| Route {
+        redirect: Some(Redirect {
+            to: to.to_owned(),
+            status: 308,
+        }),
+        ..route(host, A, &[])
+    };
+    let file = |version, https| {
+        let mut new = route("new.org", A, &[a.address]);
+        new.https = https;
+        let to = [
+            ("old.org", "http://new.org:8080"),
+            ("far.org", "http://x.org"),
+        ];
+        let redirects = to.into_iter().map(|(host, to)| leads(host, to));
+        let all = redirects.chain([new]).collect();
+        let names = ["old.org", "far.org", "new.org"];
+        with(version, all, vec![authority.certificate("all", &names)])
+    };
+    let plain = async |host| {
+        let answer = ask(edge.http(), get(host, "/x?y")).await;
+        answer.headers["location"].to_str().unwrap().to_owned()
+    };
+    let secure = async |host| {
+        let answer = authority.ask(edge.https(), host, "/x?y").await;
+        assert_eq!(answer.status, StatusCode::PERMANENT_REDIRECT);
+        answer.headers["location"].to_str().unwrap().to_owned()
+    };
+    let new = format!("https://new.org:{}/x?y", edge.https().port());
+    edge.serve(&file(1, Https::Offer));
+    assert_eq!(plain("old.org").await, "http://new.org:8080/x?y");
+    assert_eq!(secure("old.org").await, new);
+    // two steps are one
+    edge.serve(&file(2, Https::Redirect));
+    assert_eq!(plain("old.org").await, new);
+    assert_eq!(secure("old.org").await, new);
+    // what is not ours is as it was told
+    assert_eq!(plain("far.org").await, "http://x.org/x?y");
+    assert_eq!(secure("far.org").await, "http://x.org/x?y");
 }
 
 #[tokio::test]

@@ -23,10 +23,15 @@ impl Shared {
         let wanted: Vec<String> = if base.contains('.') {
             vec![format!("*.{base}")]
         } else {
-            all.iter()
-                .filter(|one| one.environment.manifest.entry().is_some())
-                .map(|one| self.settings.host.domain(one.environment.name.as_str()))
-                .collect()
+            let with_entry = all
+                .iter()
+                .filter(|one| one.environment.manifest.entry().is_some());
+            // those who come by a former name are told the new one by HTTPS
+            let names = with_entry.flat_map(|one| {
+                let former = one.redirects.iter().map(|former| former.host.clone());
+                former.chain([self.settings.host.domain(one.environment.name.as_str())])
+            });
+            names.collect()
         };
         if let Err(problem) = self.bring_automatic(&wanted) {
             tracing::warn!(%problem, details = ?problem.details,

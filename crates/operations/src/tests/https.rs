@@ -404,7 +404,11 @@ async fn default_domains_have_certificates_by_themselves() {
     world.shared.renew_due(Timestamp::now()).await.unwrap();
     assert_ne!(world.shown("store.localhost"), Some(own[0].id.clone()));
     world.https_is_right();
-    world.done(Request::Remove("store".into())).await;
+    // Who comes by a former name is told the new one by HTTPS.
+    world.done(renamed("store", "mart")).await;
+    assert_eq!(automatic(), ["store.localhost", "mart.localhost"]);
+    world.https_is_right();
+    world.done(Request::Remove("mart".into())).await;
     assert!(automatic().is_empty());
     world.https_is_right();
 }

@@ -97,6 +97,14 @@ pub struct Edge {
     pub body_bytes: u64,
     /// Bytes per second that a body must come with; 0: none.
     pub body_rate: u64,
+    /// Seconds after which what lasts (WebSockets, event streams, gRPC calls, published TCP ports) ends once its way
+    /// leads elsewhere, up to a day; 0: at once.
+    #[serde(deserialize_with = "moved_seconds")]
+    pub moved_seconds: u64,
+}
+
+fn moved_seconds<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    value::number(from, 0, 86_400)
 }
 
 /// What lines of the access log look like.
@@ -170,6 +178,7 @@ impl Default for Edge {
             client_connections: 4_096,
             body_bytes: 0,
             body_rate: 64,
+            moved_seconds: 300,
         }
     }
 }

@@ -114,6 +114,7 @@ fn values_are_understood() {
         metrics = "127.0.0.1:9463"
         access_log = "combined"
         body_bytes = 1048576
+        moved_seconds = 0
         [network]
         dns = ["9.9.9.9", "[2620:fe::fe]:5353"]
         [pool]
@@ -134,8 +135,12 @@ fn values_are_understood() {
     assert_eq!(config.edge.metrics, Some("127.0.0.1:9463".parse().unwrap()));
     assert_eq!(config.edge.access_log, super::LogFormat::Combined);
     assert_eq!(
-        (config.edge.body_bytes, config.edge.body_rate),
-        (1 << 20, 64)
+        (
+            config.edge.body_bytes,
+            config.edge.body_rate,
+            config.edge.moved_seconds
+        ),
+        (1 << 20, 64, 0)
     );
     assert_eq!(
         config.network.dns,
@@ -172,6 +177,12 @@ fn errors_name_the_line() {
         ("[api]\nlisten = \"[::]:80\"", 2, "not on loopback"),
         ("[dashboard]\nlisten = \"9440\"", 2, "is no address"),
         ("[api]\nlisten = \"127.0.0.1\"", 2, "invalid socket address"),
+        (
+            "[edge]\nmoved_seconds = 86401",
+            2,
+            "86401 is not between 0 and 86400",
+        ),
+        ("[edge]\nmoved_seconds = -1", 2, "invalid value"),
         ("[network]\nouter_pool = \"10.0.0.0/33\"", 2, ""),
         ("[network]\nipv6 = \"maybe\"", 2, "unknown variant `maybe`"),
         ("[network]\ndns = [\"dns.example.org\"]", 2, "is no address"),

@@ -161,6 +161,22 @@ pub(super) fn size<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> 
     parse_bytes(&String::deserialize(from)?).map_err(D::Error::custom)
 }
 
+/// A whole number between two bounds.
+pub(super) fn number<'de, D: Deserializer<'de>>(
+    from: D,
+    least: u64,
+    most: u64,
+) -> Result<u64, D::Error> {
+    let number = u64::deserialize(from)?;
+    if (least..=most).contains(&number) {
+        Ok(number)
+    } else {
+        Err(D::Error::custom(format!(
+            "{number} is not between {least} and {most}"
+        )))
+    }
+}
+
 /// A duration between two bounds in milliseconds.
 pub(super) fn duration<'de, D: Deserializer<'de>>(
     from: D,
