@@ -36,11 +36,14 @@ fn environment(name: &str, status: NodeState, restarts: u32) -> EnvironmentView 
                 cpu_us: None,
                 pids: None,
                 restarts,
+                held: false,
+                held_processes: Vec::new(),
             }],
         }],
         volumes: Vec::new(),
         ports: Vec::new(),
         operation: None,
+        held: offshoot_model::Hold::default(),
     }
 }
 
