@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use offshoot_model::NodeId;
-use offshoot_sys::process;
+use offshoot_sys::{process, threads};
 
 use crate::error::{Result, RuntimeError};
 
@@ -132,6 +132,8 @@ pub enum Freezer {
 const FREEZER_POLL: Duration = Duration::from_micros(200);
 /// How long everything may take to stand before a first breath is given.
 const FREEZE_ATTEMPT: Duration = Duration::from_millis(20);
+/// So often at most a node is let go for a moment because of vfork(2).
+const VFORK_BREATHS: u32 = 20;
 /// Time to run between two attempts.
 const FREEZER_BREATH: Duration = Duration::from_micros(500);
 /// Most rounds of moving guests back.
@@ -207,15 +209,25 @@ impl NodeCgroup {
     /// With version 1 a process of several threads that is in the middle of execve(2) never stands: it waits, unfreezable, for its other
     /// threads to end, which are frozen. Only a thaw helps, so after a while everything is let go for a moment and frozen again.
     ///
+    /// So it is when somebody stands between vfork(2) and execve(2): its parent waits for it, and nobody could get hold of that one
+    /// (ptrace(2)) until it goes on. A child that stays there for long is left as it is.
+    ///
     /// # Errors
     /// When it does not stand within `max`; it is thawed again then.
     pub fn freeze(&self, dir: &Path, max: Duration) -> Result<()> {
         let start = Instant::now();
         let mut attempt = FREEZE_ATTEMPT;
+        let mut breaths = VFORK_BREATHS;
         loop {
             set(&self.host, dir, Freezer::Frozen)?;
             if self.stands(dir, attempt.min(max.saturating_sub(start.elapsed())))? {
-                return Ok(());
+                if breaths == 0 || !is_within_vfork(&processes_in(dir)) {
+                    return Ok(());
+                }
+                breaths -= 1;
+                set(&self.host, dir, Freezer::Thawed)?;
+                std::thread::sleep(FREEZER_BREATH);
+                continue;
             }
             if start.elapsed() >= max {
                 set(&self.host, dir, Freezer::Thawed)?;
@@ -462,6 +474,17 @@ fn processes_in(dir: &Path) -> Vec<i32> {
         .filter_map(|line| line.parse().ok())
         .filter(|pid| *pid > 0)
         .collect()
+}
+
+/// Whether one of these processes has its memory from its parent among them, which waits for it then.
+fn is_within_vfork(pids: &[i32]) -> bool {
+    pids.iter().any(|pid| {
+        process::identity(*pid).is_ok_and(|child| {
+            !matches!(child.state, 'Z' | 'X')
+                && pids.contains(&child.parent)
+                && threads::share_memory(*pid, child.parent).unwrap_or(false)
+        })
+    })
 }
 
 fn is_zombie(pid: i32) -> bool {

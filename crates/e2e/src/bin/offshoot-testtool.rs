@@ -48,11 +48,19 @@ fn resolve(name: &str) -> Outcome {
 }
 
 fn connect(peer: &str) -> Outcome {
-    let address = peer.to_socket_addrs()?.next().ok_or("no address")?;
-    match TcpStream::connect_timeout(&address, std::time::Duration::from_secs(10)) {
-        Ok(_) => println!("connected"),
-        Err(error) => println!("{:?}", error.kind()),
+    let bound = std::time::Duration::from_secs(10);
+    let mut said = "no address".to_owned();
+    // As programs do, one address after the other.
+    for address in peer.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, bound) {
+            Ok(_) => {
+                println!("connected");
+                return Ok(());
+            }
+            Err(error) => said = format!("{:?}", error.kind()),
+        }
     }
+    println!("{said}");
     Ok(())
 }
 

@@ -3,6 +3,8 @@
 use crate::support::*;
 use offshoot_model::Code;
 use offshoot_runtime::*;
+use offshoot_sys::process;
+use offshoot_sys::threads::share_memory;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -43,6 +45,51 @@ fn a_lease_holds_and_is_given_back() {
         (client.status().unwrap().state == RunState::Running).then_some(())
     });
     assert!(ticking(&node));
+}
+
+#[test]
+fn nobody_stands_between_vfork_and_execve() {
+    if !fit() {
+        return;
+    }
+    if !std::fs::exists("/usr/bin/python3").unwrap() {
+        println!("SKIPPED: needs python3");
+        return;
+    }
+    // Four that start programs without end, as shells and cron do: there is nearly always one between the two calls.
+    let node = TestNode::new("").with(|spec| {
+        for dir in ["lib", "lib64"] {
+            std::os::unix::fs::symlink(format!("usr/{dir}"), spec.rootfs.join(dir)).unwrap();
+        }
+        spec.binds.push(Bind {
+            source: "/usr".into(),
+            target: "/usr".into(),
+            access: Access::ReadOnly,
+        });
+        let program = "import os\nos.fork(), os.fork()\nprint('up', flush=True)\n\
+            while True: os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)";
+        spec.process.args = ["/usr/bin/python3", "-S", "-E", "-c", program]
+            .map(String::from)
+            .into();
+    });
+    let client = node.start();
+    node.wait_log("up");
+    let (mut seen, mut longest) = (0, Duration::ZERO);
+    for _ in 0..60 {
+        let mut lease = client.freeze(LONG).unwrap();
+        longest = longest.max(lease.took);
+        let pids: Vec<i32> = node.cgroup().processes().into_iter().collect();
+        for pid in &pids {
+            let parent = process::identity(*pid).map_or(0, |child| child.parent);
+            if pids.contains(&parent) && share_memory(*pid, parent).is_ok_and(|shares| shares) {
+                seen += 1;
+            }
+        }
+        assert!(lease.holds());
+        lease.thaw().unwrap();
+    }
+    println!("the longest of 60 freezes took {longest:?}");
+    assert_eq!(seen, 0, "frozen between vfork(2) and execve(2)");
 }
 
 #[test]
