@@ -311,10 +311,10 @@ fn several_are_begun_together_and_a_failure_does_not_hide_the_rest() {
 
 #[test]
 fn a_dry_run_asks_for_a_plan() {
-    let plan = serde_json::json!({"name": "shop-clone", "url": null, "volumes": [], "ports": [], "steps": ["cut"],
+    let plan = serde_json::json!({"name": "shop-clone", "url": null, "volumes": [], "ports": [], "steps": ["cut"], "predicted_freeze_us": null,
         "notices": ["port 8081 is not carried over"], "nodes": [{"name": "db-1", "image": "mariadb",
         "inner": "10.0.0.10", "outer": "10.208.1.10", "hostname": "db-1.shop-clone", "rung": "disk",
-        "why": "it uses io_uring", "memory": null, "memory_bytes": 1048576}]});
+        "why": "it uses io_uring", "memory": null, "memory_bytes": 1048576, "held": null}]});
     let answer = plan.clone();
     let fake = Fake::start(Router::new().route(
         "/environments/shop/clone",

@@ -69,7 +69,7 @@ impl Load {
                 thread::spawn(move || {
                     // who comments has read before; a connection that the edge ended meanwhile is made anew for that,
                     // as no client may do for a comment
-                    let _ = person.get("/");
+                    sample(&samples, || read(&mut person));
                     at_pace(PACE_OF_COMMENTS, number, WRITERS, &stop, &samples, || {
                         write(&mut person, numbers.fetch_add(1, Ordering::Relaxed))
                     });
@@ -149,14 +149,18 @@ fn at_pace(
     let mut due = Instant::now() + pace * place / u32::try_from(of).unwrap_or(1);
     while !stop.load(Ordering::Relaxed) {
         thread::sleep(due.saturating_duration_since(Instant::now()));
-        let sent = Instant::now();
-        let what = ask();
-        let done = Instant::now();
-        let sample = Sample { sent, done, what };
-        let mut all = samples.lock().unwrap_or_else(PoisonError::into_inner);
-        all.push(sample);
-        due = (due + pace).max(done);
+        due = (due + pace).max(sample(samples, &mut ask));
     }
+}
+
+/// Asks once, and says when that was done.
+fn sample(samples: &Mutex<Vec<Sample>>, ask: impl FnOnce() -> What) -> Instant {
+    let sent = Instant::now();
+    let what = ask();
+    let done = Instant::now();
+    let mut all = samples.lock().unwrap_or_else(PoisonError::into_inner);
+    all.push(Sample { sent, done, what });
+    done
 }
 
 fn read(client: &mut Client) -> What {

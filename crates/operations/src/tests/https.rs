@@ -406,7 +406,7 @@ async fn default_domains_have_certificates_by_themselves() {
     world.https_is_right();
     // Who comes by a former name is told the new one by HTTPS.
     world.done(renamed("store", "mart")).await;
-    assert_eq!(automatic(), ["store.localhost", "mart.localhost"]);
+    assert_eq!(automatic(), ["mart.localhost", "store.localhost"]);
     world.https_is_right();
     world.done(Request::Remove("mart".into())).await;
     assert!(automatic().is_empty());
