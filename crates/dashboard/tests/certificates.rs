@@ -4,26 +4,15 @@
 mod common;
 
 use common::traffic::certificates;
-use common::{Answer, Site, sample};
+use common::{HOSTILE, Site, has, is_begun, sample};
 use http::{Method, StatusCode};
 
-const HOSTILE: &str = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>";
 const KEY: &str = "-----BEGIN PRIVATE KEY-----%0AMC4CAQAwSECRETSECRET%0A-----END PRIVATE KEY-----";
 
 async fn site() -> Site {
     let site = Site::open(sample::environments(), vec![]).await;
     *site.fake.certificates.lock().unwrap() = certificates();
     site
-}
-
-#[track_caller]
-fn has(answer: &Answer, wanted: &[&str]) {
-    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
-    assert!(answer.text.starts_with("<!doctype html>"));
-    assert!(answer.text.len() < 100_000, "{} bytes", answer.text.len());
-    for wanted in wanted {
-        assert!(answer.text.contains(wanted), "{wanted}: {}", answer.text);
-    }
 }
 
 #[tokio::test]
@@ -97,16 +86,15 @@ async fn a_key_never_comes_back() {
 #[tokio::test]
 async fn others_are_asked_for_renewed_and_removed() {
     let site = site().await;
-    let begun = |answer: Answer| {
-        assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.text);
-    };
     let path = "/certificates/add";
-    begun(
-        site.post(path, "kind=acme&domains=a.test%2C+b.test%0D%0A")
+    is_begun(
+        &site
+            .post(path, "kind=acme&domains=a.test%2C+b.test%0D%0A")
             .await,
     );
-    begun(
-        site.post(path, "kind=self-signed&domains=*.c.test&chain=&key=")
+    is_begun(
+        &site
+            .post(path, "kind=self-signed&domains=*.c.test&chain=&key=")
             .await,
     );
     for (fields, says) in [
@@ -115,8 +103,9 @@ async fn others_are_asked_for_renewed_and_removed() {
     ] {
         has(&site.post(path, fields).await, &[says]);
     }
-    begun(
-        site.post("/certificates/renew", "name=shop.example.com")
+    is_begun(
+        &site
+            .post("/certificates/renew", "name=shop.example.com")
             .await,
     );
     let remove = "/certificates/remove";
@@ -131,8 +120,9 @@ async fn others_are_asked_for_renewed_and_removed() {
         &other,
         &["That is not the name", "value=\"shop.example.org\""],
     );
-    begun(
-        site.post(remove, "name=shop.example.com&typed=+shop.example.com")
+    is_begun(
+        &site
+            .post(remove, "name=shop.example.com&typed=+shop.example.com")
             .await,
     );
     assert_eq!(

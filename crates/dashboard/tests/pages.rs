@@ -6,15 +6,11 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::fake::line;
-use common::{Answer, Site, sample};
+use common::{Answer, HOSTILE, PAGE_MAX, Site, sample};
 use http::{Method, StatusCode};
 use offshoot_model::operation::{OperationKind, OperationState};
 use offshoot_model::view::LogStream;
 use offshoot_model::{Layer, Manifest};
-
-/// Largest page in bytes.
-const PAGE_MAX: usize = 100_000;
-const HOSTILE: &str = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>";
 
 async fn site() -> Site {
     let operations = vec![sample::cloned("shop", "upgrade"), sample::failed()];

@@ -4,34 +4,15 @@
 mod common;
 
 use common::traffic::split;
-use common::{Answer, Site, sample};
+use common::{HOSTILE, Site, has, is_begun, sample};
 use http::StatusCode;
 use offshoot_model::traffic::Policy;
 use offshoot_model::traffic::view::TrafficView;
-
-const HOSTILE: &str = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>";
 
 async fn site() -> Site {
     let site = Site::open(sample::environments(), vec![]).await;
     site.fake.put_traffic("shop", split());
     site
-}
-
-#[track_caller]
-fn has(answer: &Answer, wanted: &[&str]) {
-    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
-    assert!(answer.text.starts_with("<!doctype html>"));
-    assert!(answer.text.len() < 100_000, "{} bytes", answer.text.len());
-    for wanted in wanted {
-        assert!(answer.text.contains(wanted), "{wanted}: {}", answer.text);
-    }
-}
-
-/// The form was taken, and the page of the operation comes.
-#[track_caller]
-fn is_begun(answer: &Answer) {
-    assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.text);
-    assert!(answer.location().starts_with("/operations/"));
 }
 
 fn policy(site: &Site) -> Policy {

@@ -4,13 +4,9 @@
 mod common;
 
 use common::traffic::{TAKEN, certificates, split};
-use common::{Answer, Site, sample};
+use common::{HOSTILE, Site, has, is_begun, sample};
 use http::StatusCode;
 use offshoot_model::traffic::view::TrafficView;
-
-/// Largest page in bytes.
-const PAGE_MAX: usize = 100_000;
-const HOSTILE: &str = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>";
 
 async fn site() -> Site {
     Site::open(sample::environments(), vec![]).await
@@ -22,23 +18,6 @@ async fn busy_site() -> Site {
     site.fake.put_traffic("shop", split());
     *site.fake.certificates.lock().unwrap() = certificates();
     site
-}
-
-#[track_caller]
-fn has(answer: &Answer, wanted: &[&str]) {
-    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
-    assert!(answer.text.starts_with("<!doctype html>"));
-    assert!(answer.text.len() < PAGE_MAX, "{} bytes", answer.text.len());
-    for wanted in wanted {
-        assert!(answer.text.contains(wanted), "{wanted}: {}", answer.text);
-    }
-}
-
-/// The form was taken, and the page of the operation comes.
-#[track_caller]
-fn is_begun(answer: &Answer) {
-    assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.text);
-    assert!(answer.location().starts_with("/operations/"));
 }
 
 #[tokio::test]

@@ -12,6 +12,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use rustix::thread::LinkNameSpaceType;
 
+use crate::threads::threads;
+
 /// Which process goes on after [`fork_to_background`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
@@ -388,11 +390,7 @@ pub fn arguments(pid: i32) -> io::Result<Vec<Vec<u8>>> {
 /// `ESRCH` when there is no such process.
 pub fn stop_threads(pid: i32) -> io::Result<()> {
     let mut result = Err(io::Error::from_raw_os_error(libc::ESRCH));
-    for entry in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
-        let Some(thread) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
-            continue;
-        };
-        let thread: libc::pid_t = thread;
+    for thread in threads(pid)? {
         // SAFETY: tgkill(2) takes three numbers and touches no memory of the caller.
         let sent = unsafe { libc::syscall(libc::SYS_tgkill, pid, thread, libc::SIGSTOP) };
         if sent == 0 {

@@ -48,6 +48,29 @@ impl Answer {
     }
 }
 
+/// Largest page in bytes.
+pub const PAGE_MAX: usize = 100_000;
+/// What people may call things, and must come into pages as text only.
+pub const HOSTILE: &str = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>";
+
+/// A whole page, with all that is wanted on it.
+#[track_caller]
+pub fn has(answer: &Answer, wanted: &[&str]) {
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+    assert!(answer.text.starts_with("<!doctype html>"));
+    assert!(answer.text.len() < PAGE_MAX, "{} bytes", answer.text.len());
+    for wanted in wanted {
+        assert!(answer.text.contains(wanted), "{wanted}: {}", answer.text);
+    }
+}
+
+/// The form was taken, and the page of the operation comes.
+#[track_caller]
+pub fn is_begun(answer: &Answer) {
+    assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.text);
+    assert!(answer.location().starts_with("/operations/"));
+}
+
 pub fn settings() -> Settings {
     Settings {
         instance: "t1".to_owned(),
