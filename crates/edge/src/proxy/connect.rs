@@ -2,8 +2,9 @@
 //! want a PROXY header.
 //!
 //! The library (pingora-proxy 0.9.1, `proxy_handle_upstream`) does not read from a server while it waits to write to it.
-//! A server that answers while it reads stops reading when nobody takes its answer, and then both wait for ever. So
-//! a connection that cannot write reads ahead: what the server has to say first, before it takes more.
+//! A server that answers while it reads stops reading when nobody takes its answer, and then both wait until their time is
+//! over. So a connection that cannot write reads ahead: what the server has to say first, before it takes more. A server
+//! that gives as much as it takes (an echo, a filter) has at most the kernel's buffers to say; tcp(7) lets those grow far.
 //!
 //! A PROXY header is about one client, so such a connection is never given to another request, not even of the same
 //! client: HTTP keeps no promise about who comes next on a client's own connection (a proxy may be behind it).
@@ -16,6 +17,7 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -75,17 +77,55 @@ impl L4Connect for Connect {
     }
 }
 
-/// Most that is read ahead, bytes. What is written at once is less, so a server that takes as much as it gives goes on.
-const AHEAD_MAX: usize = 1 << 20;
+/// Most that is read ahead on one connection, bytes: more than the buffers of both its ends hold where nobody changed them
+/// (`tcp_rmem`, 6 MiB, and `tcp_wmem`, 4 MiB; tcp(7)).
+const AHEAD_MAX: usize = 64 << 20;
+/// So much may every connection read ahead.
+const AHEAD_OWN: usize = 1 << 20;
+/// And more only while all of them together hold less than this.
+const AHEAD_TOGETHER: usize = 256 << 20;
 const PART: usize = 16 << 10;
+
+/// What all connections have read ahead, bytes.
+static TOGETHER: AtomicUsize = AtomicUsize::new(0);
+
+/// What was read while writing had to wait.
+#[derive(Default)]
+struct Ahead(BytesMut);
+
+impl Ahead {
+    fn has_room(&self) -> bool {
+        let together = TOGETHER.load(Ordering::Relaxed);
+        self.0.len() < AHEAD_OWN || (self.0.len() < AHEAD_MAX && together < AHEAD_TOGETHER)
+    }
+
+    fn add(&mut self, part: &[u8]) {
+        TOGETHER.fetch_add(part.len(), Ordering::Relaxed);
+        self.0.extend_from_slice(part);
+    }
+
+    fn take(&mut self, length: usize) -> BytesMut {
+        let taken = self.0.split_to(length.min(self.0.len()));
+        TOGETHER.fetch_sub(taken.len(), Ordering::Relaxed);
+        if self.0.is_empty() {
+            self.0 = BytesMut::new();
+        }
+        taken
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.take(usize::MAX);
+    }
+}
 
 /// A connection to a server.
 struct Server<S> {
     stream: S,
     /// Whether the first read waits for a turn.
     patient: bool,
-    /// What was read while writing had to wait.
-    ahead: BytesMut,
+    ahead: Ahead,
     /// How reading ahead ended.
     end: Option<io::Result<()>>,
 }
@@ -95,7 +135,7 @@ impl<S> Server<S> {
         Self {
             stream,
             patient,
-            ahead: BytesMut::new(),
+            ahead: Ahead::default(),
             end: None,
         }
     }
@@ -104,12 +144,12 @@ impl<S> Server<S> {
 impl<S: AsyncRead + Unpin> Server<S> {
     /// Takes what is there; wakes the writer when there is more.
     fn read_ahead(&mut self, context: &mut Context<'_>) {
-        while self.ahead.len() < AHEAD_MAX && self.end.is_none() {
+        while self.ahead.has_room() && self.end.is_none() {
             let mut part = [0; PART];
             let mut part = ReadBuf::new(&mut part);
             match Pin::new(&mut self.stream).poll_read(context, &mut part) {
                 Poll::Ready(Ok(())) if part.filled().is_empty() => self.end = Some(Ok(())),
-                Poll::Ready(Ok(())) => self.ahead.extend_from_slice(part.filled()),
+                Poll::Ready(Ok(())) => self.ahead.add(part.filled()),
                 Poll::Ready(Err(error)) => self.end = Some(Err(error)),
                 Poll::Pending => return,
             }
@@ -119,7 +159,7 @@ impl<S: AsyncRead + Unpin> Server<S> {
 
 impl<S> fmt::Debug for Server<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes read ahead", self.ahead.len())
+        write!(f, "{} bytes read ahead", self.ahead.0.len())
     }
 }
 
@@ -134,9 +174,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Server<S> {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        if !self.ahead.is_empty() {
-            let length = self.ahead.len().min(buffer.remaining());
-            buffer.put_slice(&self.ahead.split_to(length));
+        let ahead = self.ahead.take(buffer.remaining());
+        if !ahead.is_empty() {
+            buffer.put_slice(&ahead);
             return Poll::Ready(Ok(()));
         }
         match self.end.take() {
@@ -202,7 +242,7 @@ mod tests {
         let mut server = Server::new(near, true);
         let written = timeout(Duration::from_secs(20), server.write_all(&sent)).await;
         written.expect("it does not wait for ever").unwrap();
-        assert!(!server.ahead.is_empty() && server.ahead.len() <= AHEAD_MAX);
+        assert!(!server.ahead.0.is_empty());
         server.shutdown().await.unwrap();
         let mut read = Vec::new();
         server.read_to_end(&mut read).await.unwrap();
@@ -212,16 +252,25 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_read_ahead_is_bounded() {
-        let (near, mut far) = tokio::io::duplex(64);
+        let (near, mut far) = tokio::io::duplex(PART);
         let flood = tokio::spawn(async move {
             let part = [7; PART];
             while far.write_all(&part).await.is_ok() {}
         });
         let mut server = Server::new(near, false);
-        let stuck = timeout(Duration::from_millis(300), server.write_all(&[0; 1_000])).await;
-        stuck.expect_err("nobody reads it");
-        assert!(server.ahead.len() < AHEAD_MAX + PART, "{server:?}");
+        let mut stuck = std::pin::pin!(server.write_all(&[0; 2 * PART]));
+        let full = async {
+            while TOGETHER.load(Ordering::Relaxed) < AHEAD_MAX {
+                let _ = timeout(Duration::from_millis(1), &mut stuck).await;
+            }
+        };
+        timeout(Duration::from_secs(60), full).await.unwrap();
+        let more = timeout(Duration::from_millis(300), &mut stuck).await;
+        more.expect_err("nobody reads it");
+        let ahead = server.ahead.0.len();
+        assert!((AHEAD_MAX..AHEAD_MAX + PART).contains(&ahead), "{server:?}");
         drop(server);
+        assert!(TOGETHER.load(Ordering::Relaxed) < AHEAD_OWN);
         flood.await.unwrap();
     }
 }

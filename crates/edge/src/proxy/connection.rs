@@ -12,17 +12,13 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::{
     H2Accept, HttpSession, default_h2_options, handshake,
 };
-use pingora_core::protocols::l4::stream::Stream;
-use pingora_core::protocols::l4::virt::VirtualSocketStream;
-use pingora_core::protocols::{Digest, GetSocketDigest, SocketDigest};
+use pingora_core::protocols::{Digest, GetSocketDigest};
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::gather::Gather;
-use super::short::{Asked, Client};
+use super::short::{Asked, Client, Connection, Whole};
 use super::silence::Body;
 use super::{Http, tls};
 use crate::metrics::Refused;
@@ -79,6 +75,17 @@ pub(super) struct Arrival {
     pub(super) name: Option<Arc<str>>,
     /// When a node has the request already.
     pub(super) asked: Option<Arc<Asked>>,
+}
+
+impl Arrival {
+    /// As the short way knows a client that came so.
+    fn client(&self, peer: SocketAddr) -> Client<'_> {
+        Client {
+            address: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
+            scheme: self.scheme,
+            name: self.name.as_deref(),
+        }
+    }
 }
 
 /// Says that the current request's header is complete; returns how it came.
@@ -151,20 +158,16 @@ impl Http {
         let client = Duration::from_secs(self.edge.config.limits.client_seconds);
         sockets::bound_reading(&stream, client);
         let mut stopping = self.edge.stopping.clone();
-        let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
         let begin = async {
             let (client, counted) = self.edge.admit(&mut stream, peer).await?;
-            // the library's name for the client: what a PROXY header told, from here on
-            let _ = digest.peer_addr.set(Some(client.into()));
-            let (stream, http2, name) = match scheme {
+            let (connection, http2, name) = match scheme {
                 Scheme::Http => {
                     let http2 = begins_http2(&stream).await?;
-                    let socket = VirtualSocketStream::new(Box::new(Gather::new(stream)));
-                    (Stream::from(socket), http2, None)
+                    (Connection::of_socket(stream), http2, None)
                 }
                 Scheme::Https => {
                     let (stream, http2, name) = tls::accept(stream, &self.edge).await?;
-                    (stream, http2, Some(Arc::from(name)))
+                    (Connection::of_tls(stream), http2, Some(Arc::from(name)))
                 }
             };
             let arrival = Arrival {
@@ -172,34 +175,33 @@ impl Http {
                 name,
                 asked: None,
             };
-            Some((stream, http2, arrival, client, counted))
+            Some((connection, http2, arrival, client, counted))
         };
         let begun = tokio::select! {
             // in boxes, here and below: a connection that waits for its next request does not hold a place for more than that
             begun = timeout(bound, Box::pin(begin)) => begun,
             _ = stopping.wait_for(|stop| *stop) => return,
         };
-        let Ok(Some((mut stream, http2, arrival, client, _counted))) = begun else {
+        let Ok(Some((connection, http2, arrival, client, _counted))) = begun else {
             return;
         };
-        stream.set_socket_digest(digest);
         if http2 {
-            Box::pin(self.serve_http2(stream, arrival)).await
+            Box::pin(self.serve_http2(connection, client, arrival)).await
         } else {
-            self.serve_http1(stream, client, arrival).await
+            self.serve_http1(connection, client, arrival).await
         }
     }
 
-    async fn serve_http1(&self, mut stream: Stream, client: SocketAddr, arrival: Arrival) {
+    async fn serve_http1(&self, mut connection: Connection, peer: SocketAddr, arrival: Arrival) {
         let limits = &self.edge.config.limits;
         let mut stopping = self.edge.stopping.clone();
-        let client = Client {
-            address: SocketAddr::new(client.ip().to_canonical(), client.port()),
-            scheme: arrival.scheme,
-            name: arrival.name.as_deref(),
-        };
+        let client = arrival.client(peer);
         let mut bound = Duration::from_secs(limits.header_seconds);
-        while let Some(whole) = self.short(&mut stream, &client, bound, &mut stopping).await {
+        while let Some(whole) = self
+            .short(&mut connection, &client, bound, &mut stopping)
+            .await
+        {
+            let stream = connection.into_library(peer);
             let mut session = ServerSession::new_http1(Box::new(stream));
             session.set_keepalive(Some(limits.idle_seconds));
             let arrival = Arrival {
@@ -215,7 +217,7 @@ impl Http {
             let Ok(reused) = reused.into_any().downcast() else {
                 return;
             };
-            stream = *reused;
+            connection = Connection::of_library(reused);
             bound = Duration::from_secs(limits.idle_seconds);
         }
     }
@@ -266,7 +268,8 @@ impl Http {
         }
     }
 
-    async fn serve_http2(&self, stream: Stream, arrival: Arrival) {
+    async fn serve_http2(&self, connection: Connection, peer: SocketAddr, arrival: Arrival) {
+        let stream = connection.into_library(peer);
         let limits = &self.edge.config.limits;
         let digest = Arc::new(Digest {
             socket_digest: stream.get_socket_digest(),
@@ -310,7 +313,7 @@ impl Http {
                 }
             };
             match accepted {
-                Ok(Some(H2Accept::Session(session))) => {
+                Ok(Some(H2Accept::Session(mut session))) => {
                     // a client that gives requests up as soon as they began has few open and much work done for it
                     if Arc::strong_count(&active) > abandoned {
                         self.edge.counters.refused(Refused::Streams);
@@ -325,8 +328,13 @@ impl Http {
                     };
                     tokio::spawn(async move {
                         let _busy = busy;
-                        http.watched(ServerSession::new_http2(session), arrival, header)
-                            .await;
+                        let client = arrival.client(peer);
+                        let whole = http.short_http2(&mut session, &client).await;
+                        let Some(Whole(asked)) = whole else { return };
+                        let arrival = Arrival { asked, ..arrival };
+                        let session = ServerSession::new_http2(session);
+                        // in a box, so that requests which go the short way do not hold a place for it
+                        Box::pin(http.watched(session, arrival, header)).await;
                     });
                 }
                 Ok(Some(H2Accept::Rejected)) if malformed < MALFORMED_MAX => malformed += 1,

@@ -1,14 +1,12 @@
 //! TLS on accepted connections: the certificate by the name that the client asks for, and no other.
 
 use offshoot_edge_api::normal_host;
-use pingora_core::protocols::l4::stream::Stream;
-use pingora_core::protocols::l4::virt::VirtualSocketStream;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::rustls::server::Acceptor;
+use tokio_rustls::server::TlsStream;
 
-use super::gather::Gather;
 use crate::certificates::HTTP2;
 use crate::server::Edge;
 
@@ -18,7 +16,10 @@ const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 /// Does the handshake; the caller bounds its time. Returns the connection, whether it speaks HTTP/2, and the name that was asked for; `None` when
 /// there is no certificate for the name, or no agreement.
-pub(super) async fn accept(stream: TcpStream, edge: &Edge) -> Option<(Stream, bool, String)> {
+pub(super) async fn accept(
+    stream: TcpStream,
+    edge: &Edge,
+) -> Option<(TlsStream<TcpStream>, bool, String)> {
     let start = match LazyConfigAcceptor::new(Acceptor::default(), stream).await {
         Ok(start) => start,
         Err(error) => {
@@ -46,6 +47,5 @@ pub(super) async fn accept(stream: TcpStream, edge: &Edge) -> Option<(Stream, bo
         }
     };
     let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP2);
-    let socket = VirtualSocketStream::new(Box::new(Gather::new(stream)));
-    Some((Stream::from(socket), http2, name))
+    Some((stream, http2, name))
 }

@@ -311,10 +311,12 @@ async fn only_what_was_not_seen_is_sent_again() {
         assert_eq!(code("/unary").await, "0");
     }
 
+    // each ends the connection that it came on, of which there may be several
     let connections = a.connections();
-    assert_eq!(code("/last").await, "0");
-    assert_eq!(code("/unary").await, "0");
-    assert!(a.connections() > connections, "the old one is closed");
+    for _ in 0..=connections {
+        assert_eq!(code("/last").await, "0");
+    }
+    assert!(a.connections() > connections, "the old ones are closed");
 }
 
 /// A node that is told its clients: gives its address, and how each connection began.

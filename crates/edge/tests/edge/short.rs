@@ -1,6 +1,6 @@
 //! Plain requests take a short way past the proxy library. What it forwards, both ways, is what the whole way forwards.
 //!
-//! The field `Keep-Alive` makes a request go the whole way and goes no further, so each request is made twice. The server
+//! The field `X-Real-IP` makes a request go the whole way and goes no further, so each request is made twice. The server
 //! tells which way it came: on the short way `X-Forwarded-For` has capitals.
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::kit::{A, B, SOON, TestEdge, empty, get, http1, route, routes, until};
+use crate::kit::{A, B, SOON, TestEdge, empty, get, http1, http2, route, routes, until};
 
 /// What a server says: these bytes one after the other, each seen by the edge before the next is sent; then it waits, or closes.
 #[derive(Clone)]
@@ -71,21 +71,43 @@ async fn server(says: Said) -> (std::net::SocketAddr, mpsc::UnboundedReceiver<St
     (address, asked)
 }
 
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Protocol {
+    Http1,
+    Http2,
+}
+
 /// What a client sees of an answer: status, fields and body, or that it broke off.
-async fn seen(edge: &TestEdge, whole: bool) -> (u16, Vec<String>, Result<Vec<u8>, ()>) {
-    let mut request = Request::get("/a?b=c")
-        .header("host", "a.localhost")
+async fn seen(
+    edge: &TestEdge,
+    protocol: Protocol,
+    whole: bool,
+) -> (u16, Vec<String>, Result<Vec<u8>, ()>) {
+    let request = match protocol {
+        Protocol::Http1 => Request::get("/a?b=c").header("host", "a.localhost"),
+        // browsers send cookies one by one
+        Protocol::Http2 => Request::get("http://a.localhost/a?b=c").header("cookie", "two=2"),
+    };
+    let mut request = request
         .header("cookie", "one=1")
         .header("x-twice", "1")
         .header("x-twice", "2")
         .header("accept-encoding", "gzip");
     if whole {
-        request = request.header("keep-alive", "timeout=5");
+        request = request.header("x-real-ip", "6.6.6.6");
     }
     let request = request.body(empty()).unwrap();
-    let mut client = http1(edge.http()).await;
-    let answer = timeout(SOON, client.send_request(request)).await.unwrap();
-    let (head, body) = answer.unwrap().into_parts();
+    let answer = match protocol {
+        Protocol::Http1 => {
+            let mut client = http1(edge.http()).await;
+            timeout(SOON, client.send_request(request)).await
+        }
+        Protocol::Http2 => {
+            let mut client = http2(edge.http()).await;
+            timeout(SOON, client.send_request(request)).await
+        }
+    };
+    let (head, body) = answer.unwrap().unwrap().into_parts();
     let fields = head.headers.iter().filter(|(name, _)| *name != "date");
     let fields = fields.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
     let mut fields: Vec<_> = fields.collect();
@@ -200,13 +222,16 @@ async fn both_ways_forward_the_same() {
         let (address, mut asked) = server(says).await;
         edge.serve(&routes(version, vec![route("a.localhost", A, &[address])]));
         // twice, so that the second may meet a kept connection
-        for _ in 0..2 {
-            let short = seen(&edge, false).await;
+        let protocols = [Protocol::Http1, Protocol::Http2].repeat(2);
+        for protocol in protocols {
+            let name = format!("{name}, {protocol:?}");
+            let short = seen(&edge, protocol, false).await;
             let by_short = asked.recv().await.unwrap();
-            let whole = seen(&edge, true).await;
+            let whole = seen(&edge, protocol, true).await;
             let by_whole = asked.recv().await.unwrap();
             assert_eq!(short, whole, "{name}");
             assert!(by_short.contains("X-Forwarded-For"), "{name}: {by_short}");
+            assert!(by_short.contains("one=1"), "{name}: {by_short}");
             assert!(by_whole.contains("x-forwarded-for"), "{name}: {by_whole}");
             assert_eq!(fields(&by_short), fields(&by_whole), "{name}");
             assert!(asked.try_recv().is_err(), "{name}: a node is asked once");
@@ -262,6 +287,66 @@ async fn a_client_that_leaves_and_an_environment_that_is_removed_end_the_other_s
         edge.control().status().unwrap().requests == 2
     })
     .await;
+}
+
+#[tokio::test]
+async fn over_http2_too_a_client_that_leaves_and_a_removed_environment_end_the_other_side() {
+    let edge = TestEdge::start();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    edge.serve(&routes(1, vec![route("a.localhost", A, &[address])]));
+    let mut client = http2(edge.http()).await;
+    for (round, begun) in [false, true, true].into_iter().enumerate() {
+        let asked = client.send_request(get("a.localhost", "/"));
+        let asked = tokio::spawn(timeout(SOON, asked));
+        let (mut server, _) = listener.accept().await.unwrap();
+        let mut read = [0; 4_096];
+        assert!(server.read(&mut read).await.unwrap() > 0);
+        if !begun {
+            // gives up this request, and no other
+            asked.abort();
+        } else {
+            let begin = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegin";
+            server.write_all(begin).await.unwrap();
+            let mut body = asked.await.unwrap().unwrap().unwrap().into_body();
+            assert_eq!(
+                body.frame().await.unwrap().unwrap().into_data().unwrap(),
+                "begin"
+            );
+            if round == 1 {
+                drop(body);
+            } else {
+                edge.serve(&routes(2, vec![route("b.localhost", B, &[address])]));
+                let ended = timeout(SOON, body.frame()).await.expect("it ends");
+                assert!(ended.unwrap().is_err(), "half an answer is none");
+            }
+        }
+        let ended = timeout(SOON, server.read(&mut read))
+            .await
+            .expect("it ends");
+        assert!(matches!(ended, Ok(0) | Err(_)), "round {round}: {ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn large_answers_over_http2_come_as_fast_as_they_are_read() {
+    let edge = TestEdge::start();
+    let large: String = ('a'..='z').cycle().take(3_000_000).collect();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", large.len());
+    let (address, mut asked) = server(said(&[&head, &large])).await;
+    edge.serve(&routes(1, vec![route("a.localhost", A, &[address])]));
+    let mut client = http2(edge.http()).await;
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        answers.push(client.send_request(get("a.localhost", "/")));
+    }
+    for answer in answers {
+        // one after the other: flow control holds the second up, and the connection has room for what it sent
+        let body = answer.await.unwrap().into_body().collect();
+        let body = timeout(SOON, body).await.unwrap().unwrap().to_bytes();
+        assert!(body == large.as_bytes());
+        assert!(asked.recv().await.unwrap().contains("X-Forwarded-For"));
+    }
 }
 
 #[tokio::test]

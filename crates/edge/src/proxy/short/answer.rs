@@ -1,17 +1,23 @@
 //! Which answers go the short way, and where they end.
 
-use http::HeaderValue;
+use std::ops::Range;
+
+use http::header::{HeaderName, HeaderValue};
+use pingora_core::protocols::http::date::get_cached_date;
+use pingora_http::ResponseHeader;
 
 use super::chunks::{Chunks, Malformed};
 
 /// Fields of a plain answer.
 const FIELDS_MAX: usize = 64;
+/// Fields that there is room for from the beginning.
+const FIELDS_ROOM: usize = 16;
 
 /// The head of a plain answer: HTTP/1.1, final, with a body whose end is known by its length or by chunks.
-pub(super) struct Answer {
+pub(super) struct Answer<H> {
     pub(super) status: u16,
     /// What the client gets of it.
-    pub(super) head: Vec<u8>,
+    pub(super) head: H,
     /// How much of what was read it is, bytes.
     pub(super) length: usize,
     pub(super) body: Body,
@@ -21,9 +27,56 @@ pub(super) struct Answer {
     pub(super) keep: bool,
 }
 
-impl Answer {
+/// A head in the words of the client's protocol.
+pub(super) trait Head: Sized {
+    /// Begins one of an answer that takes that many bytes as HTTP/1.1. `None`: it cannot be said so, here and below.
+    fn begin(status: u16, reason: &str, bytes: usize) -> Option<Self>;
+    fn field(&mut self, name: &str, value: &[u8]) -> Option<()>;
+    fn end(&mut self);
+}
+
+/// Of HTTP/1.1.
+impl Head for Vec<u8> {
+    fn begin(status: u16, reason: &str, bytes: usize) -> Option<Self> {
+        let mut head = Self::with_capacity(bytes + 64);
+        head.extend_from_slice(format!("HTTP/1.1 {status} {reason}\r\n").as_bytes());
+        Some(head)
+    }
+
+    fn field(&mut self, name: &str, value: &[u8]) -> Option<()> {
+        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+            self.extend_from_slice(part);
+        }
+        Some(())
+    }
+
+    fn end(&mut self) {
+        self.extend_from_slice(b"Date: ");
+        self.extend_from_slice(get_cached_date().as_bytes());
+        self.extend_from_slice(b"\r\nConnection: keep-alive\r\n\r\n");
+    }
+}
+
+/// Of HTTP/2. Date, and what must not be in it, are the library's.
+impl Head for Box<ResponseHeader> {
+    fn begin(status: u16, _: &str, _: usize) -> Option<Self> {
+        ResponseHeader::build_no_case(status, Some(FIELDS_ROOM))
+            .ok()
+            .map(Self::new)
+    }
+
+    fn field(&mut self, name: &str, value: &[u8]) -> Option<()> {
+        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+        let value = HeaderValue::from_bytes(value).ok()?;
+        self.append_header(name, value).ok().map(drop)
+    }
+
+    fn end(&mut self) {}
+}
+
+impl<H: Head> Answer<H> {
     /// Reads what the first read from a node brought. `None`: it is not plain, or not all of its head.
-    pub(super) fn read(raw: &[u8], date: &HeaderValue) -> Option<Self> {
+    pub(super) fn read(raw: &[u8]) -> Option<Self> {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
         let mut answer = httparse::Response::new(&mut fields);
         let Ok(httparse::Status::Complete(length)) = answer.parse(raw) else {
@@ -34,16 +87,7 @@ impl Answer {
             return None;
         }
         let (mut bytes, mut chunked, mut keep) = (None, false, true);
-        let mut head = Vec::with_capacity(raw.len() + 64);
-        let mut add = |parts: &[&[u8]]| parts.iter().for_each(|part| head.extend_from_slice(part));
-        let reason = answer.reason.unwrap_or_default().as_bytes();
-        add(&[
-            b"HTTP/1.1 ",
-            status.to_string().as_bytes(),
-            b" ",
-            reason,
-            b"\r\n",
-        ]);
+        let mut head = H::begin(status, answer.reason.unwrap_or_default(), length)?;
         for field in answer.headers {
             let is = |other: &str| field.name.eq_ignore_ascii_case(other);
             match field.name.len() {
@@ -73,13 +117,9 @@ impl Answer {
                 7 if is("trailer") => return None,
                 _ => {}
             }
-            add(&[field.name.as_bytes(), b": ", field.value, b"\r\n"]);
+            head.field(field.name, field.value)?;
         }
-        add(&[
-            b"Date: ",
-            date.as_bytes(),
-            b"\r\nConnection: keep-alive\r\n\r\n",
-        ]);
+        head.end();
         let mut body = match (status, bytes, chunked) {
             (_, Some(_), true) | (204 | 304, _, true) => return None,
             (204 | 304, ..) => Body::Bytes(0),
@@ -118,9 +158,16 @@ pub(super) enum Body {
 pub(super) struct Part {
     /// So many of them.
     pub(super) length: usize,
-    /// How many of these are content, and not how chunks are told apart.
-    pub(super) content: usize,
+    /// Which of these are content, and not how chunks are told apart.
+    pub(super) content: Vec<Range<usize>>,
     pub(super) end: End,
+}
+
+impl Part {
+    /// Bytes of content.
+    pub(super) fn content_length(&self) -> usize {
+        self.content.iter().map(Range::len).sum()
+    }
 }
 
 /// Whether a body ended.
@@ -144,7 +191,7 @@ impl Body {
                 let end = if *left == 0 { End::Whole } else { End::NotYet };
                 Ok(Part {
                     length,
-                    content: length,
+                    content: std::iter::once(0..length).collect(),
                     end,
                 })
             }
@@ -157,8 +204,8 @@ impl Body {
 mod tests {
     use super::*;
 
-    fn read(raw: &str) -> Option<Answer> {
-        Answer::read(raw.as_bytes(), &HeaderValue::from_static("now"))
+    fn read(raw: &str) -> Option<Answer<Vec<u8>>> {
+        Answer::read(raw.as_bytes())
     }
 
     #[test]
@@ -167,10 +214,13 @@ mod tests {
         let mut answer = read(raw).unwrap();
         assert_eq!((answer.status, answer.keep), (404, false));
         assert_eq!(raw.get(answer.length..), Some("ab"));
+        let head = String::from_utf8(answer.head).unwrap();
+        let (own, of_edge) = head.split_once("Date: ").unwrap();
         assert_eq!(
-            String::from_utf8(answer.head).unwrap(),
-            "HTTP/1.1 404 Not here\r\nServer: x\r\nContent-Length: 3\r\nDate: now\r\nConnection: keep-alive\r\n\r\n"
+            own,
+            "HTTP/1.1 404 Not here\r\nServer: x\r\nContent-Length: 3\r\n"
         );
+        assert!(of_edge.ends_with(" GMT\r\nConnection: keep-alive\r\n\r\n"));
         assert_eq!((answer.first.length, answer.first.end), (2, End::NotYet));
         let part = answer.body.part(b"cd").unwrap();
         assert_eq!((part.length, part.end), (1, End::Whole));

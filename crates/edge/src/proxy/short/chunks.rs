@@ -46,42 +46,35 @@ impl Default for At {
 impl Chunks {
     /// Takes the next bytes.
     pub(super) fn part(&mut self, bytes: &[u8]) -> Result<Part, Malformed> {
-        let (mut length, mut content) = (0, 0);
+        let (mut length, mut content) = (0, Vec::new());
+        let mut end = End::NotYet;
         while let Some(byte) = bytes.get(length) {
             if self.at == At::Content {
                 let there = bytes.len() - length;
                 let taken = there.min(usize::try_from(self.left).unwrap_or(usize::MAX));
                 self.left -= u64::try_from(taken).unwrap_or(self.left);
+                content.push(length..length + taken);
                 length += taken;
-                content += taken;
                 if self.left == 0 {
                     self.at = At::ContentReturn;
                 }
                 continue;
             }
             if self.at == At::Last && *byte != b'\r' {
-                let end = End::Trailers;
-                return Ok(Part {
-                    length,
-                    content,
-                    end,
-                });
+                end = End::Trailers;
+                break;
             }
             length += 1;
             if self.at == At::LastEnd && *byte == b'\n' {
-                let end = End::Whole;
-                return Ok(Part {
-                    length,
-                    content,
-                    end,
-                });
+                end = End::Whole;
+                break;
             }
             self.at = self.after(*byte)?;
         }
         Ok(Part {
             length,
             content,
-            end: End::NotYet,
+            end,
         })
     }
 
@@ -120,7 +113,7 @@ mod tests {
         for part in body.chunks(parts) {
             let taken = chunks.part(part)?;
             length += taken.length;
-            content += taken.content;
+            content += taken.content_length();
             if taken.end != End::NotYet {
                 return Ok((length, content, taken.end));
             }

@@ -1,8 +1,8 @@
 //! The short way: plain requests and plain answers, past the proxy library.
 //!
 //! For each request the library builds two sessions with header maps, channels and tasks. Most requests need none of that:
-//! `GET` by HTTP/1.1 on a route without a policy, whose answer says how long it is. They are parsed by the library's parser
-//! and sent on as bytes.
+//! `GET` on a route without a policy, whose answer says how long it is. By HTTP/1.1 they are parsed by the library's parser
+//! and both sides pass as bytes; by HTTP/2 the client's side stays the library's, and only the node's is bytes.
 //!
 //! Nothing is decided here that could be decided otherwise there. What is not plain stays in the connection's buffer and
 //! goes the whole way. So does a request whose node gives no plain answer, or none in a moment: the library gets
@@ -11,31 +11,30 @@
 mod answer;
 mod asked;
 mod chunks;
+mod http1;
+mod http2;
 mod kept;
 mod request;
 
-use std::future::poll_fn;
 use std::io;
-use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use bytes::{Buf, BytesMut};
 use jiff::Timestamp;
 use offshoot_edge_api::Https;
-use pingora_core::protocols::http::date::get_cached_date;
-use pingora_core::protocols::l4::stream::Stream;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::time::timeout;
 
-use self::answer::{Answer, End};
+use self::answer::{Answer, End, Head, Part};
 pub(super) use self::asked::Asked;
+pub(super) use self::http1::Connection;
+pub(super) use self::http2::Whole;
 pub(super) use self::kept::Kept;
-use self::request::{Read, Request};
+use self::request::Request;
 use super::Http;
 use super::connection::Scheme;
 use crate::access_log::Record;
@@ -44,8 +43,6 @@ use crate::sockets;
 use crate::table::{Answer as Answerer, Target, Upstream};
 use crate::traffic::{self, Ended, Owner};
 
-/// A longer header is not plain, bytes. As much is read from a client at once.
-const REQUEST_MAX: usize = 8 << 10;
 /// What is read from a node at once, bytes.
 const PART: usize = 16 << 10;
 /// The same of a body that is longer than one part.
@@ -53,20 +50,30 @@ const LARGE_PART: usize = 64 << 10;
 /// How long a node may take for a connection or for its answer's begin until the request goes the whole way.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// The client's side of a request.
+trait Downstream {
+    /// As in the access log.
+    const PROTOCOL: &str;
+    type Head: Head;
+
+    /// Waits until the client is gone.
+    async fn left(&mut self);
+
+    /// Sends the head of an answer, if it was not sent before, and the first part of `read`, which may be taken out.
+    async fn send(
+        &mut self,
+        head: Option<Self::Head>,
+        part: &Part,
+        read: &mut BytesMut,
+    ) -> io::Result<()>;
+}
+
 /// How a client came.
 pub(super) struct Client<'a> {
     pub(super) address: SocketAddr,
     pub(super) scheme: Scheme,
     /// The name that it asked for in the TLS handshake.
     pub(super) name: Option<&'a str>,
-}
-
-/// A request that goes the whole way.
-pub(super) struct Whole {
-    /// When a node has it already.
-    pub(super) asked: Option<Arc<Asked>>,
-    /// How long its header may take from now on.
-    pub(super) header: Duration,
 }
 
 /// A request under way.
@@ -96,73 +103,6 @@ struct Outcome {
 }
 
 impl Http {
-    /// Answers requests until one comes that goes the whole way; that one is left in `stream`. `None`: the connection is to be closed.
-    pub(super) async fn short(
-        &self,
-        stream: &mut Stream,
-        client: &Client<'_>,
-        mut header: Duration,
-        stopping: &mut watch::Receiver<bool>,
-    ) -> Option<Whole> {
-        let limits = &self.edge.config.limits;
-        loop {
-            let began = Instant::now();
-            let mut raw = Vec::new();
-            let came = tokio::select! {
-                biased;
-                _ = stopping.wait_for(|stop| *stop) => return None,
-                came = timeout(header, self.first(stream, client, &mut raw)) => came,
-            };
-            let request = came.ok()?.ok()?;
-            if raw.is_empty() {
-                return None;
-            }
-            let header_left = header.saturating_sub(began.elapsed());
-            let exchange = request
-                .as_ref()
-                .and_then(|request| self.exchange(request, client));
-            let next = match &exchange {
-                None => Next::Whole(None),
-                // in a box, so that a connection that waits does not hold a place for it
-                Some(exchange) => Box::pin(self.carry_out(exchange, stream)).await,
-            };
-            match next {
-                Next::Request => header = Duration::from_secs(limits.idle_seconds),
-                Next::Close => return None,
-                Next::Whole(asked) => {
-                    stream.rewind(&raw);
-                    return Some(Whole {
-                        asked,
-                        header: header_left,
-                    });
-                }
-            }
-        }
-    }
-
-    /// What comes first on a connection, as bytes and as the plain request that it is, if it is one. No bytes: the client went away.
-    async fn first(
-        &self,
-        stream: &mut Stream,
-        client: &Client<'_>,
-        raw: &mut Vec<u8>,
-    ) -> io::Result<Option<Request>> {
-        let most = usize::try_from(self.edge.config.limits.header_bytes).unwrap_or(usize::MAX);
-        let most = most.min(REQUEST_MAX);
-        loop {
-            let part = some(stream).await?;
-            raw.extend_from_slice(&part);
-            if part.is_empty() || raw.len() > most {
-                return Ok(None);
-            }
-            match Request::read(raw, client.address.ip(), client.scheme) {
-                Read::Part => {}
-                Read::Plain(request) => return Ok(Some(request)),
-                Read::NotPlain => return Ok(None),
-            }
-        }
-    }
-
     /// Where a request leads, when its way has nothing to decide.
     fn exchange<'a>(&self, request: &'a Request, client: &'a Client<'a>) -> Option<Exchange<'a>> {
         if client.name.is_some_and(|name| name != request.host) {
@@ -188,7 +128,7 @@ impl Http {
         })
     }
 
-    async fn carry_out(&self, exchange: &Exchange<'_>, client: &mut Stream) -> Next {
+    async fn carry_out<D: Downstream>(&self, exchange: &Exchange<'_>, client: &mut D) -> Next {
         let environment = &exchange.target.environment;
         tokio::select! {
             biased;
@@ -197,7 +137,7 @@ impl Http {
         }
     }
 
-    async fn ask(&self, exchange: &Exchange<'_>, client: &mut Stream) -> Next {
+    async fn ask<D: Downstream>(&self, exchange: &Exchange<'_>, client: &mut D) -> Next {
         let target = &exchange.target;
         let Some(node) = target.first_upstream(target.turn(), |_| true) else {
             return Next::Whole(None);
@@ -225,7 +165,7 @@ impl Http {
         if target.environment.is_gone() {
             return Next::Whole(None);
         }
-        let mut read = Vec::with_capacity(PART);
+        let mut read = BytesMut::with_capacity(PART);
         let answering = async {
             server.write_all(&exchange.request.head).await?;
             server.read_buf(&mut read).await
@@ -233,7 +173,7 @@ impl Http {
         let came = tokio::select! {
             biased;
             came = timeout(PATIENCE, answering) => came,
-            () = left(client) => {
+            () = client.left() => {
                 let outcome = Outcome {
                     end: traffic::End::ClientLeft,
                     status: None,
@@ -241,7 +181,7 @@ impl Http {
                     node,
                     error: None,
                 };
-                self.ended(exchange, outcome);
+                self.ended::<D>(exchange, outcome);
                 return Next::Close;
             }
         };
@@ -249,13 +189,13 @@ impl Http {
             // a kept connection that its server was just closing
             return Next::Whole(None);
         }
-        let Some(answer) = Answer::read(&read, &get_cached_date()) else {
+        let Some(answer) = Answer::read(&read) else {
             return Next::Whole(Some(Arc::new(Asked::new(
                 Arc::clone(&exchange.owner),
                 Arc::clone(target),
                 node,
                 exchange.started,
-                (server, read),
+                (server, read.into()),
             ))));
         };
         let outcome = self.answer(answer, (server, read), node, client).await;
@@ -263,20 +203,21 @@ impl Http {
             traffic::End::Complete => Next::Request,
             _ => Next::Close,
         };
-        self.ended(exchange, outcome);
+        self.ended::<D>(exchange, outcome);
         next
     }
 
     /// Sends an answer to its client as it comes.
-    async fn answer(
+    async fn answer<D: Downstream>(
         &self,
-        answer: Answer,
-        (server, mut read): (TcpStream, Vec<u8>),
+        answer: Answer<D::Head>,
+        (server, mut read): (TcpStream, BytesMut),
         node: Upstream,
-        client: &mut Stream,
+        client: &mut D,
     ) -> Outcome {
         let limits = &self.edge.config.limits;
         let patience = Duration::from_secs(limits.upstream_seconds);
+        let bound = Duration::from_secs(limits.client_seconds);
         let mut outcome = Outcome {
             end: traffic::End::Failed,
             status: Some(answer.status),
@@ -284,44 +225,30 @@ impl Http {
             node,
             error: None,
         };
-        let (mut body, mut out, mut part) = (answer.body, answer.head, answer.first);
-        read.drain(..answer.length);
+        let (mut body, mut head, mut part) = (answer.body, Some(answer.head), answer.first);
+        read.advance(answer.length);
         let mut server = Some(server);
         loop {
-            let mut content = read.get(..part.length).unwrap_or_default();
-            if !out.is_empty() || part.end == End::Trailers {
-                out.extend_from_slice(content);
-                content = &[];
-            }
-            if part.end == End::Trailers {
-                out.extend_from_slice(b"\r\n");
-            }
             let exact = part.end == End::Whole && part.length == read.len();
             if let Some(server) = server.take_if(|_| exact && answer.keep) {
                 self.kept.keep(node.key, server);
             }
-            let written = async {
-                client.write_all(&out).await?;
-                client.write_all(content).await?;
-                client.flush().await
-            };
-            let bound = Duration::from_secs(limits.client_seconds);
-            if !matches!(timeout(bound, written).await, Ok(Ok(()))) {
+            let sent = timeout(bound, client.send(head.take(), &part, &mut read)).await;
+            if !matches!(sent, Ok(Ok(()))) {
                 outcome.end = traffic::End::ClientLeft;
                 return outcome;
             }
-            outcome.sent += part.content;
+            outcome.sent += part.content_length();
             let Some(server) = server.as_mut().filter(|_| part.end == End::NotYet) else {
                 outcome.end = traffic::End::Complete;
                 return outcome;
             };
-            out.clear();
             read.clear();
             read.reserve(LARGE_PART);
             let came = tokio::select! {
                 biased;
                 came = timeout(patience, server.read_buf(&mut read)) => came,
-                () = left(client) => {
+                () = client.left() => {
                     outcome.end = traffic::End::ClientLeft;
                     return outcome;
                 }
@@ -346,7 +273,7 @@ impl Http {
     }
 
     /// Counts a request and logs it.
-    fn ended(&self, exchange: &Exchange<'_>, outcome: Outcome) {
+    fn ended<D: Downstream>(&self, exchange: &Exchange<'_>, outcome: Outcome) {
         let took = exchange.started.elapsed();
         exchange.owner.ended(
             0,
@@ -369,7 +296,7 @@ impl Http {
         self.edge.access_log.log(Record {
             time: Timestamp::now(),
             client: Some(exchange.client.address.to_string()),
-            protocol: "http/1.1",
+            protocol: D::PROTOCOL,
             scheme: exchange.client.scheme.name(),
             method: "GET".to_owned(),
             host: request.host.clone(),
@@ -384,27 +311,5 @@ impl Http {
             upstream: Some(outcome.node.address.to_string()),
             error: outcome.error,
         });
-    }
-}
-
-/// What comes first on a connection. It holds no buffer while it waits.
-async fn some(stream: &mut Stream) -> io::Result<Vec<u8>> {
-    poll_fn(|context| {
-        let mut part = [MaybeUninit::uninit(); REQUEST_MAX];
-        let mut part = ReadBuf::uninit(&mut part);
-        let read = Pin::new(&mut *stream).poll_read(context, &mut part);
-        read.map_ok(|()| part.filled().to_vec())
-    })
-    .await
-}
-
-/// Waits until the client is gone. What it sends meanwhile is its next request, or part of it, and stays in `stream`.
-async fn left(stream: &mut Stream) {
-    match some(stream).await {
-        Ok(raw) if !raw.is_empty() => {
-            stream.rewind(&raw);
-            std::future::pending().await
-        }
-        _ => {}
     }
 }

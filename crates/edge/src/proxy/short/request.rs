@@ -6,11 +6,13 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
+use http::Method;
+use http::header::{COOKIE, HOST, HeaderMap};
 use offshoot_edge_api::normal_host;
+use pingora_http::RequestHeader;
 
 use super::super::connection::Scheme;
-use crate::mirror;
-use crate::traffic::COOKIE;
+use crate::{mirror, traffic};
 
 /// Fields of a plain request.
 const FIELDS_MAX: usize = 64;
@@ -23,7 +25,7 @@ pub(super) enum Read {
     NotPlain,
 }
 
-/// A plain request: HTTP/1.1, `GET`, without a body.
+/// A plain request: HTTP/1.1 or HTTP/2, `GET`, without a body.
 pub(super) struct Request {
     /// The host name in its normal form.
     pub(super) host: String,
@@ -57,21 +59,60 @@ impl Request {
         if request.method != Some("GET") || request.version != Some(1) {
             return None;
         }
-        let target = request.path.filter(|target| is_plain_target(target))?;
+        let fields = request.headers.iter();
+        let fields = fields.map(|field| (field.name, field.value));
+        Self::plain(request.path?, fields, client, scheme)
+    }
+
+    /// The same of a request by HTTP/2 that has no body.
+    pub(super) fn of_http2(
+        request: &RequestHeader,
+        client: IpAddr,
+        scheme: Scheme,
+    ) -> Option<Self> {
+        if request.method != Method::GET {
+            return None;
+        }
+        let target = request.uri.path_and_query()?.as_str();
+        let headers = &request.headers;
+        let authority = request.uri.authority();
+        let host = authority.map(|authority| ("host", authority.as_str().as_bytes()));
+        let cookie = cookie(headers);
+        let others = headers
+            .iter()
+            .filter(|(name, _)| *name != COOKIE && (*name != HOST || host.is_none()))
+            .map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let cookies = cookie.as_deref().map(|cookie| ("cookie", cookie));
+        let fields = host.into_iter().chain(others).chain(cookies);
+        if headers.len() > FIELDS_MAX {
+            return None;
+        }
+        Self::plain(target, fields, client, scheme)
+    }
+
+    fn plain<'a>(
+        target: &str,
+        fields: impl Iterator<Item = (&'a str, &'a [u8])>,
+        client: IpAddr,
+        scheme: Scheme,
+    ) -> Option<Self> {
+        if !is_plain_target(target) {
+            return None;
+        }
         let mut head = Vec::with_capacity(1 << 10);
         line(&mut head, &[b"GET ", target.as_bytes(), b" HTTP/1.1"]);
         let (mut authority, mut referer, mut agent) = (None, None, None);
-        for field in request.headers {
-            match Field::of(field.name, field.value) {
+        for (name, value) in fields {
+            match Field::of(name, value) {
                 Field::NotPlain => return None,
                 Field::OfConnection => continue,
                 Field::Host if authority.is_some() => return None,
-                Field::Host => authority = Some(std::str::from_utf8(field.value).ok()?),
-                Field::Referer => referer = Some(text(field.value)),
-                Field::Agent => agent = Some(text(field.value)),
+                Field::Host => authority = Some(std::str::from_utf8(value).ok()?),
+                Field::Referer => referer = Some(text(value)),
+                Field::Agent => agent = Some(text(value)),
                 Field::Plain => {}
             }
-            line(&mut head, &[field.name.as_bytes(), b": ", field.value]);
+            line(&mut head, &[name.as_bytes(), b": ", value]);
         }
         let authority = authority?;
         let mut forwarded = String::with_capacity(128);
@@ -102,6 +143,13 @@ impl Request {
     pub(super) fn query(&self) -> Option<&str> {
         self.target.get(self.query..)?.strip_prefix('?')
     }
+}
+
+/// All cookies as one field, as HTTP/1.1 wants it (RFC 9113, 8.2.3).
+fn cookie(headers: &HeaderMap) -> Option<Vec<u8>> {
+    let cookies = headers.get_all(COOKIE).iter();
+    let cookies: Vec<_> = cookies.map(|cookie| cookie.as_bytes()).collect();
+    (!cookies.is_empty()).then(|| cookies.join(&b"; "[..]))
 }
 
 fn line(head: &mut Vec<u8>, parts: &[&[u8]]) {
@@ -167,7 +215,7 @@ impl Field {
                 true
             }
             6 if is("accept") => has(value, b"text/event-stream"),
-            6 if is("cookie") => has(value, COOKIE.as_bytes()),
+            6 if is("cookie") => has(value, traffic::COOKIE.as_bytes()),
             _ => {
                 name.contains('_')
                     || begins("x-forwarded-")
