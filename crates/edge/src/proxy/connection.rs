@@ -4,23 +4,27 @@
 //! outside. Here each request runs beside a watch that ends it: when its header takes too long, when the environment
 //! it went to is removed, and, when it lasts, some time after its route leads elsewhere.
 
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pingora_core::apps::HttpServerApp;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use pingora_core::apps::{HttpServerApp, ReusedHttpStream};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::{
     H2Accept, HttpSession, default_h2_options, handshake,
 };
 use pingora_core::protocols::{Digest, GetSocketDigest};
-use std::net::SocketAddr;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::short::{Asked, Client, Connection, Whole};
+use super::short::{self, Asked, Client, Connection};
 use super::silence::Body;
 use super::{Http, tls};
+use crate::clients;
 use crate::metrics::Refused;
 use crate::moved::Way;
 use crate::sockets;
@@ -77,13 +81,21 @@ pub(super) struct Arrival {
     pub(super) asked: Option<Arc<Asked>>,
 }
 
-impl Arrival {
-    /// As the short way knows a client that came so.
-    fn client(&self, peer: SocketAddr) -> Client<'_> {
+/// Who came on a connection, and how.
+struct Visit {
+    peer: SocketAddr,
+    arrival: Arrival,
+    /// Counts the connection as its client's.
+    _counted: clients::Connection,
+}
+
+impl Visit {
+    /// As the short way knows a client.
+    fn client(&self) -> Client<'_> {
         Client {
-            address: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
-            scheme: self.scheme,
-            name: self.name.as_deref(),
+            address: SocketAddr::new(self.peer.ip().to_canonical(), self.peer.port()),
+            scheme: self.arrival.scheme,
+            name: self.arrival.name.as_deref(),
         }
     }
 }
@@ -134,8 +146,18 @@ impl Http {
                 Ok((stream, peer)) => {
                     let http = Arc::clone(&self);
                     tokio::spawn(async move {
+                        // in boxes, here and below: a connection that waits for its next request does not hold a
+                        // place for more than that
+                        let begun = Box::pin(http.begin(stream, peer, scheme)).await;
+                        let Some((connection, http2, visit)) = begun else {
+                            return;
+                        };
                         let _place = place;
-                        http.serve(stream, peer, scheme).await;
+                        if http2 {
+                            Box::pin(http.serve_http2(connection, &visit)).await;
+                        } else {
+                            http.serve_http1(connection, &visit).await;
+                        }
                     });
                 }
                 Err(error) => {
@@ -152,14 +174,20 @@ impl Http {
         self.app.http_cleanup().await;
     }
 
-    async fn serve(&self, mut stream: TcpStream, peer: SocketAddr, scheme: Scheme) {
+    /// Finds out who comes, and by which protocol. `None`: the connection is to be closed.
+    async fn begin(
+        &self,
+        mut stream: TcpStream,
+        peer: SocketAddr,
+        scheme: Scheme,
+    ) -> Option<(Box<Connection>, bool, Box<Visit>)> {
         let bound = Duration::from_secs(self.edge.config.limits.header_seconds);
         sockets::tune(&stream);
         let client = Duration::from_secs(self.edge.config.limits.client_seconds);
         sockets::bound_reading(&stream, client);
         let mut stopping = self.edge.stopping.clone();
         let begin = async {
-            let (client, counted) = self.edge.admit(&mut stream, peer).await?;
+            let (peer, counted) = self.edge.admit(&mut stream, peer).await?;
             let (connection, http2, name) = match scheme {
                 Scheme::Http => {
                     let http2 = begins_http2(&stream).await?;
@@ -175,40 +203,29 @@ impl Http {
                 name,
                 asked: None,
             };
-            Some((connection, http2, arrival, client, counted))
+            let visit = Visit {
+                peer,
+                arrival,
+                _counted: counted,
+            };
+            Some((Box::new(connection), http2, Box::new(visit)))
         };
-        let begun = tokio::select! {
-            // in boxes, here and below: a connection that waits for its next request does not hold a place for more than that
-            begun = timeout(bound, Box::pin(begin)) => begun,
-            _ = stopping.wait_for(|stop| *stop) => return,
-        };
-        let Ok(Some((connection, http2, arrival, client, _counted))) = begun else {
-            return;
-        };
-        if http2 {
-            Box::pin(self.serve_http2(connection, client, arrival)).await
-        } else {
-            self.serve_http1(connection, client, arrival).await
+        tokio::select! {
+            begun = timeout(bound, begin) => begun.ok()?,
+            _ = stopping.wait_for(|stop| *stop) => None,
         }
     }
 
-    async fn serve_http1(&self, mut connection: Connection, peer: SocketAddr, arrival: Arrival) {
+    async fn serve_http1(&self, mut connection: Box<Connection>, visit: &Visit) {
         let limits = &self.edge.config.limits;
         let mut stopping = self.edge.stopping.clone();
-        let client = arrival.client(peer);
+        let client = visit.client();
         let mut bound = Duration::from_secs(limits.header_seconds);
         while let Some(whole) = self
             .short(&mut connection, &client, bound, &mut stopping)
             .await
         {
-            let stream = connection.into_library(peer);
-            let mut session = ServerSession::new_http1(Box::new(stream));
-            session.set_keepalive(Some(limits.idle_seconds));
-            let arrival = Arrival {
-                asked: whole.asked,
-                ..arrival.clone()
-            };
-            let watched = Box::pin(self.watched(session, arrival, whole.header));
+            let watched = self.whole_http1(connection, visit, whole);
             let Some(reused) = watched.await else {
                 return;
             };
@@ -217,9 +234,26 @@ impl Http {
             let Ok(reused) = reused.into_any().downcast() else {
                 return;
             };
-            connection = Connection::of_library(reused);
+            connection = Box::new(Connection::of_library(reused));
             bound = Duration::from_secs(limits.idle_seconds);
         }
+    }
+
+    /// Processes one request the whole way. No `async fn`: what it begins with would hold a place while the connection waits.
+    fn whole_http1<'a>(
+        &'a self,
+        connection: Box<Connection>,
+        visit: &Visit,
+        whole: short::Whole,
+    ) -> Pin<Box<impl Future<Output = Option<ReusedHttpStream>> + use<'a>>> {
+        let stream = connection.into_library(visit.peer);
+        let mut session = ServerSession::new_http1(Box::new(stream));
+        session.set_keepalive(Some(self.edge.config.limits.idle_seconds));
+        let arrival = Arrival {
+            asked: whole.asked,
+            ..visit.arrival.clone()
+        };
+        Box::pin(self.watched(session, arrival, whole.header))
     }
 
     /// Processes one request, at most until its time is over.
@@ -228,7 +262,7 @@ impl Http {
         session: ServerSession,
         arrival: Arrival,
         header: Duration,
-    ) -> Option<pingora_core::apps::ReusedHttpStream> {
+    ) -> Option<ReusedHttpStream> {
         let (stage, mut watch) = watch::channel(Stage::Header);
         let body = Arc::new(Body::default());
         let of_http2 = session.is_http2().then(|| Arc::clone(&body));
@@ -268,8 +302,8 @@ impl Http {
         }
     }
 
-    async fn serve_http2(&self, connection: Connection, peer: SocketAddr, arrival: Arrival) {
-        let stream = connection.into_library(peer);
+    async fn serve_http2(&self, connection: Box<Connection>, visit: &Visit) {
+        let stream = connection.into_library(visit.peer);
         let limits = &self.edge.config.limits;
         let digest = Arc::new(Digest {
             socket_digest: stream.get_socket_digest(),
@@ -291,8 +325,13 @@ impl Http {
         if stopped {
             connection.graceful_shutdown();
         }
-        // each request holds one more: when only this is left, the connection is idle
-        let active = Arc::new(());
+        // each request that goes the whole way holds one more
+        let spawned = Arc::new(());
+        let client = visit.client();
+        // those that go the short way stay here: what several of them have to say goes out at once
+        let mut under_way = FuturesUnordered::new();
+        let mut used = Instant::now();
+        let mut idle_over = pin!(tokio::time::sleep(idle));
         let mut malformed = 0;
         loop {
             let accepted = tokio::select! {
@@ -304,43 +343,67 @@ impl Http {
                     }
                     continue;
                 }
-                accepted = HttpSession::from_h2_conn(&mut connection, Arc::clone(&digest)) => accepted,
-                () = tokio::time::sleep(idle) => {
-                    if Arc::strong_count(&active) == 1 {
-                        return;
+                Some((session, whole)) = under_way.next(), if !under_way.is_empty() => {
+                    used = Instant::now();
+                    if let Some(asked) = whole {
+                        let arrival = Arrival { asked, ..visit.arrival.clone() };
+                        self.spawn_watched(session, arrival, header, &spawned);
                     }
                     continue;
                 }
+                accepted = HttpSession::from_h2_conn(&mut connection, Arc::clone(&digest)) => accepted,
+                () = &mut idle_over => {
+                    if !under_way.is_empty() || Arc::strong_count(&spawned) > 1 {
+                        used = Instant::now();
+                    } else if used.elapsed() >= idle {
+                        return;
+                    }
+                    idle_over.as_mut().reset(used + idle);
+                    continue;
+                }
             };
+            used = Instant::now();
             match accepted {
                 Ok(Some(H2Accept::Session(mut session))) => {
                     // a client that gives requests up as soon as they began has few open and much work done for it
-                    if Arc::strong_count(&active) > abandoned {
+                    if under_way.len() + Arc::strong_count(&spawned) > abandoned {
                         self.edge.counters.refused(Refused::Streams);
-                        return;
+                        break;
                     }
-                    let busy = Arc::clone(&active);
-                    let arrival = arrival.clone();
-                    let http = Self {
-                        edge: Arc::clone(&self.edge),
-                        app: Arc::clone(&self.app),
-                        kept: Arc::clone(&self.kept),
-                    };
-                    tokio::spawn(async move {
-                        let _busy = busy;
-                        let client = arrival.client(peer);
-                        let whole = http.short_http2(&mut session, &client).await;
-                        let Some(Whole(asked)) = whole else { return };
-                        let arrival = Arrival { asked, ..arrival };
-                        let session = ServerSession::new_http2(session);
-                        // in a box, so that requests which go the short way do not hold a place for it
-                        Box::pin(http.watched(session, arrival, header)).await;
+                    let client = &client;
+                    under_way.push(async move {
+                        let whole = self.short_http2(&mut session, client).await;
+                        (session, whole)
                     });
                 }
                 Ok(Some(H2Accept::Rejected)) if malformed < MALFORMED_MAX => malformed += 1,
-                _ => return,
+                _ => break,
             }
         }
+        // requests learn from it that their client left, and are counted
+        drop(connection);
+        while under_way.next().await.is_some() {}
+    }
+
+    /// Processes a request of an HTTP/2 connection the whole way.
+    fn spawn_watched(
+        &self,
+        session: HttpSession,
+        arrival: Arrival,
+        header: Duration,
+        spawned: &Arc<()>,
+    ) {
+        let spawned = Arc::clone(spawned);
+        let http = Self {
+            edge: Arc::clone(&self.edge),
+            app: Arc::clone(&self.app),
+            kept: Arc::clone(&self.kept),
+        };
+        tokio::spawn(async move {
+            let _spawned = spawned;
+            http.watched(ServerSession::new_http2(session), arrival, header)
+                .await;
+        });
     }
 }
 

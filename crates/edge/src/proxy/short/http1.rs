@@ -74,13 +74,10 @@ impl Http {
                 return None;
             }
             let header_left = header.saturating_sub(began.elapsed());
-            let exchange = request
-                .as_ref()
-                .and_then(|request| self.exchange(request, client));
-            let next = match &exchange {
+            // in a box, so that a connection that waits does not hold a place for it
+            let next = match request {
+                Some(request) => Box::pin(self.plain(request, connection, client)).await,
                 None => Next::Whole(None),
-                // in a box, so that a connection that waits does not hold a place for it
-                Some(exchange) => Box::pin(self.carry_out(exchange, connection)).await,
             };
             match next {
                 Next::Request => header = Duration::from_secs(limits.idle_seconds),
@@ -96,13 +93,25 @@ impl Http {
         }
     }
 
+    async fn plain(
+        &self,
+        request: Box<Request>,
+        connection: &mut Connection,
+        client: &Client<'_>,
+    ) -> Next {
+        match self.exchange(&request, client) {
+            Some(exchange) => self.carry_out(&exchange, connection).await,
+            None => Next::Whole(None),
+        }
+    }
+
     /// What comes first on a connection, as bytes and as the plain request that it is, if it is one. No bytes: the client went away.
     async fn first(
         &self,
         connection: &mut Connection,
         client: &Client<'_>,
         raw: &mut Vec<u8>,
-    ) -> io::Result<Option<Request>> {
+    ) -> io::Result<Option<Box<Request>>> {
         let most = usize::try_from(self.edge.config.limits.header_bytes).unwrap_or(usize::MAX);
         let most = most.min(REQUEST_MAX);
         loop {

@@ -12,16 +12,13 @@ use super::answer::{End, Part};
 use super::request::Request;
 use super::{Asked, Client, Downstream, Next};
 
-/// A request that goes the whole way, and the connection of its answer when a node has it already.
-pub(in super::super) struct Whole(pub(in super::super) Option<Arc<Asked>>);
-
 impl Http {
-    /// Answers a request, unless it goes the whole way.
+    /// Answers a request, unless it goes the whole way: `Some`, with what is known when a node has it already.
     pub(in super::super) async fn short_http2(
         &self,
         session: &mut HttpSession,
         client: &Client<'_>,
-    ) -> Option<Whole> {
+    ) -> Option<Option<Arc<Asked>>> {
         let request = Some(session.req_header()).filter(|_| session.is_body_empty());
         let request = request
             .and_then(|request| Request::of_http2(request, client.address.ip(), client.scheme));
@@ -29,11 +26,11 @@ impl Http {
             .as_ref()
             .and_then(|request| self.exchange(request, client));
         let Some(exchange) = exchange else {
-            return Some(Whole(None));
+            return Some(None);
         };
         match self.carry_out(&exchange, session).await {
             Next::Request | Next::Close => None,
-            Next::Whole(asked) => Some(Whole(asked)),
+            Next::Whole(asked) => Some(asked),
         }
     }
 }

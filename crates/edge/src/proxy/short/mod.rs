@@ -31,8 +31,7 @@ use tokio::time::timeout;
 
 use self::answer::{Answer, End, Head, Part};
 pub(super) use self::asked::Asked;
-pub(super) use self::http1::Connection;
-pub(super) use self::http2::Whole;
+pub(super) use self::http1::{Connection, Whole};
 pub(super) use self::kept::Kept;
 use self::request::Request;
 use super::Http;

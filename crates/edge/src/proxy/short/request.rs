@@ -21,7 +21,7 @@ const FIELDS_MAX: usize = 64;
 pub(super) enum Read {
     /// Not all of its header.
     Part,
-    Plain(Request),
+    Plain(Box<Request>),
     NotPlain,
 }
 
@@ -48,7 +48,7 @@ impl Request {
             Ok(httparse::Status::Partial) => Read::Part,
             Ok(httparse::Status::Complete(length)) if length == raw.len() => {
                 let plain = Self::of(request, client, scheme);
-                plain.map_or(Read::NotPlain, Read::Plain)
+                plain.map_or(Read::NotPlain, |request| Read::Plain(Box::new(request)))
             }
             // more than a header: a body, or several requests at once
             _ => Read::NotPlain,
@@ -242,7 +242,7 @@ fn has(value: &[u8], text: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn read(raw: &str) -> Option<Request> {
+    fn read(raw: &str) -> Option<Box<Request>> {
         let client = "::ffff:192.0.2.7".parse().unwrap();
         match Request::read(raw.as_bytes(), client, Scheme::Https) {
             Read::Plain(request) => Some(request),
