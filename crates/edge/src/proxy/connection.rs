@@ -225,7 +225,7 @@ impl Http {
             .short(&mut connection, &client, bound, &mut stopping)
             .await
         {
-            let watched = self.whole_http1(connection, visit, whole);
+            let watched = self.whole_http1(*connection, visit, whole);
             let Some(reused) = watched.await else {
                 return;
             };
@@ -242,7 +242,7 @@ impl Http {
     /// Processes one request the whole way. No `async fn`: what it begins with would hold a place while the connection waits.
     fn whole_http1<'a>(
         &'a self,
-        connection: Box<Connection>,
+        connection: Connection,
         visit: &Visit,
         whole: short::Whole,
     ) -> Pin<Box<impl Future<Output = Option<ReusedHttpStream>> + use<'a>>> {
