@@ -23,7 +23,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what is missing from the distribution's packages (packaging/setup.sh): `run`, `build`, `test`, `browser`.
+    /// Install what is missing from the distribution's packages (packaging/setup.sh): `run`, `build`, `test`, `bench`, `browser`.
     Setup {
         /// What for; `run` when nothing is said.
         sets: Vec<String>,

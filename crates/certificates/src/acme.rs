@@ -125,7 +125,7 @@ impl Acme {
             if token.is_empty() || token.len() > 256 || !token.chars().all(fits) {
                 return Err(self.problem(
                     "sent a token that cannot be one",
-                    "look at the server",
+                    "see that `edge.acme.directory` in the configuration is the URL of an ACME server's directory",
                     Vec::new(),
                 ));
             }
@@ -164,7 +164,7 @@ impl Acme {
                     }
                     "rateLimited" => "wait; the details say how long",
                     "connection" | "dns" | "unauthorized" | "incorrectResponse" => UNPROVEN,
-                    _ => "the details have what it said",
+                    _ => "correct what the details say, then ask again with `offshoot cert acme`",
                 };
                 let subs = told.subproblems.iter().map(|sub| format!("{sub:?}"));
                 let details = std::iter::once(told.to_string()).chain(subs);

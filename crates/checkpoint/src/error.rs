@@ -166,7 +166,7 @@ pub enum CutError {
         why: Option<String>,
     },
     /// The person who asked for it took it back.
-    #[error("cancelled")]
+    #[error("the cut was cancelled; the parent runs on")]
     Cancelled,
     /// A node could not be thawed: the one error after which a node may stand still.
     #[error("cannot thaw {node}")]
@@ -204,7 +204,12 @@ impl CutError {
                 what,
                 "raise the bound on the freeze, or clone with --rung disk; the parent runs on",
             ),
-            Self::Cancelled => Problem::new(Code::Cancelled, Fault::Request, what, ""),
+            Self::Cancelled => Problem::new(
+                Code::Cancelled,
+                Fault::Request,
+                what,
+                "clone again when you want to",
+            ),
             Self::Thaw { node, .. } => Problem::new(
                 Code::CutFailed,
                 Fault::Host,

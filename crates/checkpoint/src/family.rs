@@ -1,23 +1,6 @@
-//! Children of a node's processes, and which of them are none of the node's.
+//! Which children of a node's processes are none of the node's.
 
 use std::fs;
-
-/// The children of a process, all threads' (proc_pid_task_tid_children(5)); none when it ended.
-pub(crate) fn children(pid: i32) -> Vec<i32> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task"));
-    let lists = threads
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    lists
-        .flat_map(|list| {
-            list.split_ascii_whitespace()
-                .filter_map(|number| number.parse().ok())
-                .collect::<Vec<i32>>()
-        })
-        .collect()
-}
 
 /// Whether a child is a twin (`offshoot_sys::inject::Twin`), of this clone or of an earlier one.
 pub(crate) fn is_twin(pid: i32) -> bool {
@@ -50,17 +33,5 @@ mod tests {
         let me = fs::read_to_string("/proc/self/stat").unwrap();
         let signal = me.rsplit_once(')').unwrap().1.split_whitespace().nth(35);
         assert_eq!(signal, Some("17"));
-    }
-
-    #[test]
-    fn children_are_found() {
-        let mut child = std::process::Command::new("sleep")
-            .arg("60")
-            .spawn()
-            .unwrap();
-        let all = children(std::process::id().cast_signed());
-        assert!(all.contains(&child.id().cast_signed()));
-        child.kill().unwrap();
-        child.wait().unwrap();
     }
 }

@@ -16,13 +16,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use offshoot_sys::first::put_first;
+use offshoot_sys::process::children;
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use crate::error::CriuError;
-use crate::family::children;
 use crate::log::errors_in;
 use crate::memory::Preload;
 use crate::rpc::{Answer, Kind, Options, Request};

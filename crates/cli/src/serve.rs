@@ -100,12 +100,15 @@ fn greet(dashboard: &Dashboard) {
 }
 
 fn start_log(config: &Config, args: &ServeArgs) -> Result<(), Problem> {
-    let filter = args.log.as_deref().unwrap_or(&config.log);
+    let (filter, place) = match &args.log {
+        Some(filter) => (filter, "given with --log or in OFFSHOOT_LOG"),
+        None => (&config.log, "`log` in the configuration"),
+    };
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         Problem::new(
             Code::ConfigInvalid,
             Fault::Request,
-            format!("{filter:?} is not a log filter"),
+            format!("{filter:?}, {place}, is not a log filter"),
             "write a level such as info, or parts with levels such as info,offshoot_network=debug",
         )
         .detail(error.to_string())

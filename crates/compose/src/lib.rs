@@ -8,8 +8,8 @@
 //! by file, line and name. And all mistakes are found in one go, so errors are collected, not returned at the
 //! first.
 //!
-//! The way of a file: [`yaml`] (text to tree, bounded) → [`interpolate`] → [`project`] (`include`, `extends`, several files, by
-//! the rules of [`merge`]) → [`decode`] (tree to model).
+//! The way of a file: `yaml` (text to tree, bounded) → `interpolate` → `project` (`include`, `extends`, several files, by
+//! the rules of `merge`) → `decode` (tree to model).
 
 mod decode;
 mod diagnostic;

@@ -13,6 +13,7 @@ use offshoot_model::{Code, Environment, Fault, Node, Problem};
 use offshoot_pool::{Pool, Subvolume};
 use offshoot_sys::fsx::{Last, Root, replace_file, through_proc};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 use tokio::sync::mpsc;
 
 use crate::disks::volume_subvolume;
@@ -113,6 +114,11 @@ pub(crate) fn failed(doing: &str, path: &str, error: &io::Error) -> Problem {
             Fault::Host,
             "make room, or `offshoot pool grow`",
         ),
+        _ if is_of_the_disk(error) => (
+            Code::PoolBroken,
+            Fault::Host,
+            "look at the kernel's log for errors of btrfs or of the disk",
+        ),
         _ => (
             Code::BadRequest,
             Fault::Request,
@@ -120,6 +126,14 @@ pub(crate) fn failed(doing: &str, path: &str, error: &io::Error) -> Problem {
         ),
     };
     Problem::new(code, fault, format!("{doing} {path}: {error}"), next)
+}
+
+/// Whether the disk fails, or became read-only because it did.
+fn is_of_the_disk(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::IO | Errno::ROFS | Errno::UCLEAN)
+    )
 }
 
 /// A file or directory as a tar archive whose entries begin with its last component.
@@ -389,5 +403,24 @@ impl Read for Receiver {
             room.copy_from_slice(&part);
         }
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_said_whose_fault_it_is() {
+        for (errno, code, fault) in [
+            (Errno::NOENT, Code::NotFound, Fault::Request),
+            (Errno::NOTDIR, Code::BadRequest, Fault::Request),
+            (Errno::NOSPC, Code::PoolFull, Fault::Host),
+            (Errno::IO, Code::PoolBroken, Fault::Host),
+            (Errno::ROFS, Code::PoolBroken, Fault::Host),
+        ] {
+            let problem = failed("reading", "/etc", &errno.into());
+            assert_eq!((problem.code, problem.fault), (code, fault), "{errno}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use offshoot_engine::{ExecInput, ExecOutput, ExecSession};
 use offshoot_model::view::ExecRequest;
-use offshoot_model::{Code, Fault, Problem};
+use offshoot_model::{Code, Fault, NodeId, Problem};
 use offshoot_runtime::{ExecProcess, ExecSpec, NodeSpec, RuntimeError, TerminalSize, exec};
 use tokio::sync::mpsc;
 
@@ -40,7 +40,7 @@ pub(crate) fn run(spec: &NodeSpec, request: ExecRequest) -> Result<ExecSession, 
         user: request.user,
         terminal: request.tty.map(size),
     };
-    let mut process = exec(spec, &what).map_err(|e| problem(&e))?;
+    let mut process = exec(spec, &what).map_err(|e| problem(&spec.node, &e))?;
     let (input, from_session) = mpsc::channel(ROOM);
     let (to_session, output) = mpsc::channel(ROOM);
     let (control, controls) = channel();
@@ -68,11 +68,12 @@ pub(crate) fn run(spec: &NodeSpec, request: ExecRequest) -> Result<ExecSession, 
         }
     };
     let is_terminal = what.terminal.is_some();
+    let node = spec.node.clone();
     thread("exec-input", move || {
         feed(stdin, is_terminal, from_session, &control)
     })?;
     thread("exec", move || {
-        attend(process, &controls, &to_session, readers)
+        attend(&node, process, &controls, &to_session, readers)
     })?;
     Ok(ExecSession { input, output })
 }
@@ -84,12 +85,12 @@ fn size(size: offshoot_model::view::TerminalSize) -> TerminalSize {
     }
 }
 
-fn problem(error: &RuntimeError) -> Problem {
+fn problem(node: &NodeId, error: &RuntimeError) -> Problem {
     match error {
         RuntimeError::NotRunning { .. } => Problem::new(
             Code::WrongState,
             Fault::Request,
-            "the node does not run",
+            format!("node {node} does not run"),
             "start its environment, or see with `offshoot ps` what became of it",
         ),
         error => error.problem_as(Code::ExecFailed),
@@ -162,6 +163,7 @@ fn feed(
 }
 
 fn attend(
+    node: &NodeId,
     mut process: ExecProcess,
     controls: &Receiver<Control>,
     to: &mpsc::Sender<ExecOutput>,
@@ -172,7 +174,7 @@ fn attend(
             Ok(Some(status)) => break status,
             Ok(None) => {}
             Err(error) => {
-                let _ = to.blocking_send(ExecOutput::Problem(problem(&error)));
+                let _ = to.blocking_send(ExecOutput::Problem(problem(node, &error)));
                 return;
             }
         }

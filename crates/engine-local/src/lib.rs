@@ -1,6 +1,6 @@
 //! The engine of one host: pool, images, network, runtime, checkpoint and edge in one.
 //!
-//! Everything it puts on the host carries the instance and the environment's id, so that [`sweep`] finds whatever
+//! Everything it puts on the host carries the instance and the environment's id, so that `sweep` finds whatever
 //! a crash left. Nothing here decides: what is to be done comes fully planned.
 
 mod blocking;

@@ -182,8 +182,16 @@ impl ImageError {
                     "remove what is no longer needed, or run `offshoot pool grow`",
                 )
             }
-            Self::Io { .. } => (Code::Internal, Fault::Host, "look into the daemon's log"),
-            Self::Cancelled => (Code::Cancelled, Fault::Request, ""),
+            Self::Io { .. } => (
+                Code::HostUnfit,
+                Fault::Host,
+                "see what the kernel said, make the path usable for root, and try again",
+            ),
+            Self::Cancelled => (
+                Code::Cancelled,
+                Fault::Request,
+                "start it again when you want to; what was fetched already is kept",
+            ),
             Self::Internal(_) => (
                 Code::Internal,
                 Fault::Offshoot,

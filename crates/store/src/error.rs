@@ -170,11 +170,17 @@ impl StoreError {
                 what,
                 format!("publish another port, leave the host port out to have one chosen, or remove {holder}"),
             ),
-            Self::OuterTaken { .. } | Self::IdRangeTaken { .. } => Problem::new(
+            Self::OuterTaken { .. } => Problem::new(
                 Code::Exhausted,
                 Fault::Host,
                 what,
-                "try again; if it stays, widen network.outer_pool or ids.count in the configuration",
+                "try again; if it stays, give network.outer_pool a larger network in the configuration",
+            ),
+            Self::IdRangeTaken { .. } => Problem::new(
+                Code::Exhausted,
+                Fault::Host,
+                what,
+                "try again; if it stays, raise ids.ranges in the configuration",
             ),
             Self::DomainTaken { domain, holder } => Problem::new(
                 Code::DomainTaken,

@@ -7,7 +7,6 @@
 //! about to make a call goes astray: this belongs into a short-lived process of its own that nobody has a reason to kill. Those of
 //! a [`Caught`] are killed.
 
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use nix::libc;
 use nix::unistd::Pid;
 
 use crate::memory;
+use crate::threads::threads;
 use crate::uffd::{Userfaultfd, Watch, feature};
 
 mod caught;
@@ -69,16 +69,10 @@ impl Stopped {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let deadline = Instant::now() + max;
-        let mut threads: Vec<(bool, bool, i32)> = Vec::new();
-        for entry in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
-            if let Some(id) = entry.file_name().to_str().and_then(|n| n.parse().ok()) {
-                threads.push((!thread::is_asleep(pid, id), id == pid, id));
-            }
-        }
-        threads.sort_unstable();
+        let mut threads = threads(pid)?;
+        threads.sort_by_cached_key(|id| (!thread::is_asleep(pid, *id), *id == pid, *id));
         let mut outcome = Err(io::Error::from_raw_os_error(libc::ESRCH));
-        for (_, _, id) in threads {
-            let thread = Pid::from_raw(id);
+        for thread in threads.into_iter().map(Pid::from_raw) {
             if !stop_thread(thread, deadline)? {
                 continue;
             }
@@ -164,20 +158,20 @@ struct Threads(Vec<Pid>);
 impl Threads {
     /// Stops all threads of process `pid`.
     fn of(pid: i32, deadline: Instant) -> io::Result<Self> {
-        let mut threads = Self(Vec::new());
+        let mut stopped = Self(Vec::new());
         loop {
-            let before = threads.0.len();
-            for entry in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
-                let Some(id) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
-                    continue;
-                };
-                let thread = Pid::from_raw(id);
-                if !threads.0.contains(&thread) && stop_thread(thread, deadline)? {
-                    threads.0.push(thread);
+            let before = stopped.0.len();
+            let all = threads(pid)?;
+            if all.is_empty() {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            for thread in all.into_iter().map(Pid::from_raw) {
+                if !stopped.0.contains(&thread) && stop_thread(thread, deadline)? {
+                    stopped.0.push(thread);
                 }
             }
-            if threads.0.len() == before {
-                return Ok(threads); // nobody is left who could start another one
+            if stopped.0.len() == before {
+                return Ok(stopped); // nobody is left who could start another one
             }
         }
     }

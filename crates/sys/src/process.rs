@@ -357,11 +357,10 @@ fn parse_stat(text: &str) -> Option<Identity> {
 /// `/proc/<pid>/task/<tid>/children`: complete only for children that do not start or end meanwhile).
 #[must_use]
 pub fn children(pid: i32) -> Vec<i32> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task"));
-    let threads = threads.into_iter().flatten().flatten();
-    let lists =
-        threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    lists
+    let list = |thread| fs::read_to_string(format!("/proc/{pid}/task/{thread}/children"));
+    let threads = threads(pid).unwrap_or_default().into_iter();
+    threads
+        .filter_map(|thread: i32| list(thread).ok())
         .flat_map(|list| list.split_whitespace().map(str::parse).collect::<Vec<_>>())
         .flatten()
         .collect()
@@ -504,5 +503,17 @@ mod tests {
     fn arguments_are_split() {
         let own = arguments(std::process::id().cast_signed()).unwrap();
         assert_eq!(own.len(), std::env::args_os().count());
+    }
+
+    #[test]
+    fn children_are_found() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let all = children(std::process::id().cast_signed());
+        assert!(all.contains(&child.id().cast_signed()));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

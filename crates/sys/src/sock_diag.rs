@@ -14,6 +14,8 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
+mod unix;
+
 /// Which kind of socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
@@ -47,7 +49,6 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLMSG_HEADER: usize = 16;
 const SOCKID_LEN: usize = 48;
-const REQUEST_LEN: usize = NLMSG_HEADER + 8 + SOCKID_LEN;
 const TCP_LISTEN: u32 = 10;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -135,6 +136,9 @@ impl SockDiag {
         let mut buffer = vec![0; RECEIVE_BUFFER];
         loop {
             let len = recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            if len == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
             let mut rest = buffer.get(..len).unwrap_or_default();
             while let Some((kind, payload, next)) = split_message(rest) {
                 match kind {
@@ -170,15 +174,23 @@ fn request(
         Protocol::Tcp => 6,
         Protocol::Udp => 17,
     };
-    let mut bytes = Vec::with_capacity(REQUEST_LEN);
-    bytes.extend((REQUEST_LEN as u32).to_ne_bytes());
+    let mut body = vec![family, protocol, 0, 0];
+    body.extend(states.to_ne_bytes());
+    body.extend(id);
+    message(kind, flags, &body)
+}
+
+/// `body` behind a netlink header.
+fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+    let length = NLMSG_HEADER + body.len();
+    let mut bytes = Vec::with_capacity(length);
+    // one that is no u32 the kernel refuses
+    bytes.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
     bytes.extend((flags | NLM_F_REQUEST).to_ne_bytes());
     bytes.extend(1u32.to_ne_bytes()); // sequence number
     bytes.extend(0u32.to_ne_bytes()); // port id: the kernel's
-    bytes.extend([family, protocol, 0, 0]);
-    bytes.extend(states.to_ne_bytes());
-    bytes.extend(id);
+    bytes.extend(body);
     bytes
 }
 

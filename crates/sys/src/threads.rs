@@ -90,7 +90,10 @@ pub fn threads(pid: i32) -> io::Result<Vec<i32>> {
         other => other?,
     };
     let numbers = entries.map(|entry| Ok(entry?.file_name().to_str().and_then(|n| n.parse().ok())));
-    numbers.filter_map(io::Result::transpose).collect()
+    match numbers.filter_map(io::Result::transpose).collect() {
+        Err(e) if is_gone(&e) => Ok(Vec::new()),
+        numbers => numbers,
+    }
 }
 
 /// Whether two processes have one memory, as after vfork(2) (kcmp(2), `KCMP_VM`). All that ended and were not waited for have the same.

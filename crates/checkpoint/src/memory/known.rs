@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use offshoot_sys::memory;
+use offshoot_sys::process::children;
 
 use super::flags::{self, Line};
 use crate::container::Container;
-use crate::family::{children, is_twin};
+use crate::family::is_twin;
 
 /// The list of twins, also of earlier clones.
 const TWINS: &str = "twins";

@@ -4,7 +4,6 @@
 //! that says no), but what is found here would certainly fail, and is told in words that name the process.
 
 mod descriptors;
-mod unix_sockets;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -12,9 +11,13 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::PathBuf;
 
+use offshoot_sys::netns::Netns;
+use offshoot_sys::process::children;
+use offshoot_sys::sock_diag::SockDiag;
+
 use crate::container::{Container, mount_points};
 use crate::error::CriuError;
-use crate::family::{children, is_twin};
+use crate::family::is_twin;
 
 /// More processes than this are not looked at one by one.
 const PROCESSES_MAX: usize = 20_000;
@@ -100,13 +103,18 @@ pub fn preflight(container: &Container) -> Result<Vec<Obstacle>, CriuError> {
             why: finding.why.to_owned(),
         }));
     }
-    match unix_sockets::peers(container.pid) {
+    match unix_peers(container.pid) {
         Ok(peers) => found.extend(half_connections(&unix, &peers, &node.sockets)),
         Err(error) => {
             tracing::warn!(%error, "unix sockets cannot be listed; a connection out of the node is found by CRIU only")
         }
     }
     Ok(found.into_iter().collect())
+}
+
+/// Inode of every unix socket in the network namespace of `pid` with the inode of its peer (0: none).
+fn unix_peers(pid: i32) -> io::Result<HashMap<u32, u32>> {
+    Netns::of_process(pid)?.run(|| SockDiag::open()?.unix_peers())?
 }
 
 /// What all processes of a node share.

@@ -1,6 +1,7 @@
 //! Real containers are cut and go on in a clone.
 
 mod bench;
+mod containers;
 mod failures;
 mod ladder;
 mod load;

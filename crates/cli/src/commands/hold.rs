@@ -23,13 +23,8 @@ use crate::term::Paint;
     offshoot hold shop-clone --mail\n  \
     offshoot clone shop --hold                a clone that never did either")]
 pub(crate) struct HoldArgs {
-    /// Environment, by name or id
-    #[arg(value_name = "ENV")]
-    environment: String,
     #[command(flatten)]
-    which: Which,
-    #[command(flatten)]
-    wait: Wait,
+    asked: Asked,
 }
 
 /// Let an environment send its mail and run its jobs again.
@@ -40,6 +35,13 @@ pub(crate) struct HoldArgs {
     offshoot release shop-clone               mail and jobs\n  \
     offshoot release shop-clone --jobs")]
 pub(crate) struct ReleaseArgs {
+    #[command(flatten)]
+    asked: Asked,
+}
+
+/// Of which environment, and what.
+#[derive(Debug, Args)]
+struct Asked {
     /// Environment, by name or id
     #[arg(value_name = "ENV")]
     environment: String,
@@ -70,32 +72,23 @@ impl Which {
 }
 
 pub(crate) async fn hold(context: &Context, args: HoldArgs) -> Result<(), Failure> {
-    let asked = args.which.hold();
-    change(context, &args.environment, args.wait, |held| {
-        held.and(asked)
-    })
-    .await
+    change(context, args.asked, Hold::and).await
 }
 
 pub(crate) async fn release(context: &Context, args: ReleaseArgs) -> Result<(), Failure> {
-    let asked = args.which.hold();
-    change(context, &args.environment, args.wait, |held| {
-        held.without(asked)
-    })
-    .await
+    change(context, args.asked, Hold::without).await
 }
 
 async fn change(
     context: &Context,
-    environment: &str,
-    wait: Wait,
-    to: impl FnOnce(Hold) -> Hold,
+    asked: Asked,
+    to: impl FnOnce(Hold, Hold) -> Hold,
 ) -> Result<(), Failure> {
-    let route = Route::environment(environment);
+    let route = Route::environment(&asked.environment);
     let view: EnvironmentView = context.client.get(&route).await?;
-    let held = to(view.held);
+    let held = to(view.held, asked.which.hold());
     let operation: Operation = context.client.put_json(&route.then("held"), &held).await?;
-    complete_and_show(context, operation, wait, |_, view| {
+    complete_and_show(context, operation, asked.wait, |_, view| {
         summary(view, context.out_paint)
     })
     .await

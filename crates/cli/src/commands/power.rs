@@ -16,11 +16,8 @@ use crate::term;
     offshoot start shop\n  \
     offshoot start shop shop-clone")]
 pub(crate) struct StartArgs {
-    /// Environments, by name or id
-    #[arg(value_name = "ENV", required = true)]
-    environments: Vec<String>,
     #[command(flatten)]
-    wait: Wait,
+    chosen: Chosen,
 }
 
 /// Stop the nodes of environments; disks and addresses stay.
@@ -31,6 +28,13 @@ pub(crate) struct StartArgs {
     offshoot stop shop\n  \
     offshoot start shop             brings it back")]
 pub(crate) struct StopArgs {
+    #[command(flatten)]
+    chosen: Chosen,
+}
+
+/// Which environments.
+#[derive(Debug, Args)]
+struct Chosen {
     /// Environments, by name or id
     #[arg(value_name = "ENV", required = true)]
     environments: Vec<String>,
@@ -80,13 +84,11 @@ pub(crate) struct RmArgs {
 }
 
 pub(crate) async fn start(context: &Context, args: StartArgs) -> Result<(), Failure> {
-    let begun = post_each(context, &args.environments, "start").await;
-    complete_all(context, begun, args.wait).await
+    change_each(context, args.chosen, "start").await
 }
 
 pub(crate) async fn stop(context: &Context, args: StopArgs) -> Result<(), Failure> {
-    let begun = post_each(context, &args.environments, "stop").await;
-    complete_all(context, begun, args.wait).await
+    change_each(context, args.chosen, "stop").await
 }
 
 pub(crate) async fn rename(context: &Context, args: RenameArgs) -> Result<(), Failure> {
@@ -168,13 +170,9 @@ async fn confirmed(context: &Context, environment: &str) -> Result<bool, Failure
     Ok(false)
 }
 
-async fn post_each(
-    context: &Context,
-    environments: &[String],
-    what: &str,
-) -> Vec<Result<Operation, Problem>> {
+async fn change_each(context: &Context, chosen: Chosen, what: &str) -> Result<(), Failure> {
     let mut begun = Vec::new();
-    for environment in environments {
+    for environment in &chosen.environments {
         begun.push(
             context
                 .client
@@ -182,5 +180,5 @@ async fn post_each(
                 .await,
         );
     }
-    begun
+    complete_all(context, begun, chosen.wait).await
 }

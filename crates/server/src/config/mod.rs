@@ -218,7 +218,7 @@ impl Config {
         })
     }
 
-    /// What [`crate::serve`] needs of this.
+    /// What [`crate::Server`] needs of this.
     #[must_use]
     pub fn server(&self) -> ServerConfig {
         ServerConfig {

@@ -58,14 +58,7 @@ fn nobody_stands_between_vfork_and_execve() {
     }
     // Four that start programs without end, as shells and cron do: there is nearly always one between the two calls.
     let node = TestNode::new("").with(|spec| {
-        for dir in ["lib", "lib64"] {
-            std::os::unix::fs::symlink(format!("usr/{dir}"), spec.rootfs.join(dir)).unwrap();
-        }
-        spec.binds.push(Bind {
-            source: "/usr".into(),
-            target: "/usr".into(),
-            access: Access::ReadOnly,
-        });
+        bind_usr(spec);
         let program = "import os\nos.fork(), os.fork()\nprint('up', flush=True)\n\
             while True: os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)";
         spec.process.args = ["/usr/bin/python3", "-S", "-E", "-c", program]

@@ -1,11 +1,10 @@
 //! Schedulers that stand still while jobs are held: started afresh, started later, and brought back from a cut.
 
 use std::fs;
-use std::path::PathBuf;
 
 use offshoot_runtime::*;
 
-use crate::restore::{checkpoint, copy_tree, criu_dir};
+use crate::restore::{checkpoint, clone_from, criu_dir};
 use crate::support::*;
 use crate::thin::thin;
 
@@ -25,14 +24,7 @@ fn node(script: &str) -> Option<TestNode> {
         return None;
     };
     let node = TestNode::new(script).with(|spec| {
-        for dir in ["lib", "lib64"] {
-            std::os::unix::fs::symlink(format!("usr/{dir}"), spec.rootfs.join(dir)).unwrap();
-        }
-        spec.binds.push(Bind {
-            source: "/usr".into(),
-            target: "/usr".into(),
-            access: Access::ReadOnly,
-        });
+        bind_usr(spec);
         fs::create_dir(spec.rootfs.join("sbin")).unwrap();
         fs::copy(shell, spec.rootfs.join("sbin/cron")).unwrap();
         spec.init = true;
@@ -152,7 +144,7 @@ fn clone_of_one_at_work(late: bool) {
     if late {
         assert!(thin(&images) > 0, "no page was moved");
     }
-    let clone = clone_from(&parent, images);
+    let clone = clone_from(&parent, images).with(|spec| spec.hold_jobs = true);
     let ticks = clone.ticks();
     assert!(ticks > 0, "there is something to go on with");
     let client = clone.start();
@@ -164,24 +156,6 @@ fn clone_of_one_at_work(late: bool) {
     client.hold_jobs(false).unwrap();
     clone.wait_more_ticks();
     clone.wait_steps();
-}
-
-fn clone_from(parent: &TestNode, images: PathBuf) -> TestNode {
-    TestNode::new("").with(|spec| {
-        fs::remove_dir_all(&spec.rootfs).unwrap();
-        copy_tree(&parent.spec.rootfs, &spec.rootfs);
-        let own = spec.clone();
-        *spec = NodeSpec {
-            node: own.node,
-            run_dir: own.run_dir,
-            log_dir: own.log_dir,
-            rootfs: own.rootfs,
-            hostname: "clone.test".into(),
-            start: Start::Restore { images },
-            hold_jobs: true,
-            ..parent.spec.clone()
-        };
-    })
 }
 
 #[test]

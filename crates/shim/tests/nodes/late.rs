@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use offshoot_runtime::*;
 use offshoot_sys::process;
 
-use crate::restore::{checkpoint, copy_tree, criu_dir};
+use crate::restore::{checkpoint, clone_from, criu_dir};
 use crate::support::*;
 use crate::thin::thin;
 
@@ -29,16 +29,8 @@ struct Pair {
 impl Pair {
     fn of(criu: PathBuf, mib: u64, how: &str, when: When) -> Self {
         let parent = TestNode::new("").with(|spec| {
-            let rootfs = &spec.rootfs;
-            for dir in ["lib", "lib64"] {
-                std::os::unix::fs::symlink(format!("usr/{dir}"), rootfs.join(dir)).unwrap();
-            }
-            spec.binds.push(Bind {
-                source: "/usr".into(),
-                target: "/usr".into(),
-                access: Access::ReadOnly,
-            });
-            fs::write(rootfs.join("player.py"), include_str!("player.py")).unwrap();
+            bind_usr(spec);
+            fs::write(spec.rootfs.join("player.py"), include_str!("player.py")).unwrap();
             let command = format!("/usr/bin/python3 -S -E /player.py {mib} {how}");
             spec.process.args = command.split_whitespace().map(String::from).collect();
             spec.tools.criu_dir = Some(criu);
@@ -53,21 +45,8 @@ impl Pair {
             let moved = thin(&images);
             assert!(moved >= mib * 256, "{moved} pages");
         }
-        let clone = TestNode::new("").with(|spec| {
-            fs::remove_dir_all(&spec.rootfs).unwrap();
-            copy_tree(&parent.spec.rootfs, &spec.rootfs);
-            fs::write(spec.rootfs.join("tmp/go"), "").unwrap();
-            let own = spec.clone();
-            *spec = NodeSpec {
-                node: own.node,
-                run_dir: own.run_dir,
-                log_dir: own.log_dir,
-                rootfs: own.rootfs,
-                hostname: "clone.test".into(),
-                start: Start::Restore { images },
-                ..parent.spec.clone()
-            };
-        });
+        let clone = clone_from(&parent, images);
+        fs::write(clone.spec.rootfs.join("tmp/go"), "").unwrap();
         Self {
             parent,
             clone,

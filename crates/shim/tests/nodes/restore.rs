@@ -57,7 +57,25 @@ pub(crate) fn checkpoint(node: &TestNode, images: &Path) {
     }
 }
 
-pub(crate) fn copy_tree(from: &Path, to: &Path) {
+/// A node that is what `parent` is, with a copy of its disk, and is brought back from `images`.
+pub(crate) fn clone_from(parent: &TestNode, images: PathBuf) -> TestNode {
+    TestNode::new("").with(|spec| {
+        std::fs::remove_dir_all(&spec.rootfs).unwrap();
+        copy_tree(&parent.spec.rootfs, &spec.rootfs);
+        let own = spec.clone();
+        *spec = NodeSpec {
+            node: own.node,
+            run_dir: own.run_dir,
+            log_dir: own.log_dir,
+            rootfs: own.rootfs,
+            hostname: "clone.test".into(),
+            start: Start::Restore { images },
+            ..parent.spec.clone()
+        };
+    })
+}
+
+fn copy_tree(from: &Path, to: &Path) {
     let status = Command::new("/bin/cp")
         .arg("-a")
         .arg(from)
@@ -101,24 +119,10 @@ fn a_restored_node_goes_on_beside_its_parent() {
     let started = std::time::Instant::now();
     checkpoint(&parent, &images);
     println!("checkpoint took {:?}", started.elapsed());
-    let clone = TestNode::new("").with(|spec| {
-        std::fs::remove_dir_all(&spec.rootfs).unwrap();
-        copy_tree(&parent.spec.rootfs, &spec.rootfs);
+    let clone = clone_from(&parent, images.clone()).with(|spec| {
         let volume = spec.rootfs.with_file_name("volume");
-        copy_tree(&parent.spec.binds[0].source, &volume);
-        let own = spec.clone();
-        *spec = NodeSpec {
-            node: own.node,
-            run_dir: own.run_dir,
-            log_dir: own.log_dir,
-            rootfs: own.rootfs,
-            ..parent.spec.clone()
-        };
+        copy_tree(&spec.binds[0].source, &volume);
         spec.binds[0].source = volume;
-        spec.hostname = "clone.test".into();
-        spec.start = Start::Restore {
-            images: images.clone(),
-        };
     });
     let started = std::time::Instant::now();
     let client = clone.start();

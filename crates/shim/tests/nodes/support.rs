@@ -203,6 +203,18 @@ impl Drop for TestNode {
     }
 }
 
+/// Lets a node run the host's programs: with its /usr, and the links that their loader is found by.
+pub(crate) fn bind_usr(spec: &mut NodeSpec) {
+    for dir in ["lib", "lib64"] {
+        symlink(format!("usr/{dir}"), spec.rootfs.join(dir)).unwrap();
+    }
+    spec.binds.push(Bind {
+        source: "/usr".into(),
+        target: "/usr".into(),
+        access: Access::ReadOnly,
+    });
+}
+
 pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + patience();
     loop {

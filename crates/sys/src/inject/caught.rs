@@ -1,7 +1,6 @@
 //! Processes that are held before they execute their next instruction.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use nix::unistd::Pid;
 
 use super::speaker::Speaker;
 use super::thread::{Orphan, Stop, resume, resume_with, seize, sequence_area, wait_stop};
+use crate::threads::threads;
 
 /// Processes that stop as soon as they run: a frozen one (cgroups(7)) when it is thawed, and before any instruction of its program.
 ///
@@ -24,20 +24,13 @@ impl Caught {
     /// Asks all threads of `pids` to stop. They must not be able to start others meanwhile: frozen processes. Those that ended are left out.
     ///
     /// # Errors
-    /// `EPERM` when somebody else traces one.
+    /// `EPERM` when somebody else traces one; when /proc cannot be read.
     pub fn catch(pids: impl IntoIterator<Item = i32>) -> io::Result<Self> {
         let mut caught = Self {
             processes: BTreeMap::new(),
         };
         for pid in pids {
-            let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
-                continue;
-            };
-            for entry in entries.flatten() {
-                let Some(id) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
-                    continue;
-                };
-                let thread = Pid::from_raw(id);
+            for thread in threads(pid)?.into_iter().map(Pid::from_raw) {
                 if seize(thread, Orphan::IsKilled)? {
                     caught.processes.entry(pid).or_default().push(thread);
                 }

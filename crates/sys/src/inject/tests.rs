@@ -1,5 +1,6 @@
 //! Programs that speak for a test.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};

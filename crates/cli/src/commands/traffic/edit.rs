@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use offshoot_model::quantity::{parse_bytes, parse_duration_ms};
 use offshoot_model::traffic::{
-    Back, Check, Failover, Field, Goal, Mirror, Passive, Policy, ProxyVersion, Rule, Side, Sticky,
-    When,
+    Back, Check, Failover, Goal, Mirror, Passive, Policy, ProxyVersion, Rule, Side, Sticky,
 };
 use offshoot_model::{Code, Fault, Problem};
 
 use super::Apply;
+use super::words::{goal, per_second, rule, statuses, sticky, weight};
 
 /// Change a policy: each option changes its part and leaves the rest
 ///
@@ -41,8 +41,14 @@ pub(super) struct SetArgs {
     /// client:NETWORK,NETWORK, or header:, cookie: or query:NAME=VALUE,VALUE; '' for no rules
     #[arg(long, value_name = "RULE", value_parser = rule, conflicts_with = "file")]
     rule: Vec<Option<Rule>>,
-    /// What counts as a success of a side: NAME=PATH[:METHOD][:STATUS]; '' for no goals
-    #[arg(long, value_name = "GOAL", value_parser = goal, conflicts_with = "file")]
+    #[arg(
+        long,
+        value_name = "GOAL",
+        value_parser = goal,
+        conflicts_with = "file",
+        // not as a comment, where rustdoc takes [...] for links
+        help = "What counts as a success of a side: NAME=PATH[:METHOD][:STATUS]; '' for no goals"
+    )]
     goal: Vec<Option<Goal>>,
     /// Requests a second of one client, also 50/s; 0 for no bound, as in all of these
     #[arg(long, value_name = "N", value_parser = per_second, conflicts_with = "file")]
@@ -299,132 +305,11 @@ fn side((environment, weight): (String, u32)) -> Side {
     }
 }
 
-fn pair<'a>(text: &'a str, example: &str) -> Result<(&'a str, &'a str), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.trim(), value.trim())),
-        _ => Err(format!(
-            "{text:?} has no name and value; write for instance {example}"
-        )),
-    }
-}
-
-fn weight(text: &str) -> Result<(String, u32), String> {
-    let (name, weight) = pair(text, "next=10")?;
-    let weight = weight.parse().map_err(|_| {
-        format!("{weight:?} is not a weight; write a number, or use `traffic split` for shares")
-    })?;
-    Ok((name.to_owned(), weight))
-}
-
-/// `next=10%` in ten thousandths.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "within 0 and 10000"
-)]
-pub(super) fn share(text: &str) -> Result<(String, u32), String> {
-    let (name, share) = pair(text, "next=10%")?;
-    let percent = super::percent(share)?;
-    Ok((name.to_owned(), (percent * 100.0).round() as u32))
-}
-
-fn per_second(text: &str) -> Result<u32, String> {
-    let number = text.trim().trim_end_matches("/s").parse();
-    number.map_err(|_| format!("{text:?} is not a rate; write for instance 50/s"))
-}
-
-fn sticky(text: &str) -> Result<Sticky, String> {
-    let (kind, name) = text.split_once(':').unwrap_or((text, ""));
-    match (kind, name) {
-        ("visitor", "") => Ok(Sticky::Visitor),
-        ("client", "") => Ok(Sticky::Client),
-        ("nothing", "") => Ok(Sticky::Nothing),
-        ("cookie", name) if !name.is_empty() => Ok(Sticky::Cookie(name.to_owned())),
-        ("header", name) if !name.is_empty() => Ok(Sticky::Header(name.to_owned())),
-        ("query", name) if !name.is_empty() => Ok(Sticky::Query(name.to_owned())),
-        _ => Err(format!(
-            "{text:?} keeps nobody; write visitor, client, cookie:NAME, header:NAME, query:NAME or nothing"
-        )),
-    }
-}
-
-/// `header:x-country=AT,CH & path:/new -> next`; nothing is no rule.
-fn rule(text: &str) -> Result<Option<Rule>, String> {
-    if text.trim().is_empty() {
-        return Ok(None);
-    }
-    let Some((conditions, to)) = text.rsplit_once("->") else {
-        return Err(format!("{text:?} leads nowhere; write 'CONDITION -> NAME'"));
-    };
-    let when = conditions.split('&').map(|one| condition(one.trim()));
-    Ok(Some(Rule {
-        when: when.collect::<Result<_, _>>()?,
-        to: to.trim().to_owned(),
-    }))
-}
-
-fn condition(text: &str) -> Result<When, String> {
-    let list = |text: &str| text.split(',').map(|one| one.trim().to_owned()).collect();
-    let field = |text: &str| match text.split_once('=') {
-        Some((name, values)) => Field {
-            name: name.trim().to_owned(),
-            values: list(values),
-        },
-        None => Field {
-            name: text.to_owned(),
-            values: Vec::new(),
-        },
-    };
-    match text.split_once(':') {
-        Some(("path", path)) => Ok(When::Path(path.to_owned())),
-        Some(("method", methods)) => Ok(When::Method(list(methods))),
-        Some(("client", networks)) => Ok(When::Client(list(networks))),
-        Some(("header", text)) => Ok(When::Header(field(text))),
-        Some(("cookie", text)) => Ok(When::Cookie(field(text))),
-        Some(("query", text)) => Ok(When::Query(field(text))),
-        _ => Err(format!(
-            "{text:?} is no condition; write path:, method:, client:, header:, cookie: or query: and what it must be"
-        )),
-    }
-}
-
-/// `paid=/thanks`, `ordered=/order:POST:200-299`; nothing is no goal.
-fn goal(text: &str) -> Result<Option<Goal>, String> {
-    if text.trim().is_empty() {
-        return Ok(None);
-    }
-    let (name, rest) = pair(text, "paid=/thanks")?;
-    let mut parts = rest.split(':');
-    let path = parts.next().unwrap_or_default();
-    let mut goal = Goal {
-        name: name.to_owned(),
-        path: (!path.is_empty()).then(|| path.to_owned()),
-        method: None,
-        statuses: (200, 399),
-    };
-    for part in parts {
-        if part.starts_with(|c: char| c.is_ascii_digit()) {
-            goal.statuses = statuses(part)?;
-        } else {
-            goal.method = Some(part.to_owned());
-        }
-    }
-    Ok(Some(goal))
-}
-
-/// `200-299` or `204`.
-fn statuses(text: &str) -> Result<(u16, u16), String> {
-    let (from, to) = text.split_once('-').unwrap_or((text, text));
-    match (from.trim().parse(), to.trim().parse()) {
-        (Ok(from), Ok(to)) => Ok((from, to)),
-        _ => Err(format!("{text:?} is no status; write for instance 200-299")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
 
+    use super::super::words::share;
     use super::*;
 
     #[derive(Parser)]

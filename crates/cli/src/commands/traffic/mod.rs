@@ -2,6 +2,7 @@
 
 mod edit;
 mod show;
+mod words;
 
 use std::path::PathBuf;
 
@@ -58,7 +59,7 @@ enum TrafficCommand {
         #[arg(value_name = "ENV")]
         environment: String,
         /// Who answers what share, in percent
-        #[arg(value_name = "NAME=SHARE", required = true, value_parser = edit::share)]
+        #[arg(value_name = "NAME=SHARE", required = true, value_parser = words::share)]
         shares: Vec<(String, u32)>,
         #[command(flatten)]
         wait: Wait,
