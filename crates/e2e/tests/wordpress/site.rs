@@ -67,7 +67,11 @@ impl Site {
 
     /// Prints what explains a failure.
     pub(crate) fn tell(&self) {
-        for what in [["traffic", "show"], ["ps", "--output=json"], ["logs", "--tail=40"]] {
+        for what in [
+            ["traffic", "show"],
+            ["ps", "--output=json"],
+            ["logs", "--tail=40"],
+        ] {
             for environment in [BLOG, NEXT] {
                 let args = [&what[..], &[environment]].concat();
                 let told = self.daemon.try_run(&args);
