@@ -93,14 +93,14 @@ impl Context {
             .is_some()
     }
 
-    /// Looks at the status of an answer that nobody has seen yet. 502 and 503 say that what is behind the node does not
-    /// answer, which its side has in common: the request is sent to another side instead, if there is one and it may be
+    /// Looks at the status of an answer that nobody has seen yet. 502, 503 and 504 say that what is behind the node does not
+    /// answer (Envoy's `gateway-error`), which its side has in common: the request is sent to another side instead, if there is one and it may be
     /// sent again. Once, and the side that failed is charged with it.
     ///
     /// # Errors
     /// One that makes the library ask again.
     pub(super) fn gives_way(&mut self, session: &Session, status: u16) -> Result<()> {
-        let again = matches!(status, 502 | 503)
+        let again = matches!(status, 502..=504)
             && !self.call
             && !self.resent
             && may_be_sent_again(session)
