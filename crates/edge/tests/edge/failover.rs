@@ -379,12 +379,12 @@ async fn a_gateways_own_error_sends_a_request_to_the_other_side() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_side_that_returns_is_used_after_enough_good_checks() {
     let pair = Pair::start(failover()).await;
-    assert_eq!(pair.who().await, "first");
+    pair.wait_for("first").await;
     let mut stopped = pair.file(2, (100, 0), failover());
     let sides = &mut stopped.traffic[0].upstreams;
     sides.insert(A.parse().unwrap(), Vec::new());
     pair.edge.serve(&stopped);
-    assert_eq!(pair.who().await, "second");
+    pair.wait_for("second").await;
     pair.first
         .check(Reply::new(200, "all is well").alternating());
     let (asked, checks) = (pair.first.asked().len(), pair.first.checks().len());
