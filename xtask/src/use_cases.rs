@@ -14,7 +14,7 @@ const FIGURES: &str = "figures: ";
 /// Options of the check.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-    cargo xtask check use-cases                once: four minutes on a machine with nothing else to do
+    cargo xtask check use-cases                once: some four minutes
     cargo xtask check use-cases --rounds 3     three times over, with the same images")]
 pub(crate) struct Arguments {
     /// How often both environments are made and go through all turns.
