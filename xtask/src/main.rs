@@ -8,6 +8,7 @@ mod demo;
 mod instance;
 mod interrupt;
 mod table;
+mod use_cases;
 mod wordpress;
 
 use std::process::ExitCode;
@@ -65,6 +66,8 @@ enum Bench {
 enum Check {
     /// Clone environments that verify every page of their memory; exit status 1 when one was wrong.
     Clones(check::Arguments),
+    /// Everything that clones are for, with a WordPress and its live clone under load; exit status 1 when anything did not hold.
+    UseCases(use_cases::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -87,6 +90,9 @@ fn main() -> ExitCode {
         Task::Check {
             what: Check::Clones(arguments),
         } => check::clones(&arguments),
+        Task::Check {
+            what: Check::UseCases(arguments),
+        } => use_cases::run_all(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,7 +16,7 @@ pub(crate) fn what_is_done_there_stays_there(site: &mut Site) {
     assert_eq!(commented.expect("the copy answers"), 302);
     load.goes_on();
     let seen = load.finish(site);
-    seen.print("test in a copy");
+    seen.print("test in a copy", "");
     seen.all_well();
     assert_eq!(seen.pages_of(BLOG).count(), seen.pages().count());
     site.each_comment_is_where_it_was_answered(&seen);

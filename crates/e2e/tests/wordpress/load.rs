@@ -260,18 +260,19 @@ impl Seen {
         percentile(&all, percent).unwrap_or_default()
     }
 
-    /// A line of figures.
-    pub(crate) fn print(&self, what: &str) {
+    /// A line of figures; `more` are those of this turn alone.
+    pub(crate) fn print(&self, turn: &str, more: &str) {
         let comments = self.samples.iter();
         let comments = comments.filter(|sample| matches!(sample.what, What::Comment(_)));
+        let ms = |time: Duration| time.as_millis();
         println!(
-            "figures: {what}: {} pages, p50 {:.0?}, p99 {:.0?}; {} comments, p99 {:.0?}; {} failed",
-            self.pages().count(),
-            self.median(),
-            self.took(self.pages(), 99),
-            self.comments().len(),
-            self.took(comments, 99),
+            "figures: {turn}: {} requests, {} failed; pages p50 {} ms, p99 {} ms; comments p99 {} ms{}{more}",
+            self.samples.len(),
             self.failed().count(),
+            ms(self.median()),
+            ms(self.took(self.pages(), 99)),
+            ms(self.took(comments, 99)),
+            if more.is_empty() { "" } else { "; " },
         );
     }
 }

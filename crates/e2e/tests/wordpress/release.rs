@@ -24,8 +24,10 @@ const WATCH: [&str; 7] = [
     "50x",
 ];
 
-fn micros(operation: &Value) -> u64 {
-    operation["swap"]["us"].as_u64().expect("it was switched")
+/// How long the edge took to switch.
+fn switched_in(operation: &Value) -> String {
+    let micros = operation["swap"]["us"].as_f64().expect("it was switched");
+    format!("{:.1} ms", micros / 1e3)
 }
 
 pub(crate) fn swap_and_back(site: &mut Site) {
@@ -40,12 +42,9 @@ pub(crate) fn swap_and_back(site: &mut Site) {
     let again = Instant::now();
     load.answered_by(BLOG);
     let seen = load.finish(site);
-    seen.print("swap and back");
-    println!(
-        "figures: the edge switched in {} and {} us",
-        micros(&there),
-        micros(&back)
-    );
+    let (there, back) = (switched_in(&there), switched_in(&back));
+    let switched_in = format!("switched in {there} and {back}");
+    seen.print("swap and back", &switched_in);
     seen.all_well();
     seen.all_by(NEXT, switched, returned);
     seen.all_by(BLOG, again, Instant::now());
@@ -59,13 +58,12 @@ pub(crate) fn a_release_takes_over(site: &mut Site) {
     let done = Instant::now();
     load.answered_by(NEXT);
     let seen = load.finish(site);
-    seen.print("promote");
+    let switched_in = format!("switched in {}", switched_in(&operation));
+    seen.print("promote", &switched_in);
     let report = &operation["traffic"];
     println!(
-        "figures: the edge switched in {} us; compared: {} and {}",
-        micros(&operation),
-        report["old_figures"],
-        report["new_figures"]
+        "compared: {} and {}",
+        report["old_figures"], report["new_figures"]
     );
     seen.all_well();
     seen.never_back(BLOG, NEXT);
@@ -90,22 +88,19 @@ pub(crate) fn a_broken_release_goes_back(site: &mut Site) {
     let back = Instant::now();
     load.answered_by(BLOG);
     let seen = load.finish(site);
-    seen.print("promote, broken");
+    let last = seen.failed().last().map_or(broken.begun, |last| last.done);
+    let failing = last.saturating_duration_since(broken.begun).as_millis();
+    let until = (back - broken.begun).as_millis();
+    let times = format!("the last failed {failing} ms after it broke, all back after {until} ms");
+    seen.print("promote, broken", &times);
     assert_eq!(operation["state"], "failed", "{operation:#}");
     assert_eq!(operation["problem"]["code"], "promote-worse");
-    println!("figures: {}", operation["problem"]["what"]);
-    let last = seen.failed().last().expect("errors made it go back");
-    println!(
-        "figures: broken to the last error {:.1?}, to the end of the operation {:.1?}",
-        last.done - broken,
-        back - broken
-    );
+    println!("{}", operation["problem"]["what"]);
+    assert!(last > broken.begun, "errors made it go back");
     for failed in seen.failed() {
-        assert!(failed.done >= broken, "before it broke: {failed:?}");
-        assert!(
-            failed.sent <= broken + ERRORS * stretch(),
-            "too late: {failed:?}"
-        );
+        assert!(failed.done >= broken.begun, "before it broke: {failed:?}");
+        let bound = broken.gone + ERRORS * stretch();
+        assert!(failed.sent <= bound, "too late: {failed:?}");
     }
     seen.all_by(BLOG, back, Instant::now());
     site.each_comment_is_where_it_was_answered(&seen);

@@ -12,7 +12,7 @@ pub(crate) fn copies_are_compared(site: &mut Site) {
     let load = Load::start(site);
     load.goes_on();
     let alone = load.finish(site);
-    alone.print("without a mirror");
+    alone.print("without a mirror", "");
 
     site.daemon
         .run(&["traffic", "mirror", BLOG, NEXT, "--share", "100%"]);
@@ -20,7 +20,7 @@ pub(crate) fn copies_are_compared(site: &mut Site) {
     load.goes_on();
     load.goes_on();
     let seen = load.finish(site);
-    seen.print("with a mirror");
+    seen.print("mirror", "all are copied");
     seen.all_well();
     let (pages, comments) = (seen.pages().count(), seen.comments());
     assert_eq!(

@@ -19,6 +19,7 @@ pub(crate) const HOST: &str = "blog.example.test";
 pub(crate) const BLOG: &str = "blog";
 /// Its clone, and the title of the clone's.
 pub(crate) const NEXT: &str = "next";
+const COMPOSE: &str = "../../examples/wordpress/compose.yaml";
 const USER: &str = "editor";
 // an account of this test's own, on loopback
 const PASSWORD: &str = "offshoot-test-only";
@@ -36,18 +37,9 @@ pub(crate) struct Site {
 
 impl Site {
     /// Makes a WordPress, installs it, logs people in, clones it, and gives both titles that tell them apart.
-    pub(crate) fn start() -> Self {
-        // which side answered a comment is told by its query
-        let daemon = TestDaemon::start_with_packages_changed(|config| {
-            config.replace("[edge]\n", "[edge]\naccess_log_query = true\n")
-        });
-        let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let compose = tests.join("../../examples/wordpress/compose.yaml");
-        let over = tests.join("tests/wordpress/override.yaml");
-        let (compose, over) = (compose.display().to_string(), over.display().to_string());
-        let begun = Instant::now();
-        daemon.run(&["image", "import", &compose]);
-        println!("figures: images: {:.1} s", begun.elapsed().as_secs_f64());
+    pub(crate) fn start(daemon: TestDaemon) -> Self {
+        let over = here("tests/wordpress/override.yaml");
+        let compose = here(COMPOSE);
         daemon.run(&["create", "-f", &compose, "-f", &over, "--name", BLOG]);
         daemon.run(&["domain", "add", BLOG, HOST]);
         install(&daemon);
@@ -68,8 +60,25 @@ impl Site {
     }
 
     /// Removes all; nothing may be left.
-    pub(crate) fn finish(self) {
+    pub(crate) fn finish(self) -> TestDaemon {
         self.daemon.finish(&[BLOG, NEXT]);
+        self.daemon
+    }
+
+    /// Prints what explains a failure.
+    pub(crate) fn tell(&self) {
+        for what in [
+            ["traffic", "show"],
+            ["ps", "--output=json"],
+            ["logs", "--tail=40"],
+        ] {
+            for environment in [BLOG, NEXT] {
+                let args = [&what[..], &[environment]].concat();
+                let told = self.daemon.try_run(&args);
+                let told = told.map(|told| told.stdout).unwrap_or_default();
+                println!("{args:?}:\n{}", String::from_utf8_lossy(&told));
+            }
+        }
     }
 
     /// Gives an environment its own name as the title of its pages, by its own PHP.
@@ -89,17 +98,18 @@ impl Site {
         (answer.status == 200).then(|| title_of(&answer.text()))
     }
 
-    /// Ends PHP in an environment; its web server goes on. Gives from when on it may fail.
-    pub(crate) fn stop_php(&self, environment: &str) -> Instant {
+    /// Ends PHP in an environment; its web server goes on.
+    pub(crate) fn stop_php(&self, environment: &str) -> Broken {
         let begun = Instant::now();
         let kill = ["exec", environment, "php", "--", "/bin/sh", "-c", "kill 1"];
         // the session ends with the node
         drop(self.daemon.try_run(&kill).expect("offshoot can be run"));
+        let gone = Instant::now();
         wait_for("PHP's end", PATIENCE, || {
             let node = offshoot_e2e::support::node(&self.daemon, environment, "php-1");
             (node["status"]["state"] != "running").then_some(())
         });
-        begun
+        Broken { begun, gone }
     }
 
     /// Brings it back, and waits until it answers.
@@ -167,6 +177,31 @@ impl Site {
             (answer.status == 200 && title_of(&answer.text()) == environment).then_some(())
         });
     }
+}
+
+/// When PHP was ended: it may fail from `begun` on, and does from `gone` on.
+#[derive(Clone, Copy)]
+pub(crate) struct Broken {
+    pub(crate) begun: Instant,
+    pub(crate) gone: Instant,
+}
+
+/// A daemon that has the images.
+pub(crate) fn daemon() -> TestDaemon {
+    // which side answered a comment is told by its query
+    let daemon = TestDaemon::start_with_packages_changed(|config| {
+        config.replace("[edge]\n", "[edge]\naccess_log_query = true\n")
+    });
+    let begun = Instant::now();
+    daemon.run(&["image", "import", &here(COMPOSE)]);
+    println!("figures: images in {:.1} s", begun.elapsed().as_secs_f64());
+    daemon
+}
+
+/// A file by its path below this package.
+fn here(path: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    file.display().to_string()
 }
 
 /// Somebody who comes for the first time.

@@ -108,6 +108,10 @@ pub(crate) fn visitors_stay_on_their_side(site: &mut Site) {
             "{written:?}"
         );
     }
+    println!(
+        "figures: A/B: {} requests, 0 failed; the edge was killed meanwhile",
+        4 * people.len() + commented
+    );
     site.next_comment += commented;
     site.people = people
         .into_iter()
@@ -128,7 +132,7 @@ pub(crate) fn a_growing_share_fails_nothing(site: &mut Site) {
     let all = Instant::now();
     load.answered_by(NEXT);
     let seen = load.finish(site);
-    seen.print("canary");
+    seen.print("canary", "");
     seen.all_well();
     seen.all_by(NEXT, all, Instant::now());
     site.each_comment_is_where_it_was_answered(&seen);

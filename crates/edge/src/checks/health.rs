@@ -122,7 +122,8 @@ impl Health {
         state.judged(node, last, |judge| judge.checked(good, rise, fall));
     }
 
-    /// Takes over a policy as it is now. Sides and nodes that stay are as well as they were.
+    /// Takes over a policy as it is now. Sides and nodes that stay are as well as they were. New nodes of a side that was down
+    /// (its environment was stopped, say) have to be well first, unless nobody else is up.
     pub(super) fn set(&self, failover: &Failover, sides: &[(EnvId, Vec<Upstream>)], kept: Kept) {
         let mut state = self.lock();
         let mut nodes: HashMap<u64, Node> = HashMap::new();
@@ -136,10 +137,11 @@ impl Health {
             let waits = out.contains(environment);
             let new = || (true, waits, Arc::new(AtomicBool::new(!waits)));
             let (up, out, takes) = former.remove(environment).unwrap_or_else(new);
+            let judge = if up { Judge::new() } else { Judge::returning() };
             let nodes = upstreams.iter().map(|upstream| {
                 nodes
                     .remove(&upstream.key)
-                    .unwrap_or_else(|| Node::new(upstream))
+                    .unwrap_or_else(|| Node::new(upstream, judge.clone()))
             });
             state.sides.push(Side {
                 environment: environment.clone(),
@@ -149,6 +151,7 @@ impl Health {
                 takes,
             });
         }
+        state.let_in_who_returns();
         state.failover = failover.clone();
         state.changes.extend(kept.changes);
         state.decide("its nodes changed");
@@ -202,14 +205,15 @@ impl Health {
 }
 
 impl Node {
-    fn new(upstream: &Upstream) -> Self {
+    fn new(upstream: &Upstream, judge: Judge) -> Self {
+        let up = judge.is_up();
         Self {
             upstream: *upstream,
-            judge: Judge::new(),
+            judge,
             since: Timestamp::now(),
             last: "not checked yet".to_owned(),
             seen: Arc::new(SeenNode {
-                up: true.into(),
+                up: up.into(),
                 failed: 0.into(),
             }),
         }
@@ -227,6 +231,20 @@ impl State {
             nodes: nodes
                 .map(|n| (n.upstream.key, Arc::clone(&n.seen)))
                 .collect(),
+        }
+    }
+
+    /// When no node is up, those that return and were not asked yet are better than nothing.
+    fn let_in_who_returns(&mut self) {
+        let nodes = || self.sides.iter().flat_map(|side| &side.nodes);
+        if nodes().any(|node| node.judge.is_up()) {
+            return;
+        }
+        let nodes = self.sides.iter_mut().flat_map(|side| &mut side.nodes);
+        let returning = Judge::returning();
+        for node in nodes.filter(|node| node.judge == returning) {
+            node.judge = Judge::new();
+            node.seen.up.store(true, Ordering::Relaxed);
         }
     }
 
@@ -312,14 +330,20 @@ mod tests {
     }
 
     fn set(health: &Health, back: Back, kept: Kept) {
+        set_with(health, back, kept, &[1], &[2]);
+    }
+
+    /// With nodes of these keys.
+    fn set_with(health: &Health, back: Back, kept: Kept, a: &[u64], b: &[u64]) {
         let mut failover = Failover {
             back,
             ..Failover::default()
         };
         (failover.check.rise, failover.check.fall) = (1, 1);
         failover.passive = Some(offshoot_model::traffic::Passive { failures: 2 });
-        let side = |id: &str, key| (id.parse().unwrap(), vec![node(key)]);
-        health.set(&failover, &[side(A, 1), side(B, 2)], kept);
+        let nodes = |keys: &[u64]| keys.iter().map(|key| node(*key)).collect();
+        let side = |id: &str, keys| (id.parse().unwrap(), nodes(keys));
+        health.set(&failover, &[side(A, a), side(B, b)], kept);
     }
 
     fn node(key: u64) -> Upstream {
@@ -389,6 +413,30 @@ mod tests {
         assert_eq!(takes(&health), (false, true), "it was not alone any more");
         health.back();
         assert_eq!(takes(&health), (true, true));
+    }
+
+    #[test]
+    fn a_side_that_was_stopped_has_to_be_well_before_it_is_used() {
+        let health = health(Back::Auto, Kept::default());
+        check(&health, 1, true);
+        set_with(&health, Back::Auto, Kept::default(), &[], &[2]);
+        assert_eq!(takes(&health), (false, true));
+        // it is started: a node that nobody knows
+        set_with(&health, Back::Auto, Kept::default(), &[3], &[2]);
+        assert_eq!(takes(&health), (false, true));
+        assert!(!health.is_up(&node(3)));
+        check(&health, 3, true);
+        assert_eq!(takes(&health), (true, true));
+        // another one beside it is as good as new
+        set_with(&health, Back::Auto, Kept::default(), &[3, 4], &[2]);
+        assert!(health.is_up(&node(4)));
+        // nobody else is there
+        set_with(&health, Back::Auto, Kept::default(), &[], &[]);
+        set_with(&health, Back::Auto, Kept::default(), &[5], &[]);
+        assert_eq!(takes(&health), (true, false));
+        assert!(health.is_up(&node(5)));
+        check(&health, 5, false);
+        assert_eq!(takes(&health), (false, false));
     }
 
     #[test]

@@ -21,6 +21,14 @@ impl Judge {
         }
     }
 
+    /// A node of a side that was down, of which nothing is known: down until it was well `rise` times.
+    pub(super) fn returning() -> Self {
+        Self {
+            up: false,
+            ..Self::new()
+        }
+    }
+
     pub(super) fn is_up(&self) -> bool {
         self.up
     }
@@ -82,6 +90,15 @@ mod tests {
         assert!(!judge.put_down());
         assert!(!judge.checked(true, 2, 3));
         assert!(judge.checked(true, 2, 3));
+    }
+
+    #[test]
+    fn one_that_returns_is_used_when_it_was_well_often_enough() {
+        let mut judge = Judge::returning();
+        assert!(!judge.checked(true, 2, 3));
+        assert!(!judge.checked(false, 2, 3), "not in a row");
+        assert!(!judge.checked(true, 2, 3));
+        assert!(judge.checked(true, 2, 3) && judge.is_up());
     }
 
     proptest! {

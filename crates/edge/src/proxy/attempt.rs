@@ -2,18 +2,24 @@
 
 use std::sync::Arc;
 
-use pingora_core::{Error, ErrorSource, ErrorType};
+use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_proxy::Session;
 
 use super::short::Asked;
 use super::{Context, connection};
 use crate::checks::Health;
-use crate::table::Upstream;
+use crate::table::{Target, Upstream};
+use crate::traffic::{End, Ended};
 
 impl Context {
     /// The next node of its side: one that is up and was not tried.
     pub(super) fn next_upstream(&self) -> Option<Upstream> {
+        self.next_of(self.target.as_ref()?, self.turn)
+    }
+
+    fn next_of(&self, target: &Target, turn: usize) -> Option<Upstream> {
         let health = self.health();
-        self.target.as_ref()?.first_upstream(self.turn, |node| {
+        target.first_upstream(turn, |node| {
             !self.tried.contains(&node.key) && health.is_none_or(|health| health.is_up(node))
         })
     }
@@ -24,12 +30,14 @@ impl Context {
             return None;
         }
         let choice = self.owner.as_ref()?.other_than(self.side)?;
+        let turn = choice.target.turn();
+        let node = self.next_of(&choice.target, turn)?;
         connection::routed(&choice.target.environment);
         self.other_side = true;
         self.side = choice.side;
-        self.turn = choice.target.turn();
+        self.turn = turn;
         self.target = Some(choice.target);
-        self.next_upstream()
+        Some(node)
     }
 
     /// A node has the request already, whatever the routes say by now.
@@ -85,7 +93,47 @@ impl Context {
             .is_some()
     }
 
+    /// Looks at the status of an answer that nobody has seen yet. 502, 503 and 504 say that what is behind the node does not
+    /// answer (Envoy's `gateway-error`), which its side has in common: the request is sent to another side instead, if there is one and it may be
+    /// sent again. Once, and the side that failed is charged with it.
+    ///
+    /// # Errors
+    /// One that makes the library ask again.
+    pub(super) fn gives_way(&mut self, session: &Session, status: u16) -> Result<()> {
+        let again = matches!(status, 502..=504)
+            && !self.call
+            && !self.resent
+            && may_be_sent_again(session)
+            && session.response_written().is_none();
+        let (left, asked) = (self.side, self.upstream);
+        if !again || self.on_other_side().is_none() {
+            return Ok(());
+        }
+        self.resent = true;
+        if let (Some(health), Some(node)) = (self.health(), asked) {
+            health.failed(&node, &status.to_string());
+        }
+        if let Some(owner) = &self.owner {
+            let ended = Ended {
+                status: Some(status),
+                own: true,
+                end: End::Failed,
+                stream: false,
+                took: self.started.elapsed(),
+            };
+            owner.ended(left, &ended);
+        }
+        let mut error = Error::explain(ErrorType::HTTPStatus(status), "its node's own answer");
+        error.set_retry(true);
+        Err(error.into_up())
+    }
+
     fn health(&self) -> Option<&Arc<Health>> {
         self.owner.as_ref()?.health.as_ref()
     }
+}
+
+/// Whether a request may be carried out twice (RFC 9110, 9.2.2), and all that was read of its body is kept for that.
+pub(super) fn may_be_sent_again(session: &Session) -> bool {
+    session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated()
 }

@@ -33,6 +33,7 @@ use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, Session};
 
+use self::attempt::may_be_sent_again;
 pub(crate) use self::connection::Scheme;
 use self::context::Context;
 use self::guard::end_unless_continued;
@@ -292,10 +293,11 @@ impl ProxyHttp for Router {
 
     async fn upstream_response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
+        ctx.gives_way(session, response.status.as_u16())?;
         if let Some(copy) = &mut ctx.copy {
             copy.answer(response, is_events(response));
         }
@@ -412,7 +414,7 @@ impl ProxyHttp for Router {
     ) -> Box<Error> {
         let mut error = error.more_context(format!("upstream {peer}"));
         let whole = !session.as_ref().retry_buffer_truncated();
-        let again = whole && session.req_header().method.is_idempotent();
+        let again = may_be_sent_again(session);
         if whole && ctx.call && !ctx.anew && grpc::was_not_seen(&error) {
             ctx.anew = true;
         } else if again {

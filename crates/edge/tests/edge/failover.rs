@@ -186,16 +186,18 @@ async fn answers_that_alternate_change_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn visitors_failures_count() {
     let pair = Pair::start(rare(json!({"passive": {"failures": 3}}))).await;
+    let post = async || pair.send(with_method(Method::POST, b"")).await.1;
     pair.first.reply(Reply::new(503, "first"));
-    assert_eq!(pair.who().await, "first");
-    assert_eq!(pair.who().await, "first");
+    assert_eq!(post().await, "first");
+    assert_eq!(post().await, "first");
     pair.first.reply(Reply::new(404, "first"));
-    assert_eq!(pair.who().await, "first");
+    assert_eq!(post().await, "first");
     pair.first.reply(Reply::new(502, "first"));
-    for _ in 0..3 {
-        assert_eq!(pair.who().await, "first");
-    }
+    // counted too when the visitor does not see it
     assert_eq!(pair.who().await, "second");
+    assert_eq!(post().await, "first");
+    assert_eq!(post().await, "first");
+    assert_eq!(post().await, "second");
     assert_eq!(pair.first.asked().len(), 6);
     let health = pair.health(A);
     assert!(!health.up);
@@ -320,6 +322,78 @@ async fn only_what_may_be_sent_twice_is() {
         (StatusCode::OK, "second".into())
     );
     assert_eq!(pair.second.asked().pop().unwrap().body, LONG);
+}
+
+/// A gateway whose application is gone says so: where another side is there, nobody sees that who may ask twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateways_own_error_sends_a_request_to_the_other_side() {
+    let pair = Pair::start(rare(json!({}))).await;
+    let counted = || {
+        let sides = pair.stats().sides;
+        [0, 1].map(|side| (sides[side].requests, sides[side].errors))
+    };
+    for status in [502, 504, 503] {
+        pair.first.reply(Reply::new(status, "first"));
+        assert_eq!(
+            pair.send(with_method(Method::GET, b"")).await,
+            (StatusCode::OK, "second".into())
+        );
+    }
+    assert_eq!(
+        pair.send(with_method(Method::PUT, b"content")).await.1,
+        "second"
+    );
+    assert_eq!(pair.second.asked().pop().unwrap().body, "content");
+    until("each side has what it did", || {
+        counted() == [(4, 4), (4, 0)]
+    })
+    .await;
+    // may have been carried out
+    let post = pair.send(with_method(Method::POST, b"content")).await;
+    assert_eq!(post, (StatusCode::SERVICE_UNAVAILABLE, "first".into()));
+    // an error of the application's own
+    pair.first.reply(Reply::new(500, "first"));
+    assert_eq!(pair.who().await, "first");
+    assert_eq!(pair.second.asked().len(), 4);
+    // the other one's answer is the last, whatever it is
+    pair.first.reply(Reply::new(502, "first"));
+    pair.second.reply(Reply::new(503, "second"));
+    let asked = pair.first.asked().len();
+    assert_eq!(
+        pair.send(with_method(Method::GET, b"")).await,
+        (StatusCode::SERVICE_UNAVAILABLE, "second".into())
+    );
+    assert_eq!(pair.first.asked().len(), asked + 1);
+    // nobody else is there: a node's own answer is better than none
+    let mut file = pair.file(2, (100, 0), rare(json!({})));
+    let sides = &mut file.traffic[0].upstreams;
+    sides.insert(B.parse().unwrap(), Vec::new());
+    pair.edge.serve(&file);
+    assert_eq!(
+        pair.send(with_method(Method::GET, b"")).await,
+        (StatusCode::BAD_GATEWAY, "first".into())
+    );
+}
+
+/// Its environment was stopped and is started: what it answers first is not for visitors.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_side_that_returns_is_used_after_enough_good_checks() {
+    let pair = Pair::start(failover()).await;
+    pair.wait_for("first").await;
+    let mut stopped = pair.file(2, (100, 0), failover());
+    let sides = &mut stopped.traffic[0].upstreams;
+    sides.insert(A.parse().unwrap(), Vec::new());
+    pair.edge.serve(&stopped);
+    pair.wait_for("second").await;
+    pair.first
+        .check(Reply::new(200, "all is well").alternating());
+    let (asked, checks) = (pair.first.asked().len(), pair.first.checks().len());
+    pair.edge.serve(&pair.file(3, (100, 0), failover()));
+    until("ten checks", || pair.first.checks().len() >= checks + 10).await;
+    assert_eq!(pair.who().await, "second");
+    assert_eq!(pair.first.asked().len(), asked);
+    pair.first.check(Reply::new(200, "all is well"));
+    pair.wait_for("first").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
