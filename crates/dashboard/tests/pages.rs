@@ -231,7 +231,7 @@ async fn the_clone_dialog_shows_the_plan() {
         "× 2",
         "expected to stand still for about <b>160 ms</b>, all nodes together; the last time it was <b>148 ms</b>",
         "layer app is stateless",
-        "Not carried over: custom domains: shop.example.com",
+        "not carried over: custom domains: shop.example.com",
         "shop-clone.localhost:8080",
         "name=\"max_freeze\"",
     ] {
