@@ -55,6 +55,14 @@ impl Person {
     #[track_caller]
     pub fn goto(&self, url: &str) {
         done(self.client.goto(url));
+        self.settle();
+    }
+
+    /// Until the page's scripts are there, where it says that they still come (`data-coming`).
+    #[track_caller]
+    fn settle(&self) {
+        let there = "return document.documentElement.dataset.coming === undefined";
+        self.wait("the scripts of the page", there, &[]);
     }
 
     /// Presses the button or link that says this, by its text or its label.
@@ -75,6 +83,7 @@ impl Person {
         let path = format!(
             "{above}//*[self::button or self::a or self::summary][normalize-space()='{text}' or @aria-label='{text}']"
         );
+        self.settle();
         let begun = Instant::now();
         // Between the look and the press a page that changes by itself may have put another in its place.
         loop {
@@ -94,6 +103,7 @@ impl Person {
     /// When there is none.
     #[track_caller]
     pub fn enter(&self, id: &str, text: &str) {
+        self.settle();
         done(self.client.send_keys(&self.by_id(id), text));
     }
 
@@ -117,6 +127,7 @@ impl Person {
     /// When the page takes none.
     #[track_caller]
     pub fn key(&self, keys: &str) {
+        self.settle();
         let active = done(self.client.active_element());
         done(self.client.send_keys(&active, keys));
     }

@@ -4,16 +4,19 @@
 (() => {
   const $ = (selector, root = document) => root.querySelector(selector);
   const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
+  // Whether the libraries are still on their way.
+  document.documentElement.dataset.coming = "";
+  const coming = () => document.documentElement.dataset.coming !== undefined;
 
-  // Times in the reader's zone.
-  const full = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
-  const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-  function times(root) {
-    for (const time of $$("time[datetime]", root)) {
+  // Times in the reader's zone. To make what writes them takes a while: it is done when the first is written.
+  let zone = null;
+  function times(all) {
+    for (const time of all) {
       const at = new Date(time.dateTime);
       if (Number.isNaN(at.getTime())) continue;
-      time.title = full.format(at);
-      if (time.dataset.show === "full") time.textContent = full.format(at);
+      zone ??= new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+      time.title = zone.format(at);
+      if (time.dataset.show === "full") time.textContent = time.title;
     }
   }
 
@@ -39,7 +42,7 @@
       if (dialog.dataset.home && location.pathname.startsWith("/operations/")) {
         history.replaceState(null, "", dialog.dataset.home);
       }
-      htmx.trigger(document.body, "tick");
+      if (!coming()) htmx.trigger(document.body, "tick");
     });
   }
 
@@ -48,7 +51,7 @@
   const menu = $("#menu");
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a[data-dialog], a[data-menu]");
-    if (!link || event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+    if (!link || coming() || event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
     if (link.dataset.menu !== undefined) {
       if (!menu || !menu.showPopover) return;
       event.preventDefault();
@@ -88,7 +91,7 @@
   // Start and stop leave the page where it is.
   document.addEventListener("submit", (event) => {
     const button = event.submitter;
-    if (event.target.id !== "act" || !button || button.dataset.go !== undefined) return;
+    if (event.target.id !== "act" || coming() || !button || button.dataset.go !== undefined) return;
     event.preventDefault();
     const values = Object.fromEntries(new FormData(event.target));
     htmx.ajax("POST", button.getAttribute("formaction"), { target: "#notices", swap: "innerHTML", values });
@@ -132,13 +135,6 @@
     shares(row.closest("form"));
   });
 
-  // What a person opened stays open, what they type stays typed, while parts of the page are replaced.
-  if (window.Idiomorph) {
-    Idiomorph.defaults.ignoreActiveValue = true;
-    Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) =>
-      !(name === "open" && node.matches("details, dialog")) && !(name === "tabindex" && node.matches(".scroll"));
-  }
-
   // What is wider than its place is moved by the arrow keys: it can have the focus, and says what it is.
   function scrollers() {
     for (const region of $$(".scroll")) {
@@ -173,7 +169,7 @@
   }
 
   document.body.addEventListener("htmx:afterSwap", (event) => {
-    times(event.detail.target);
+    times($$("time[datetime]", event.detail.target));
     show(event.detail.target);
     scrollers();
     hold();
@@ -192,7 +188,7 @@
     }
   }
   function open() {
-    if (source || document.hidden || !document.body.dataset.live) return;
+    if (source || coming() || document.hidden || !document.body.dataset.live) return;
     source = new EventSource(document.body.dataset.live);
     source.addEventListener("open", () => {
       if (lost) htmx.trigger(document.body, "tick");
@@ -272,7 +268,38 @@
     follow();
   }
 
-  times(document);
-  scrollers();
-  open();
+  // Words that change are the reader's before the page is seen.
+  times($$("time[data-show=full]"));
+
+  // What is not seen comes after it, the libraries among it: until then links are links and forms are forms.
+  async function begin() {
+    await seen();
+    const libraries = $$("link[rel=preload][as=script]").map((link) => {
+      const script = document.createElement("script");
+      script.src = link.href;
+      script.async = false;
+      document.head.append(script);
+      return new Promise((loaded, failed) => Object.assign(script, { onload: loaded, onerror: failed }));
+    });
+    times($$("time[datetime]"));
+    scrollers();
+    await Promise.all(libraries);
+    // What a person opened stays open, what they type stays typed, while parts of the page are replaced.
+    Idiomorph.defaults.ignoreActiveValue = true;
+    Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) =>
+      !(name === "open" && node.matches("details, dialog")) && !(name === "tabindex" && node.matches(".scroll"));
+    delete document.documentElement.dataset.coming;
+    open();
+  }
+  // Once something was painted and all of the page is there (htmx begins by itself only then); hidden pages are not
+  // painted.
+  function seen() {
+    const painted = new Promise((yes) => {
+      if (document.hidden || !PerformanceObserver.supportedEntryTypes.includes("paint")) yes();
+      else new PerformanceObserver(yes).observe({ type: "paint", buffered: true });
+    });
+    const there = new Promise((yes) => addEventListener("load", yes));
+    return Promise.all([painted, there]);
+  }
+  begin();
 })();

@@ -3,7 +3,7 @@
 //!
 //!     cargo run -p offshoot-dashboard --example pretend -- 100
 //!
-//! It prints a link to sign in, and ends with its standard input.
+//! At `/smallest` is a page of a few words, to tell a browser's own part. It prints a link to sign in, and ends with its standard input.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub, missing_docs)]
 
 #[path = "../tests/common/fake.rs"]
@@ -16,6 +16,8 @@ mod traffic;
 use std::io::Read as _;
 use std::sync::Arc;
 
+use axum::response::Html;
+use axum::routing::get;
 use fake::Fake;
 use offshoot_dashboard::{Dashboard, Settings, Transport};
 use tokio::net::TcpListener;
@@ -47,7 +49,10 @@ async fn main() {
         transport: Transport::Plain,
     });
     println!("{}", dashboard.login_link().unwrap().url);
-    let router = dashboard.router(Arc::new(fake), CancellationToken::new());
+    let smallest = "<!doctype html><html lang=\"en\"><title>Smallest</title><p>smallest";
+    let router = dashboard
+        .router(Arc::new(fake), CancellationToken::new())
+        .route("/smallest", get(async move || Html(smallest)));
     let end = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
     tokio::select! {
         served = axum::serve(listener, router) => served.unwrap(),

@@ -231,7 +231,7 @@ async fn the_clone_dialog_shows_the_plan() {
         "× 2",
         "expected to stand still for about <b>160 ms</b>, all nodes together; the last time it was <b>148 ms</b>",
         "layer app is stateless",
-        "Not carried over: custom domains: shop.example.com",
+        "not carried over: custom domains: shop.example.com",
         "shop-clone.localhost:8080",
         "name=\"max_freeze\"",
     ] {
@@ -313,14 +313,7 @@ async fn a_clone_that_holds_is_asked_for_and_let_go() {
     let want = "clone shop as trial Auto None holding mail and jobs stopped";
     assert_eq!(site.fake.calls(), [want]);
 
-    {
-        let mut environments = site.fake.environments.lock().unwrap();
-        let shop = environments.iter_mut().find(|env| env.name == "shop");
-        let shop = shop.unwrap();
-        shop.held = offshoot_model::Hold::ALL;
-        shop.layers[0].nodes[0].held = true;
-        shop.layers[1].nodes[0].held_processes = vec!["cron (process 7)".to_owned()];
-    }
+    site.fake.hold("shop");
     let page = site.get("/environments/shop").await;
     for wanted in [
         "<dt>Held</dt><dd>mail and jobs <button",

@@ -1,6 +1,8 @@
 //! How the disks of two environments differ, by what the kernel tells of their files: a snapshot keeps numbers, times
-//! and sizes, so what nobody touched is equal without a look at its content.
+//! and sizes, so what nobody touched is equal without a look at its content. Where one disk is a snapshot of the
+//! other, only what was changed since is looked at; otherwise every file.
 
+use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
@@ -11,10 +13,11 @@ use jiff::Timestamp;
 use offshoot_model::disk::{ChangeKind, ChangedBy, Disk, DiskChanges, FILES_MAX, FileChange};
 use offshoot_model::{Code, Environment, Fault, Problem};
 use offshoot_pool::{Pool, Subvolume};
-use offshoot_sys::fsx::{Pair, Root, compare};
-use rustix::fs::{FileType, Stat};
+use offshoot_sys::fsx::{Pair, Root, compare, compare_some};
+use rustix::fs::{FileType, Stat, syncfs};
 
 use crate::disks::{image_subvolume, volume_subvolume};
+use crate::suspects::suspects;
 
 /// Longest time for all disks of an environment.
 const TIME: Duration = Duration::from_secs(10);
@@ -27,6 +30,11 @@ pub(crate) fn changes(
     other: Option<&Environment>,
     cut: Option<Timestamp>,
 ) -> Result<Vec<DiskChanges>, Problem> {
+    // What programs wrote a moment ago is not on the disk yet, and only what is there has its transaction.
+    let written = File::open(pool.root()).and_then(|root| Ok(syncfs(root)?));
+    if let Err(error) = written {
+        tracing::warn!("the pool could not be written out before its disks are compared: {error}");
+    }
     let until = Instant::now() + TIME;
     let pairs = pairs(environment, other);
     pairs
@@ -85,7 +93,7 @@ fn one(
         files: Vec::new(),
         complete: false,
     };
-    let walked = compare(ours.as_fd(), theirs.as_fd(), &mut |pair| {
+    let mut look = |pair: Pair<'_>| {
         if let Some(kind) = kind(&pair) {
             let count = match kind {
                 ChangeKind::Added => &mut found.added,
@@ -93,8 +101,9 @@ fn one(
                 ChangeKind::Removed => &mut found.removed,
             };
             *count += 1;
-            if found.files.len() < FILES_MAX {
-                found.files.push(change(&pair, kind, cut));
+            found.files.push(change(&pair, kind, cut));
+            if found.files.len() >= 2 * FILES_MAX {
+                keep_first(&mut found.files);
             }
         }
         if Instant::now() < until {
@@ -102,9 +111,26 @@ fn one(
         } else {
             ControlFlow::Break(())
         }
-    })?;
+    };
+    let walked = match suspects(&ours, &theirs) {
+        Ok(Some(some)) => compare_some(ours.as_fd(), theirs.as_fd(), &some, &mut look)?,
+        Ok(None) => compare(ours.as_fd(), theirs.as_fd(), &mut look)?,
+        Err(error) => {
+            tracing::debug!(
+                "every file is looked at, since btrfs does not tell which may differ: {error}"
+            );
+            compare(ours.as_fd(), theirs.as_fd(), &mut look)?
+        }
+    };
     found.complete = walked.is_continue();
+    keep_first(&mut found.files);
     Ok(found)
+}
+
+/// Keeps as many as are told, by path: they come directory by directory.
+fn keep_first(files: &mut Vec<FileChange>) {
+    files.sort_by(|one, other| one.path.cmp(&other.path));
+    files.truncate(FILES_MAX);
 }
 
 fn change(pair: &Pair<'_>, kind: ChangeKind, cut: Option<Timestamp>) -> FileChange {
@@ -122,7 +148,7 @@ fn is_dir(stat: &Stat) -> bool {
 }
 
 /// How they differ, if they do.
-fn kind(pair: &Pair<'_>) -> Option<ChangeKind> {
+pub(crate) fn kind(pair: &Pair<'_>) -> Option<ChangeKind> {
     match (pair.ours, pair.theirs) {
         (Some(ours), Some(theirs)) => (!is_same(ours, theirs)).then_some(ChangeKind::Changed),
         (Some(_), None) => Some(ChangeKind::Added),

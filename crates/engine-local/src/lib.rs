@@ -22,6 +22,7 @@ mod logs;
 mod net;
 mod nodes;
 mod plant;
+mod suspects;
 mod sweep;
 mod usage;
 mod views;

@@ -4,6 +4,8 @@
 //! the caller opened. Numbers and layouts are those of `linux/btrfs.h` and are the same on every 64-bit
 //! architecture; the sizes are checked at compile time because they are part of the ioctl numbers.
 
+mod changed;
+
 use std::ffi::OsStr;
 use std::io;
 use std::mem::size_of;
@@ -12,6 +14,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use nix::libc;
 use rustix::fs::{AtFlags, StatxFlags};
+
+pub use changed::{Changed, Origin, changed, directory, names, origin};
 
 /// Magic number of the file system, as statfs(2) gives it.
 pub const SUPER_MAGIC: i64 = 0x9123_683E;
@@ -366,17 +370,14 @@ pub fn children(fd: BorrowedFd<'_>, id: u64, limit: usize) -> io::Result<Vec<u64
     Ok(found)
 }
 
-/// A little number of `bytes` bytes in the machine's order, where the buffer holds one.
+/// A number of at most eight bytes, where the buffer holds one.
 fn number(buffer: &[u8], at: usize, bytes: usize) -> Option<u64> {
     let mut wide = [0u8; 8];
     for (to, from) in wide.iter_mut().zip(buffer.get(at..at.checked_add(bytes)?)?) {
         *to = *from;
     }
-    Some(if bytes == 4 {
-        u64::from(u32::from_ne_bytes([wide[0], wide[1], wide[2], wide[3]]))
-    } else {
-        u64::from_ne_bytes(wide)
-    })
+    // Trees are little-endian on the disk; what the kernel adds is in the machine's order, the same here.
+    Some(u64::from_le_bytes(wide))
 }
 
 /// How much of a kind of space was given out to block groups, and how much of that is in use, in bytes. Copies

@@ -19,7 +19,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-pub use compare::{Pair, compare};
+pub use compare::{Pair, Suspects, compare, compare_some};
 pub use entry::{Attributes, SpecialFile, create_special, make_dir, set_attributes, set_time};
 pub use tree::{copy_tree, disk_usage, is_empty_dir, remove_contents, remove_tree, walk};
 

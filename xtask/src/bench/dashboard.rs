@@ -55,6 +55,7 @@ struct Run {
     environments: u32,
     paint: Spread,
     cold: Spread,
+    smallest: Spread,
     byte: Spread,
     kib: Spread,
 }
@@ -154,7 +155,7 @@ fn measure(program: &Path, environments: u32, loads: u32) -> anyhow::Result<Run>
     let origin = pretend.link.split("/sign-in").next().unwrap_or_default();
     let list = format!("{origin}/");
     let rows = "return document.querySelectorAll('table.list tbody tr').length";
-    let (mut warm, mut cold) = (Vec::new(), Vec::new());
+    let (mut warm, mut cold, mut smallest) = (Vec::new(), Vec::new(), Vec::new());
     load(&client, &list)?;
     let shown = client.execute(rows, &[])?;
     if shown != json!(environments) {
@@ -162,6 +163,7 @@ fn measure(program: &Path, environments: u32, loads: u32) -> anyhow::Result<Run>
     }
     for _ in 0..loads {
         interrupt::check()?;
+        smallest.push(load(&client, &format!("{origin}/smallest"))?);
         warm.push(load(&client, &list)?);
         client.chromium("Network.clearBrowserCache", json!({}))?;
         cold.push(load(&client, &list)?);
@@ -174,6 +176,7 @@ fn measure(program: &Path, environments: u32, loads: u32) -> anyhow::Result<Run>
         environments,
         paint: spread(&warm, |load| load.paint)?,
         cold: spread(&cold, |load| load.paint)?,
+        smallest: spread(&smallest, |load| load.paint)?,
         byte: spread(&warm, |load| load.byte)?,
         kib: spread(&warm, |load| load.kib)?,
     })
@@ -203,10 +206,11 @@ fn load(client: &Client, url: &str) -> anyhow::Result<Load> {
 }
 
 impl Run {
-    fn figures(&self) -> [(&'static str, &Spread); 4] {
+    fn figures(&self) -> [(&'static str, &Spread); 5] {
         [
             ("first_paint_ms", &self.paint),
             ("first_paint_cold_ms", &self.cold),
+            ("smallest_paint_ms", &self.smallest),
             ("first_byte_ms", &self.byte),
             ("page_kib", &self.kib),
         ]
@@ -233,6 +237,7 @@ fn rendered(runs: &[Run]) -> String {
         "environments",
         "first paint ms",
         "with an empty cache",
+        "smallest page",
         "first byte ms",
         "page KiB",
     ];
@@ -258,6 +263,7 @@ mod tests {
             environments: 100,
             paint: spread(80.0),
             cold: spread(120.0),
+            smallest: spread(60.0),
             byte: spread(9.0),
             kib: spread(88.0),
         };

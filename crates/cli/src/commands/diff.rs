@@ -12,8 +12,9 @@ use crate::term::{Paint, safe};
 /// Show which files differ from those of another environment.
 ///
 /// Root file systems are compared by node, volumes by name. No content is read: a file differs when its type, size, time,
-/// owner or mode does. Between a clone and its parent it also says whose change it was. At most 500 files of each disk
-/// are named; all are counted.
+/// owner or mode does. Between a clone and its parent it also says whose change it was, and only what was changed since
+/// the cut is looked at; otherwise every file is, for at most ten seconds. At most 500 files of each disk are named; all
+/// are counted.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     offshoot diff upgrade             what differs from its parent\n  \

@@ -87,6 +87,16 @@ impl Fake {
         })
     }
 
+    /// From now on an environment is kept from mail and jobs: one node stands still, and one process of another.
+    pub fn hold(&self, name: &str) {
+        let mut environments = self.environments.lock().unwrap();
+        let found = environments.iter_mut().find(|env| env.name == name);
+        let env = found.unwrap();
+        env.held = offshoot_model::Hold::ALL;
+        env.layers[0].nodes[0].held = true;
+        env.layers[1].nodes[0].held_processes = vec!["cron (process 7)".to_owned()];
+    }
+
     /// Lets an operation go through its steps.
     fn play(&self, mut operation: Operation, at_end: Operation) {
         self.operations.lock().unwrap().insert(0, operation.clone());

@@ -62,6 +62,11 @@ const HOST: &[Page] = &[
     page("operation", "/operations/DONE"),
     page("operation-failed", "/operations/FAILED"),
     page("clone", "/environments/shop/clone"),
+    page(
+        "clone-options",
+        "/environments/shop/clone?name=trial&rung=auto&max_freeze=&hold_mail=yes&no_start=yes",
+    ),
+    page("certificates-none", "/certificates"),
     page("rename", "/environments/shop/rename"),
     page("remove", "/environments/shop/remove"),
     page("problem", "/environments/none"),
@@ -76,6 +81,11 @@ const ENVIRONMENT: &[Page] = &[
     page("files", "/environments/shop/files?path=/etc/nginx"),
     page("graphs", "/environments/shop/graphs"),
     page("logs", "/environments/shop/logs"),
+    page("events", "/environments/upgrade/events"),
+    page("events-none", "/environments/upgrade/events?kind=checks"),
+    page("files-changed", "/compare/changes?a=shop&b=upgrade"),
+    whole("held", "/environments/pr-1284", 1_700),
+    page("stopped", "/environments/docs"),
 ];
 
 /// Those of traffic.
@@ -101,6 +111,23 @@ const TRAFFIC: &[Page] = &[
         "/environments/shop/traffic/domains/remove?domain=shop.example.com",
     ),
     page("traffic-ramp-operation", "/operations/RAMP"),
+    whole("traffic-rules", "/environments/shop/traffic/rules", 1_200),
+    whole("traffic-checks", "/environments/shop/traffic/checks", 1_200),
+    page("traffic-copies", "/environments/shop/traffic/copies"),
+    whole("traffic-bounds", "/environments/shop/traffic/bounds", 1_200),
+    page("traffic-clear", "/environments/shop/traffic/clear"),
+    pressed(
+        "traffic-rules-dialog",
+        "/environments/shop/traffic",
+        "Change Rules",
+        "dialog[open] h2",
+    ),
+    page("certificates", "/certificates"),
+    whole("certificate-add", "/certificates/add", 1_200),
+    page(
+        "certificate-remove",
+        "/certificates/remove?name=shop.example.com",
+    ),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,6 +154,7 @@ async fn pages_of_an_environment() {
     let Some(browser) = start(fake()).await else {
         return;
     };
+    browser.fake.hold("pr-1284");
     browser.sign_in().await;
     let mut look = Look::new();
     look.all(&browser, ENVIRONMENT).await;

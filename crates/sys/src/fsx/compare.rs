@@ -1,11 +1,11 @@
 //! Two trees side by side, by what the kernel tells of their entries: no content is read.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Stat};
 use rustix::io::Errno;
@@ -34,6 +34,79 @@ pub fn compare(
     visit: &mut dyn FnMut(Pair<'_>) -> ControlFlow<()>,
 ) -> io::Result<ControlFlow<()>> {
     below(ours, theirs, Path::new(""), visit, 0)
+}
+
+/// Entries of a directory that may differ.
+#[derive(Debug, Default)]
+pub struct Suspects {
+    /// By name.
+    pub names: BTreeSet<OsString>,
+    /// Also those that one has and the other has not, and those that are not the same inode in both: the directory itself was
+    /// changed.
+    pub entries: bool,
+}
+
+/// As [`compare`], but only of the entries of these directories, directory by directory.
+///
+/// # Errors
+/// As [`compare`].
+pub fn compare_some(
+    ours: BorrowedFd<'_>,
+    theirs: BorrowedFd<'_>,
+    suspects: &BTreeMap<PathBuf, Suspects>,
+    visit: &mut dyn FnMut(Pair<'_>) -> ControlFlow<()>,
+) -> io::Result<ControlFlow<()>> {
+    let mut walked: Vec<PathBuf> = Vec::new();
+    for (top, suspects) in suspects {
+        if walked.iter().any(|above| top.starts_with(above)) {
+            continue;
+        }
+        // One that is no directory in both is itself an entry that differs, of the one above.
+        let here = top.as_os_str().is_empty();
+        let place = if here {
+            OsStr::new(".")
+        } else {
+            top.as_os_str()
+        };
+        let (Some(ours), Some(theirs)) = (open(ours, place)?, open(theirs, place)?) else {
+            continue;
+        };
+        let (ours, theirs) = (ours.as_fd(), theirs.as_fd());
+        let mut names = suspects.names.clone();
+        if suspects.entries {
+            names.extend(entries(ours)?.into_iter().map(|(name, _)| name));
+            names.extend(entries(theirs)?.into_iter().map(|(name, _)| name));
+        }
+        for name in names {
+            let (first, second) = (look(ours, &name)?, look(theirs, &name)?);
+            let inode = |stat: &Option<Stat>| stat.as_ref().map(|stat| stat.st_ino);
+            let same = inode(&first) == inode(&second);
+            if (first.is_none() && second.is_none()) || (same && !suspects.names.contains(&name)) {
+                continue;
+            }
+            let path = top.join(&name);
+            let pair = Pair {
+                path: &path,
+                ours: first.as_ref(),
+                theirs: second.as_ref(),
+            };
+            if visit(pair).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            // Two directories of different ways: nothing says which of their entries are the same.
+            if same || !(is_dir(first.as_ref()) && is_dir(second.as_ref())) {
+                continue;
+            }
+            let (Some(ours), Some(theirs)) = (open(ours, &name)?, open(theirs, &name)?) else {
+                continue;
+            };
+            if below(ours.as_fd(), theirs.as_fd(), &path, visit, 1)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            walked.push(path);
+        }
+    }
+    Ok(ControlFlow::Continue(()))
 }
 
 fn below(
@@ -94,10 +167,18 @@ fn look(dir: BorrowedFd<'_>, name: &OsString) -> io::Result<Option<Stat>> {
     }
 }
 
-fn open(dir: BorrowedFd<'_>, name: &OsString) -> io::Result<Option<std::os::fd::OwnedFd>> {
+/// A directory below another; `None` when there is none, or something else.
+fn open(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<std::os::fd::OwnedFd>> {
     match open_below(dir, name) {
         Ok(below) => Ok(Some(below)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e)
+            if matches!(
+                Errno::from_io_error(&e),
+                Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)
+            ) =>
+        {
+            Ok(None)
+        }
         Err(e) => Err(e),
     }
 }
