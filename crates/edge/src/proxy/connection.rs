@@ -234,7 +234,7 @@ impl Http {
             let Ok(reused) = reused.into_any().downcast() else {
                 return;
             };
-            connection = Box::new(Connection::of_library(reused));
+            *connection = Connection::of_library(reused);
             bound = Duration::from_secs(limits.idle_seconds);
         }
     }
