@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::task::Context as Task;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::server::Edge;
+use crate::sockets;
 
 /// Requests are short, at most some thousand environments' ids; answers may be long.
 const REQUEST_MAX: u64 = 64 << 10;
@@ -37,20 +39,14 @@ pub(crate) fn listen(edge: &Arc<Edge>) -> anyhow::Result<JoinHandle<()>> {
 async fn accept(listener: UnixListener, edge: Arc<Edge>) {
     let places = Arc::new(Semaphore::new(CLIENTS));
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let edge = Arc::clone(&edge);
-                tokio::spawn(async move {
-                    let _place = place;
-                    // a client that goes away or is silent for too long is nobody's problem
-                    let _ = answer_all(stream, &edge).await;
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "control socket");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
+        let accept = |context: &mut Task<'_>| listener.poll_accept(context);
+        let (stream, _) = sockets::accepted("control socket", accept).await;
+        let edge = Arc::clone(&edge);
+        tokio::spawn(async move {
+            let _place = place;
+            // a client that goes away or is silent for too long is nobody's problem
+            let _ = answer_all(stream, &edge).await;
+        });
     }
 }
 

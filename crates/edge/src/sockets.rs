@@ -1,8 +1,10 @@
 //! Sockets with the options that the edge wants.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener, UdpSocket as StdUdp};
 use std::os::fd::{AsFd, OwnedFd};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::net::sockopt::{
@@ -13,6 +15,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_w
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 const BACKLOG: i32 = 4_096;
+/// How long nothing is accepted after an error.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 fn open(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() {
@@ -41,6 +45,23 @@ pub(crate) fn tcp_listener(address: SocketAddr) -> io::Result<TcpListener> {
     bind(&socket, &address)?;
     listen(&socket, BACKLOG)?;
     TcpListener::from_std(StdListener::from(socket))
+}
+
+/// The next connection, from a listener's `poll_accept`. An error is nobody's end: the edge is out of file descriptors,
+/// most likely, and others must close first.
+pub(crate) async fn accepted<T>(
+    what: &'static str,
+    mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
+) -> T {
+    loop {
+        match poll_fn(&mut accept).await {
+            Ok(accepted) => return accepted,
+            Err(error) => {
+                tracing::warn!(%error, "{what}: accept");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+            }
+        }
+    }
 }
 
 /// A UDP socket at `address`.

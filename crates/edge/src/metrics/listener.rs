@@ -6,6 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Context;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -35,20 +36,14 @@ pub(crate) fn listen(edge: &Arc<Edge>, address: SocketAddr) -> io::Result<Socket
 async fn accept(listener: TcpListener, edge: Arc<Edge>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let edge = Arc::clone(&edge);
-                tokio::spawn(async move {
-                    let _place = place;
-                    // who goes away or is too slow gets no page
-                    let _ = timeout(BOUND, answer(stream, &edge)).await;
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "metrics: accept");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
+        let accept = |context: &mut Context<'_>| listener.poll_accept(context);
+        let (stream, _) = sockets::accepted("metrics", accept).await;
+        let edge = Arc::clone(&edge);
+        tokio::spawn(async move {
+            let _place = place;
+            // who goes away or is too slow gets no page
+            let _ = timeout(BOUND, answer(stream, &edge)).await;
+        });
     }
 }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Context;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -27,36 +28,30 @@ pub(crate) async fn serve(
     edge: Arc<Edge>,
 ) {
     while let Some(place) = edge.place().await {
-        match listener.accept().await {
-            Ok((mut client, peer)) => {
-                let target = target.load_full();
-                let edge = Arc::clone(&edge);
-                tokio::spawn(async move {
-                    let _place = place;
-                    let relayed = async {
-                        let bound = Duration::from_secs(edge.config.limits.header_seconds);
-                        let admitted = timeout(bound, edge.admit(&mut client, peer)).await;
-                        let Ok(Some((_, _counted))) = admitted else {
-                            return;
-                        };
-                        if let Some(upstream) = connect(&target, &edge).await {
-                            // an error here is one side's reset, which closing tells the other
-                            let idle = Duration::from_secs(edge.config.limits.tunnel_seconds);
-                            let _ = relay(client, upstream, idle).await;
-                        }
-                    };
-                    tokio::select! {
-                        () = relayed => {}
-                        () = target.environment.gone() => {}
-                        () = moved(&edge, |table| table.port_leads(Protocol::Tcp, listen, &target.environment)) => {}
-                    }
-                });
+        let accept = |context: &mut Context<'_>| listener.poll_accept(context);
+        let (mut client, peer) = sockets::accepted("published port", accept).await;
+        let target = target.load_full();
+        let edge = Arc::clone(&edge);
+        tokio::spawn(async move {
+            let _place = place;
+            let relayed = async {
+                let bound = Duration::from_secs(edge.config.limits.header_seconds);
+                let admitted = timeout(bound, edge.admit(&mut client, peer)).await;
+                let Ok(Some((_, _counted))) = admitted else {
+                    return;
+                };
+                if let Some(upstream) = connect(&target, &edge).await {
+                    // an error here is one side's reset, which closing tells the other
+                    let idle = Duration::from_secs(edge.config.limits.tunnel_seconds);
+                    let _ = relay(client, upstream, idle).await;
+                }
+            };
+            tokio::select! {
+                () = relayed => {}
+                () = target.environment.gone() => {}
+                () = moved(&edge, |table| table.port_leads(Protocol::Tcp, listen, &target.environment)) => {}
             }
-            Err(error) => {
-                tracing::warn!(%error, "published port: accept");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
+        });
     }
 }
 

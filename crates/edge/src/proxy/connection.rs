@@ -7,6 +7,7 @@
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Context;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -138,34 +139,26 @@ impl Http {
             let Some(place) = self.edge.place().await else {
                 return;
             };
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+            let accept = |context: &mut Context<'_>| listener.poll_accept(context);
+            let (stream, peer) = tokio::select! {
+                accepted = sockets::accepted(scheme.name(), accept) => accepted,
                 _ = stopping.wait_for(|stop| *stop) => return,
             };
-            match accepted {
-                Ok((stream, peer)) => {
-                    let http = Arc::clone(&self);
-                    tokio::spawn(async move {
-                        // in boxes, here and below: a connection that waits for its next request does not hold a
-                        // place for more than that
-                        let begun = Box::pin(http.begin(stream, peer, scheme)).await;
-                        let Some((connection, http2, visit)) = begun else {
-                            return;
-                        };
-                        let _place = place;
-                        if http2 {
-                            Box::pin(http.serve_http2(connection, &visit)).await;
-                        } else {
-                            http.serve_http1(connection, &visit).await;
-                        }
-                    });
+            let http = Arc::clone(&self);
+            tokio::spawn(async move {
+                // in boxes, here and below: a connection that waits for its next request does not hold a place for
+                // more than that
+                let begun = Box::pin(http.begin(stream, peer, scheme)).await;
+                let Some((connection, http2, visit)) = begun else {
+                    return;
+                };
+                let _place = place;
+                if http2 {
+                    Box::pin(http.serve_http2(connection, &visit)).await;
+                } else {
+                    http.serve_http1(connection, &visit).await;
                 }
-                Err(error) => {
-                    // out of file descriptors, most likely: others must close first
-                    tracing::warn!(%error, "accept");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
+            });
         }
     }
 
