@@ -25,7 +25,7 @@
   function show(target) {
     if (dialog && target.id === "dialog-body" && target.childElementCount > 0) {
       if (!dialog.open) dialog.showModal();
-      const first = $("[autofocus], h2", target);
+      const first = $("[autofocus]", target) ?? $("h2", target);
       if (first) first.focus();
     }
   }
