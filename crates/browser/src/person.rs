@@ -58,10 +58,12 @@ impl Person {
         self.settle();
     }
 
-    /// Until the page's scripts are there, where it says that they still come (`data-coming`).
+    /// Until the page's scripts are there, where it says that they still come (`data-coming`), and know what was just put
+    /// into it (htmx makes forms its own only when they have settled): nobody presses within that moment.
     #[track_caller]
     fn settle(&self) {
-        let there = "return document.documentElement.dataset.coming === undefined";
+        let there = "return document.documentElement.dataset.coming === undefined && \
+            !document.querySelector('.htmx-swapping, .htmx-settling, .htmx-added')";
         self.wait("the scripts of the page", there, &[]);
     }
 
