@@ -16,9 +16,10 @@ async fn busy() -> Option<Browser> {
     Some(browser)
 }
 
-/// Puts a value into a field as a person does who moves or types.
+/// Puts a value into a field as a person does who moves or types, once the page knows the field.
 async fn put(browser: &Browser, field: &str, value: &str) {
-    let script = "const field = document.querySelector(arguments[0]); field.value = arguments[1]; \
+    let script = "if (document.querySelector('.htmx-swapping, .htmx-settling, .htmx-added')) return false; \
+        const field = document.querySelector(arguments[0]); field.value = arguments[1]; \
         for (const kind of ['input', 'change']) field.dispatchEvent(new Event(kind, {bubbles: true})); \
         return true";
     browser
