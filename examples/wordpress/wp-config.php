@@ -14,10 +14,12 @@ $table_prefix = 'wp_';
 // sites and a clone's visitors stay logged in.
 
 // The site's address is the one it is asked for: a clone answers under its own name without being told.
-$offshoot_host = $_SERVER['HTTP_HOST'] ?? 'localhost';
+// (Debian's nginx leaves the port out of HTTP_HOST; the edge tells the whole of it, and lets nobody else tell.)
+$offshoot_host = $_SERVER['HTTP_X_FORWARDED_HOST'] ?? $_SERVER['HTTP_HOST'] ?? 'localhost';
 if (!preg_match('/^[A-Za-z0-9.-]+(:[0-9]{1,5})?$/', $offshoot_host)) {
     $offshoot_host = 'localhost';
 }
+$_SERVER['HTTP_HOST'] = $offshoot_host;
 if (($_SERVER['HTTP_X_FORWARDED_PROTO'] ?? '') === 'https') {
     $_SERVER['HTTPS'] = 'on';
 }

@@ -2,7 +2,7 @@
 #![allow(missing_docs)]
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use offshoot_browser::{ENTER, ESCAPE, Person, TAB};
 use offshoot_e2e::support::{ONE, answers};
@@ -16,6 +16,8 @@ const DASHBOARD: &str = "http://127.0.0.1:9440";
 const DOMAIN: &str = "visitors.example.com";
 /// The first time, an image is made of a distribution's packages.
 const IMAGE_MADE: Duration = Duration::from_secs(480);
+/// The same for the five of the blog, on a host that is busy with much else.
+const IMAGES_MADE: Duration = Duration::from_secs(840);
 
 /// Which visitor of the example somebody is.
 fn visit(person: &Person, host: &str) -> u64 {
@@ -91,6 +93,35 @@ fn from_an_empty_host_to_a_swap_and_back() {
         let complaints = person.client.complaints().expect("the browser's log");
         let other = complaints.iter().filter(|one| one["source"] != "network");
         assert_eq!(other.count(), 0, "{complaints:?}");
+        let left = daemon.residue();
+        assert!(left.is_empty(), "left behind: {left:#?}");
+    });
+}
+
+/// The other example, by its button: WordPress as it is when it is first opened, installed as a person does, and gone
+/// again.
+#[test]
+fn a_blog_by_the_button_of_an_empty_host() {
+    let daemon = TestDaemon::start_with_packages();
+    daemon.inside(|| {
+        let Some(person) = person(&[]) else { return };
+        let person = person.patient(IMAGES_MADE);
+        sign_in(&daemon, &person);
+        let begun = Instant::now();
+        person.press("Create blog");
+        until_done(&person, "Create blog");
+        println!("blog was there after {:?}", begun.elapsed());
+        person.see("#operation a.primary", "Open blog.localhost:8080");
+        person.goto(&format!("http://blog.localhost:{}/", EDGE.port()));
+        person.see("label", "Site Title");
+        person.enter("weblog_title", "By a button");
+        person.enter("user_login", "somebody");
+        person.enter("admin_email", "somebody@example.test");
+        person.key(ENTER);
+        person.see("h1", "Success!");
+        person.goto(&format!("http://blog.localhost:{}/", EDGE.port()));
+        person.see("h1, .wp-block-site-title, .site-title", "By a button");
+        remove(&person, "blog");
         let left = daemon.residue();
         assert!(left.is_empty(), "left behind: {left:#?}");
     });
