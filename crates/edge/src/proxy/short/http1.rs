@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use pingora_core::protocols::l4::stream::Stream;
 use pingora_core::protocols::l4::virt::{VirtualSocket, VirtualSocketStream};
 use pingora_core::protocols::{GetSocketDigest, SocketDigest};
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -76,7 +76,7 @@ impl Http {
             let header_left = header.saturating_sub(began.elapsed());
             // in a box, so that a connection that waits does not hold a place for it
             let next = match request {
-                Some(request) => Box::pin(self.plain(request, connection, client)).await,
+                Some(request) => Box::pin(self.plain(&request, client, connection)).await,
                 None => Next::Whole(None),
             };
             match next {
@@ -90,18 +90,6 @@ impl Http {
                     });
                 }
             }
-        }
-    }
-
-    async fn plain(
-        &self,
-        request: Box<Request>,
-        connection: &mut Connection,
-        client: &Client<'_>,
-    ) -> Next {
-        match self.exchange(&request, client) {
-            Some(exchange) => self.carry_out(&exchange, connection).await,
-            None => Next::Whole(None),
         }
     }
 
@@ -178,29 +166,30 @@ impl Connection {
     fn poll_wire(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Vec<u8>>> {
         let mut part = [MaybeUninit::uninit(); REQUEST_MAX];
         let mut part = ReadBuf::uninit(&mut part);
-        let read = match &mut self.wire {
-            Wire::Socket(socket) => Pin::new(socket).poll_read(context, &mut part),
-            Wire::Tls(stream) => Pin::new(stream).poll_read(context, &mut part),
-            Wire::Library(stream) => Pin::new(stream).poll_read(context, &mut part),
-        };
+        let read = Pin::new(self.stream()).poll_read(context, &mut part);
         ready!(read)?;
         Poll::Ready(Ok(part.filled().to_vec()))
     }
 
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let stream = self.stream();
+        stream.write_all(bytes).await?;
+        stream.flush().await
+    }
+
+    fn stream(&mut self) -> &mut dyn Duplex {
         match &mut self.wire {
-            Wire::Socket(socket) => socket.write_all(bytes).await,
-            Wire::Tls(stream) => {
-                stream.write_all(bytes).await?;
-                stream.flush().await
-            }
-            Wire::Library(stream) => {
-                stream.write_all(bytes).await?;
-                stream.flush().await
-            }
+            Wire::Socket(stream) => stream,
+            Wire::Tls(stream) => stream,
+            Wire::Library(stream) => stream,
         }
     }
 }
+
+/// What all of them are to us.
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 fn library(fd: RawFd, client: SocketAddr, stream: impl VirtualSocket + 'static) -> Stream {
     let digest = SocketDigest::from_raw_fd(fd);

@@ -22,13 +22,10 @@ impl Http {
         let request = Some(session.req_header()).filter(|_| session.is_body_empty());
         let request = request
             .and_then(|request| Request::of_http2(request, client.address.ip(), client.scheme));
-        let exchange = request
-            .as_ref()
-            .and_then(|request| self.exchange(request, client));
-        let Some(exchange) = exchange else {
+        let Some(request) = request else {
             return Some(None);
         };
-        match self.carry_out(&exchange, session).await {
+        match self.plain(&request, client, session).await {
             Next::Request | Next::Close => None,
             Next::Whole(asked) => Some(asked),
         }

@@ -127,12 +127,20 @@ impl Http {
         })
     }
 
-    async fn carry_out<D: Downstream>(&self, exchange: &Exchange<'_>, client: &mut D) -> Next {
-        let environment = &exchange.target.environment;
+    /// Carries out a plain request, when its way is plain too.
+    async fn plain<D: Downstream>(
+        &self,
+        request: &Request,
+        client: &Client<'_>,
+        downstream: &mut D,
+    ) -> Next {
+        let Some(exchange) = self.exchange(request, client) else {
+            return Next::Whole(None);
+        };
         tokio::select! {
             biased;
-            next = self.ask(exchange, client) => next,
-            () = environment.gone() => Next::Close,
+            next = self.ask(&exchange, downstream) => next,
+            () = exchange.target.environment.gone() => Next::Close,
         }
     }
 
