@@ -159,13 +159,12 @@ impl Container {
         text.lines().filter_map(|line| line.parse().ok()).collect()
     }
 
-    /// Whether its cgroup stands still right now.
-    pub(crate) fn is_frozen(&self) -> bool {
+    /// Whether its cgroup is to stand still: each of its processes does before it runs on (cgroups(7), version 1 and 2).
+    pub(crate) fn is_held(&self) -> bool {
         if let Ok(state) = fs::read_to_string(self.freezer.join("freezer.state")) {
-            return state.trim() == "FROZEN";
+            return state.trim() != "THAWED";
         }
-        fs::read_to_string(self.freezer.join("cgroup.events"))
-            .is_ok_and(|events| events.lines().any(|line| line == "frozen 1"))
+        fs::read_to_string(self.freezer.join("cgroup.freeze")).is_ok_and(|held| held.trim() == "1")
     }
 
     /// Thaws the cgroup without anybody's help: for when the one who froze it cannot be asked.

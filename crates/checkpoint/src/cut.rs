@@ -346,11 +346,16 @@ fn stand_still(
                 ) else {
                     return;
                 };
-                match dump.take(&node.node.container, until) {
-                    Ok(taken) => node.taken = taken,
-                    Err(why) => node.give_up(why),
-                }
+                let taken = dump.take(&node.node.container, until);
                 node.dump_time = began.elapsed();
+                match taken {
+                    Ok(taken) => node.taken = taken,
+                    Err(why) => return node.give_up(why),
+                }
+                // Its freezer keeps it, while others still have CRIU's attention. Named files go when CRIU does.
+                if !node.has_named_files() {
+                    node.let_go(until);
+                }
             });
             marks.push(("dump", Instant::now()));
             dumped = in_time(request, until, "taking the memory");
@@ -360,13 +365,14 @@ fn stand_still(
         });
     });
     dumped?;
-    for node in nodes.iter_mut().filter(|n| n.why.is_some()) {
-        // CRIU writes the cgroup back to frozen when it cleans up. When it could not, the node has been running.
-        if node.dump.take().is_some_and(|dump| {
-            dump.finish();
-            true
-        }) && !node.node.container.is_frozen()
+    for node in nodes.iter_mut() {
+        if node.why.is_some()
+            && let Some(dump) = node.dump.take()
         {
+            dump.finish();
+        }
+        // CRIU writes the cgroup back to frozen before it lets go. When it could not, the node has been running.
+        if !node.is_held() {
             return Err(CutError::Loose {
                 node: node.node.node.clone(),
                 why: node.why.as_ref().map(CriuError::chain),
@@ -390,11 +396,7 @@ fn stand_still(
         stop,
     };
     let thawed = parallel(nodes, |node| {
-        if let Some(dump) = node.dump.as_mut().filter(|_| node.why.is_none())
-            && let Err(why) = dump.let_go(until)
-        {
-            node.give_up(why);
-        }
+        node.let_go(until);
         node.thaw()
     });
     marks.push(("thaw", Instant::now()));

@@ -27,6 +27,8 @@ pub(crate) const LOG: &str = "dump.log";
 pub(crate) const LOG_LEVEL: i32 = 2;
 /// How long CRIU may take from its start until then, at least.
 const START_TIME: Duration = Duration::from_secs(5);
+/// The stage that it has by `offshoot_sys::preload`, where it is about to get hold of the processes.
+const FREEZING: &str = "freezing";
 /// CRIU's own time for getting hold of the processes, seconds.
 pub(crate) const SEIZE_TIME: u32 = 2;
 
@@ -139,8 +141,14 @@ impl Dump {
             tracing::debug!(%error, "no memory was made ready"); // then it costs time in the freeze
         }
         let deadline = until.deadline.max(Instant::now() + START_TIME);
-        self.swrk
-            .wait_stage("pre-dump", Until { deadline, ..until })
+        let until = Until { deadline, ..until };
+        self.swrk.wait_stage("pre-dump", until)?;
+        if self.memory.is_some() {
+            // Some of what it does now needs no frozen node either.
+            self.swrk.go_on()?;
+            self.swrk.next_stage(FREEZING, until)?;
+        }
+        Ok(())
     }
 
     /// After a pre-dump that failed: begins again as if there were none.
@@ -248,6 +256,8 @@ impl Dump {
         }
         // It has stopped all processes and asks on; only then is there time for anything else.
         self.swrk.wait_stage("query-ext-files", until)?;
+        self.stages.seized(begun);
+        let seized = Instant::now();
         self.swrk.go_on()?;
         let mut taken = Taken {
             all: self.pre_dump.as_ref().map_or(0, PreDump::written),
@@ -259,7 +269,7 @@ impl Dump {
             self.stages.add("shared memory", begun);
         }
         self.swrk.wait_stage("post-dump", until)?;
-        self.stages.criu(begun);
+        self.stages.criu(seized);
         if let Some(memory) = self.memory.as_mut() {
             let begun = Instant::now();
             taken.add(memory.take(container)?);
@@ -268,13 +278,21 @@ impl Dump {
         Ok(taken)
     }
 
-    /// Lets the node's processes go; its cgroup is frozen again.
+    /// Lets the node's processes go; its cgroup is frozen again. Does nothing the second time.
     pub(crate) fn let_go(&mut self, until: Until<'_>) -> Result<(), CriuError> {
+        if self.is_through() {
+            return Ok(());
+        }
         let begun = Instant::now();
         self.swrk.go_on()?;
         self.swrk.wait_answer(until)?;
         self.stages.add("letting go", begun);
         Ok(())
+    }
+
+    /// Whether CRIU holds nothing any more.
+    pub(crate) fn is_through(&self) -> bool {
+        self.swrk.is_through()
     }
 
     /// Makes CRIU let go, wherever it is. Does nothing when it is through.

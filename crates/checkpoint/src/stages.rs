@@ -6,8 +6,10 @@ use offshoot_model::clone::Stage;
 
 use crate::rpc::DumpStats;
 
-/// CRIU at work, until what it counted is known.
+/// CRIU at work on processes that it has stopped, until what it counted is known.
 const CRIU: &str = "CRIU";
+/// What it does first. It counts from when it was started.
+const SEIZING: &str = "CRIU: seizing processes";
 
 /// Stages since the node's memory began to be taken.
 #[derive(Debug, Default)]
@@ -17,7 +19,12 @@ pub(crate) struct Stages {
 }
 
 impl Stages {
-    /// CRIU was at work from `from` until now.
+    /// CRIU got hold of the processes from `from` until now.
+    pub(crate) fn seized(&mut self, from: Instant) {
+        self.add(SEIZING, from);
+    }
+
+    /// CRIU was at work on them from `from` until now.
     pub(crate) fn criu(&mut self, from: Instant) {
         self.add(CRIU, from);
     }
@@ -43,14 +50,12 @@ impl Stages {
     }
 }
 
-fn split(whole: &Stage, counted: &DumpStats) -> [Stage; 3] {
-    let seizing = u64::from(counted.freezing_us).min(whole.us);
-    let memory = u64::from(counted.memory_dump_us).min(whole.us - seizing);
+fn split(whole: &Stage, counted: &DumpStats) -> [Stage; 2] {
+    let memory = u64::from(counted.memory_dump_us).min(whole.us);
     let mut from_us = whole.from_us;
     [
-        ("CRIU: seizing processes", seizing),
         ("CRIU: memory", memory),
-        ("CRIU: everything else", whole.us - seizing - memory),
+        ("CRIU: everything else", whole.us - memory),
     ]
     .map(|(what, us)| {
         let stage = Stage {

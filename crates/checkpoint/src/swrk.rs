@@ -257,6 +257,18 @@ impl Swrk {
         }
     }
 
+    /// Waits until CRIU stops, which has to be at `stage`.
+    pub(crate) fn next_stage(&self, stage: &str, until: Until<'_>) -> Result<(), CriuError> {
+        let answer = self.receive(until)?;
+        self.judge(&answer)?;
+        match answer.notify.and_then(|n| n.script) {
+            Some(script) if script == stage => Ok(()),
+            _ => Err(CriuError::Unexpected(format!(
+                "it went on without the stage {stage}"
+            ))),
+        }
+    }
+
     /// Lets CRIU have processor time before others of this session (setpriority(2)), as far as that is granted. Not before the
     /// processes that it works on: they have to run to stop for it.
     pub(crate) fn go_first(&self) {
@@ -285,6 +297,11 @@ impl Swrk {
                 return self.judge(&answer).map(|()| answer);
             }
         }
+    }
+
+    /// Whether it has answered or ended: it holds no process any more.
+    pub(crate) fn is_through(&self) -> bool {
+        self.through != Through::No
     }
 
     /// Has CRIU do a pre-dump, for which it makes a child, and waits for its answer. It takes further requests then; after an

@@ -94,6 +94,16 @@ impl Working {
         self.with_dump(|dump, _| dump.begin());
     }
 
+    /// Has CRIU let go of its processes, which its freezer keeps. Does nothing the second time.
+    pub(crate) fn let_go(&mut self, until: Until<'_>) {
+        self.with_dump(|dump, _| dump.let_go(until));
+    }
+
+    /// Whether it still stands: by CRIU, or by its freezer where CRIU has let go.
+    pub(crate) fn is_held(&self) -> bool {
+        self.dump.as_ref().is_some_and(|dump| !dump.is_through()) || self.node.container.is_held()
+    }
+
     /// What taking its memory takes; `None` when it is not taken.
     pub(crate) fn forecast(&self) -> Option<Work> {
         let dump = self.dump.as_ref().filter(|_| self.why.is_none())?;

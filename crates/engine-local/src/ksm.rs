@@ -1,11 +1,11 @@
 //! Equal memory of clones and their parents is kept once: the kernel's merging thread runs while there are clones that came with their
 //! memory, and is put back as it was found afterwards.
 //!
-//! It is one for the whole host. So it is taken only when it stands, left to whoever else sets it, and what was found is noted in the
-//! run directory, where the next daemon finds it should this one be killed.
+//! It is one for the whole host. So it is taken only when it stands, and left to whoever else sets it. What was found is noted at one
+//! place of the host, which is locked: should this daemon be killed, any other one finds it there.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,10 +14,13 @@ use std::time::Duration;
 use offshoot_model::{EnvId, NodeId};
 use offshoot_runtime::{NodeSpec, RunState, SPEC_FILE, Start, observe};
 use offshoot_sys::merge::{self, Merger, Run, Settings};
+use rustix::fs::FlockOperation;
 
 use crate::config::LocalConfig;
 use crate::nodes::{names_in, node_dir};
 
+/// Where it is noted what was found. It is of this boot.
+const NOTE: &str = "/run/offshoot-ksm";
 /// How often clones are looked for.
 const LOOK: Duration = Duration::from_secs(5);
 /// How often everything is looked at fast after a clone's memory has come: a page is merged when it was the same at two looks, and its
@@ -77,6 +80,8 @@ struct Keeper {
     merger: Merger,
     /// A directory like the kernel's with what was found; there while the merging thread is ours.
     note: PathBuf,
+    /// Held while the merging thread is ours (flock(2)).
+    lock: Option<File>,
     owner: Owner,
     seen: BTreeMap<NodeId, Clone>,
     /// Fast until the kernel's `full_scans` reaches this.
@@ -90,28 +95,49 @@ impl Keeper {
         let mut keeper = Self {
             merger,
             note,
+            lock: None,
             owner: Owner::Other,
             seen: BTreeMap::new(),
             fast_until: 0,
             cuts: 0,
         };
-        // An incomplete note is of a daemon that had set nothing yet.
-        if let (Ok(found), Ok(now)) = (
-            Merger::at(&keeper.note).settings(),
-            keeper.merger.settings(),
-        ) && Pace::ALL.iter().any(|pace| pace.is(&now))
-        {
-            keeper.owner = Owner::Us { found, pace: None };
-        } else {
-            keeper.forget();
-        }
+        keeper.adopt();
         keeper
+    }
+
+    /// Takes over what a daemon left that was killed: nobody holds the lock, and all is set as it set it.
+    fn adopt(&mut self) {
+        if !self.note.exists() || !self.hold() {
+            return;
+        }
+        // An incomplete note is of a daemon that had set nothing yet.
+        if let (Ok(found), Ok(now)) = (Merger::at(&self.note).settings(), self.merger.settings())
+            && Pace::ALL.iter().any(|pace| pace.is(&now))
+        {
+            self.owner = Owner::Us { found, pace: None };
+        } else {
+            self.forget();
+        }
+    }
+
+    /// Whether no other daemon has the merging thread, or is about to take it.
+    fn hold(&mut self) -> bool {
+        if self.lock.is_none() {
+            let file = File::create(self.note.with_extension("lock"));
+            self.lock = file.ok().filter(|file| {
+                rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).is_ok()
+            });
+        }
+        self.lock.is_some()
     }
 
     /// Does what is right while these clones run.
     fn look(&mut self, clones: BTreeMap<NodeId, Clone>) -> io::Result<()> {
         if self.cuts > 0 {
             return Ok(());
+        }
+        if matches!(self.owner, Owner::Other) {
+            self.adopt();
         }
         if clones.is_empty() {
             self.seen = clones;
@@ -151,7 +177,10 @@ impl Keeper {
 
     /// Notes what was found before anything is changed.
     fn take(&mut self, found: Settings) -> io::Result<()> {
-        self.forget();
+        if !self.hold() {
+            return Ok(());
+        }
+        self.remove_note();
         fs::create_dir(&self.note)?;
         Merger::at(&self.note).set(&found)?;
         self.owner = Owner::Us { found, pace: None };
@@ -181,12 +210,19 @@ impl Keeper {
         {
             self.merger.set(found)?;
         }
+        if !matches!(self.owner, Owner::Other) {
+            self.forget();
+        }
         self.owner = Owner::Other;
-        self.forget();
         Ok(())
     }
 
-    fn forget(&self) {
+    fn forget(&mut self) {
+        self.remove_note();
+        self.lock = None;
+    }
+
+    fn remove_note(&self) {
         if let Err(error) = fs::remove_dir_all(&self.note)
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -236,7 +272,7 @@ impl Sharing {
     /// Begins. Where the configuration does not want it or the kernel cannot, only what an earlier daemon left is put back.
     pub(crate) fn open(config: &LocalConfig) -> Self {
         let dir = Path::new(merge::DIR);
-        let keeper = Keeper::new(Merger::at(dir), config.run_dir.join("ksm"));
+        let keeper = Keeper::new(Merger::at(dir), PathBuf::from(NOTE));
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 keeper,

@@ -157,6 +157,24 @@ fn a_daemon_that_was_killed_is_followed_by_one_that_puts_back() {
 }
 
 #[test]
+fn daemons_of_one_host_follow_each_other() {
+    let host = Host::new();
+    let (mut first, mut second) = (host.keeper(), host.keeper());
+    first.look(one(5, false)).unwrap();
+    second.look(one(6, false)).unwrap();
+    second.look(BTreeMap::new()).unwrap();
+    assert_eq!(host.now(), at(Pace::Fast), "it is the first one's");
+    first.look(BTreeMap::new()).unwrap();
+    assert_eq!(host.now(), FOUND);
+    second.look(one(6, false)).unwrap();
+    assert_eq!(host.now(), at(Pace::Fast));
+    drop(second); // killed
+    first.look(BTreeMap::new()).unwrap();
+    assert_eq!(host.now(), FOUND);
+    assert!(!host.note().exists());
+}
+
+#[test]
 fn a_daemon_that_ends_puts_back_also_in_a_cut_and_for_good() {
     let host = Host::new();
     let mut keeper = host.keeper();

@@ -1,74 +1,35 @@
-//! CRIU has every tmpfs archived by `tar`, which a shell script starts (see `dump::lay_tar`): two programs for, most of the time, an empty
-//! `/dev/shm`. Of an empty directory the archive is one header, which the process that would become `tar` writes itself.
+//! CRIU has every tmpfs archived by `tar`, which a shell script starts (see `dump::lay_tar`): two programs and a child for, most of the time, an
+//! empty `/dev/shm`. Of an empty directory the archive is one header, which CRIU writes itself here.
 
-use core::ffi::{CStr, c_char, c_int};
+use core::ffi::c_int;
 
-use crate::{SYS_FSTAT, is_dump, syscall, write};
+use crate::ids::Owners;
+use crate::{SYS_FSTAT, SYS_LSEEK, syscall, write};
 
 const SYS_GETDENTS64: i64 = 217;
-const SYS_EXIT_GROUP: i64 = 231;
-/// CRIU gives `tar` the directory as its input, and the image as its output.
-const DIRECTORY: c_int = 0;
-const IMAGE: c_int = 1;
 const BLOCK: usize = 512;
 
-unsafe extern "C" {
-    /// execvp(3) with an environment: what the C library's execvp is made of.
-    fn execvpe(file: *const c_char, args: *const *const c_char, env: *const *const c_char) -> c_int;
-    static environ: *const *const c_char;
-}
-
-/// execvp(3), in the place of the C library's.
-///
-/// # Safety
-/// As execvp(3).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn execvp(file: *const c_char, args: *const *const c_char) -> c_int {
-    // SAFETY: a string and a list of strings that ends with null.
-    if is_dump()
-        && unsafe { CStr::from_ptr(file) } == c"tar"
-        && unsafe { has(args, c"--create") }
-        && unsafe { has(args, c"/proc/self/fd/0") }
-        && is_empty()
-        && let Some(archive) = archive()
-        // SAFETY: as many bytes as there are.
-        && unsafe { write(IMAGE, archive.as_ptr().cast(), archive.len()) } == archive.len() as isize
-    {
-        // SAFETY: a number only.
-        unsafe { syscall(SYS_EXIT_GROUP, 0) };
+/// Writes the archive of `directory` to `image`, if it is empty. Whether it is done.
+pub(crate) fn write_empty(directory: c_int, image: c_int, owners: &Owners) -> bool {
+    if !is_empty(directory) {
+        return false;
     }
-    // SAFETY: the caller's arguments, handed on; the environment is the C library's.
-    unsafe { execvpe(file, args, environ) }
-}
-
-/// Whether `wanted` is among the arguments.
-///
-/// # Safety
-/// `args` is a list of strings that ends with null.
-unsafe fn has(args: *const *const c_char, wanted: &CStr) -> bool {
-    let mut at = args;
-    loop {
-        // SAFETY: null, which ends the list, was not passed.
-        let arg = unsafe { *at };
-        if arg.is_null() {
-            return false;
-        }
-        // SAFETY: a string of the list.
-        if unsafe { CStr::from_ptr(arg) } == wanted {
-            return true;
-        }
-        // SAFETY: as above.
-        at = unsafe { at.add(1) };
-    }
+    let Some(archive) = archive(directory, owners) else { return false };
+    // SAFETY: as many bytes as there are.
+    unsafe { write(image, archive.as_ptr().cast(), archive.len()) == archive.len() as isize }
 }
 
 /// Whether there is nothing in the directory.
-fn is_empty() -> bool {
+fn is_empty(directory: c_int) -> bool {
     /// `d_name` of `struct linux_dirent64` begins there; its length is two bytes before `d_type`.
     const NAME: usize = 19;
     let mut entries = [0_u64; 128];
     // SAFETY: at most as many bytes as there is room for.
-    let got = unsafe { syscall(SYS_GETDENTS64, DIRECTORY, entries.as_mut_ptr(), 1024) };
+    let got = unsafe {
+        let got = syscall(SYS_GETDENTS64, directory, entries.as_mut_ptr(), 1024);
+        syscall(SYS_LSEEK, directory, 0, 0);
+        got
+    };
     let Ok(got) = usize::try_from(got) else { return false };
     let mut bytes = [0_u8; 1024];
     for (to, from) in bytes.chunks_exact_mut(8).zip(entries) {
@@ -89,11 +50,11 @@ fn is_empty() -> bool {
 }
 
 /// An archive with the directory alone (`ustar`, pax(1)); `None` where its numbers do not fit.
-fn archive() -> Option<[u8; 3 * BLOCK]> {
+fn archive(directory: c_int, owners: &Owners) -> Option<[u8; 3 * BLOCK]> {
     // `struct stat`: device, inode, links; mode and owner; group; after them sizes, and the time of the last change
     let mut stat = [0_u64; 18];
     // SAFETY: as many bytes as the kernel writes.
-    if unsafe { syscall(SYS_FSTAT, DIRECTORY, stat.as_mut_ptr()) } != 0 {
+    if unsafe { syscall(SYS_FSTAT, directory, stat.as_mut_ptr()) } != 0 {
         return None;
     }
     let [_, _, _, mode_and_owner, group, .., _] = stat;
@@ -102,8 +63,8 @@ fn archive() -> Option<[u8; 3 * BLOCK]> {
     let (header, _) = archive.split_at_mut(BLOCK);
     put(header, 0, b"./");
     octal(header, 100, 7, mode_and_owner & 0o7777)?;
-    octal(header, 108, 7, mode_and_owner >> 32)?;
-    octal(header, 116, 7, group & u64::from(u32::MAX))?;
+    octal(header, 108, 7, owners.user((mode_and_owner >> 32) as u32)?.into())?;
+    octal(header, 116, 7, owners.group(group as u32)?.into())?;
     octal(header, 124, 11, 0)?;
     octal(header, 136, 11, changed)?;
     put(header, 148, b"        ");

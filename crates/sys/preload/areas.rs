@@ -229,7 +229,7 @@ pub unsafe extern "C" fn fstatat64(dir: c_int, path: *const c_char, stat: *mut c
 }
 
 /// `<start>-<end>` in hexadecimal digits.
-fn addresses(range: &[u8]) -> Option<(u64, u64)> {
+pub(crate) fn addresses(range: &[u8]) -> Option<(u64, u64)> {
     let dash = range.iter().position(|byte| *byte == b'-')?;
     Some((hexadecimal(range.get(..dash)?)?, hexadecimal(range.get(dash + 1..)?)?))
 }
@@ -250,7 +250,7 @@ fn hexadecimal(text: &[u8]) -> Option<u64> {
 }
 
 /// The lines of a file, which is closed in the end.
-struct Lines {
+pub(crate) struct Lines {
     fd: c_int,
     buffer: [u8; ROOM],
     start: usize,
@@ -260,7 +260,7 @@ struct Lines {
 }
 
 impl Lines {
-    fn of(fd: c_int) -> Self {
+    pub(crate) fn of(fd: c_int) -> Self {
         Self {
             fd,
             buffer: [0; ROOM],
@@ -275,7 +275,7 @@ impl Lines {
     }
 
     /// The next line, without its end.
-    fn next(&mut self) -> Option<&[u8]> {
+    pub(crate) fn next(&mut self) -> Option<&[u8]> {
         let length = loop {
             let there = self.buffer.get(self.start..self.end)?;
             if let Some(length) = there.iter().position(|byte| *byte == b'\n') {

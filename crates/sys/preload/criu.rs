@@ -10,7 +10,8 @@
 //!   are no part of the program: those whose numbers are in the file `twins` of that folder, in decimal, separated by anything else,
 //!   are left out.
 //! - It need not look at every page to know the areas: [`areas`].
-//! - An empty tmpfs is archived without a program: [`archive`].
+//! - What takes less time than a child does is done without one: [`child`].
+//! - It stops before the first look at the processes: [`gate`].
 //!
 //! In dumps and restores, [`kernel`] and [`request`].
 #![no_std]
@@ -20,6 +21,9 @@
 mod abi;
 mod areas;
 mod archive;
+mod child;
+mod gate;
+mod ids;
 mod kernel;
 mod request;
 
@@ -133,6 +137,8 @@ pub unsafe extern "C" fn openat64(dir: c_int, path: *const c_char, flags: c_int,
     if opened < 0 {
         return opened;
     }
+    ids::opened(dir, path, name);
+    child::opened(name, flags, opened);
     let instead = match name {
         b"smaps" => areas::known(dir),
         b"map_files" => {

@@ -6,12 +6,13 @@
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicI32, Ordering};
 
-use crate::{AT_FDCWD, KnownPath, SYS_OPENAT, syscall};
+use crate::{AT_FDCWD, KnownPath, SYS_OPENAT, __errno_location, gate, syscall};
 
 const SYS_RENAME: i64 = 82;
 const SYS_UNLINK: i64 = 87;
 const SYS_FSTATFS: i64 = 138;
 const O_CREAT: c_int = 0o100;
+const ECANCELED: c_int = 125;
 /// `TMPFS_MAGIC` of statfs(2).
 const TMPFS: u64 = 0x0102_1994;
 /// Names of the file, and of what becomes the file.
@@ -38,6 +39,12 @@ unsafe fn elsewhere(path: *const c_char) -> Option<KnownPath> {
 /// As open(2): `path` is a string. `mode` is not there, and not used, unless `flags` say that a file is made.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: u32) -> c_int {
+    // SAFETY: the caller's string.
+    if !gate::pass(unsafe { CStr::from_ptr(path) }.to_bytes()) {
+        // SAFETY: the calling thread's own.
+        unsafe { *__errno_location() = ECANCELED };
+        return -1;
+    }
     // SAFETY: the caller's string.
     let moved = unsafe { elsewhere(path) };
     let place = moved.as_ref().map_or(path, |moved| moved.as_ptr());

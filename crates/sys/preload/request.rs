@@ -2,7 +2,7 @@
 //! wait for each other. Errors and warnings are what is read of it.
 
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicI32, Ordering};
 
 use crate::syscall;
 
@@ -16,8 +16,21 @@ const LOG_LEVEL: u64 = 9 << 3;
 /// How fields are written (protobuf, "Message Structure").
 const MESSAGE: u64 = 2;
 
-/// Whether the request was received. What comes after it are answers, and what CRIU says to processes that it works in.
-static RECEIVED: AtomicBool = AtomicBool::new(false);
+/// `notify_success` of `criu_req`, a number: an answer to a stage.
+const GO_ON: u64 = 3 << 3;
+
+/// By which descriptor the request was received. What comes after it are answers, and what CRIU says to processes that it works in.
+static LINE: AtomicI32 = AtomicI32::new(-1);
+
+/// The line that the request came by.
+pub(crate) fn line() -> Option<c_int> {
+    Some(LINE.load(Ordering::Relaxed)).filter(|line| *line >= 0)
+}
+
+/// Whether an answer lets CRIU go on.
+pub(crate) fn says_go_on(answer: &[u8]) -> bool {
+    find(answer, GO_ON).and_then(|value| answer.get(value)) == Some(&[1])
+}
 
 /// recv(2), in the place of the C library's. The first that comes by it is CRIU's request.
 ///
@@ -30,7 +43,7 @@ pub unsafe extern "C" fn recv(fd: c_int, into: *mut c_void, len: usize, flags: c
     if let Ok(got @ 1..) = usize::try_from(got)
         && !into.is_null()
         && flags & MSG_PEEK == 0
-        && !RECEIVED.swap(true, Ordering::Relaxed)
+        && LINE.compare_exchange(-1, fd, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     {
         // SAFETY: that much of the caller's buffer was written, if it was that long.
         log_less(unsafe { core::slice::from_raw_parts_mut(into.cast(), got.min(len)) });

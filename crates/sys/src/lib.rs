@@ -21,3 +21,4 @@ pub mod process;
 pub mod sock_diag;
 pub mod threads;
 pub mod uffd;
+pub mod view;
