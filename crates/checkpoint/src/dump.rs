@@ -295,9 +295,11 @@ impl Dump {
         self.swrk.is_through()
     }
 
-    /// Makes CRIU let go, wherever it is. Does nothing when it is through.
+    /// Makes CRIU let go, wherever it is. Does nothing when it has.
     pub(crate) fn abort(&mut self) {
-        self.swrk.abort();
+        if !self.is_through() {
+            self.swrk.abort();
+        }
     }
 
     /// Ends what is left of CRIU, after the node was thawed. What was copied is handed on, and what is left of the tracking.

@@ -243,6 +243,11 @@ pub(crate) struct Vma {
     pub(crate) start: u64,
     #[prost(uint64, required, tag = "2")]
     pub(crate) end: u64,
+    #[prost(uint64, required, tag = "3")]
+    pub(crate) offset: u64,
+    /// Of shared memory without a file: the number of the kernel's file.
+    #[prost(uint64, required, tag = "4")]
+    pub(crate) shared: u64,
     #[prost(uint32, required, tag = "6")]
     pub(crate) flags: u32,
     #[prost(uint32, required, tag = "7")]

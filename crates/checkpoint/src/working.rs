@@ -113,7 +113,7 @@ impl Working {
     /// Lets the node go on, and then CRIU's keeper. Does nothing the second time.
     pub(crate) fn thaw(&mut self) -> Result<(), CutError> {
         if let Some(dump) = self.dump.as_mut() {
-            dump.abort(); // does nothing when CRIU is through
+            dump.abort();
         }
         let result = match self.lease.take().map(Lease::end) {
             None | Some(Ok(())) => Ok(()),

@@ -46,6 +46,8 @@ struct State {
     opened: c_int,
     /// The way back of a child that is none.
     child: Option<Way>,
+    /// This is a child.
+    is_child: bool,
     /// How many children that are none have ended, until CRIU asks, and how the last that failed did.
     ended: u32,
     status: c_int,
@@ -68,6 +70,7 @@ static NOW: Global = Global(UnsafeCell::new(State {
     place: Place::Elsewhere,
     opened: -1,
     child: None,
+    is_child: false,
     ended: 0,
     status: 0,
     stack: [0; KEPT],
@@ -93,6 +96,11 @@ impl State {
 fn with<T>(work: impl FnOnce(&mut State) -> T) -> T {
     // SAFETY: CRIU has one thread, and `work` never comes back here.
     work(unsafe { &mut *NOW.0.get() })
+}
+
+/// Whether this is a child of the CRIU that was started.
+pub(crate) fn is_one() -> bool {
+    with(|now| now.is_child)
 }
 
 /// CRIU has opened a file.
@@ -206,6 +214,7 @@ fn really(now: &mut State) -> c_int {
     let child = real();
     if child == 0 {
         now.child = None;
+        now.is_child = true;
         now.ended = 0;
         now.place = Place::Elsewhere;
     }

@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::areas::{Lines, addresses};
-use crate::request;
+use crate::{child, request};
 use crate::{AT_FDCWD, O_CLOEXEC, SYS_OPENAT, is_dump, read, syscall, write};
 
 const SYS_MADVISE: i64 = 28;
@@ -19,6 +19,23 @@ const POPULATE_WRITE: i32 = 23;
 const FREEZERS: [&[u8]; 2] = [b"/freezer.state", b"/cgroup.freeze"];
 /// `criu_resp`: of type NOTIFY, with success, and the name of the stage.
 const STAGE: &[u8] = b"\x08\x06\x10\x01\x2a\x0a\x0a\x08freezing";
+
+/// Called when CRIU ends (`.fini_array` of an ELF file).
+#[used]
+#[unsafe(link_section = ".fini_array")]
+static END: extern "C" fn() = end;
+
+/// CRIU has said how it ended: what it had goes when nobody waits for the processor. It goes on when whoever asked it hangs up.
+extern "C" fn end() {
+    if PASSED.load(Ordering::Relaxed)
+        && !child::is_one()
+        && let Some(line) = request::line()
+    {
+        let mut nothing = [0_u8; 1];
+        // SAFETY: room for one byte.
+        unsafe { read(line, nothing.as_mut_ptr().cast(), nothing.len()) };
+    }
+}
 
 /// Whether it has stopped once.
 static PASSED: AtomicBool = AtomicBool::new(false);

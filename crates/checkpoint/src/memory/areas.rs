@@ -15,7 +15,9 @@ use crate::rpc::Mm;
 const REGULAR: u32 = 1 << 0;
 const VDSO: u32 = 1 << 3;
 const FILE_PRIVATE: u32 = 1 << 6;
+const ANON_SHARED: u32 = 1 << 8;
 const ANON_PRIVATE: u32 = 1 << 9;
+const SYSTEM_V: u32 = 1 << 10;
 const VVAR: u32 = 1 << 12;
 const AIO_RING: u32 = 1 << 13;
 /// `MAP_*` of mmap(2).
@@ -76,8 +78,18 @@ fn private(areas: impl IntoIterator<Item = memory::Area>) -> Private {
     private
 }
 
-/// The private areas of every process in a set of images, by its number inside the node.
-pub(super) fn dumped(images: &Path) -> Result<Vec<(u32, Vec<Area>)>, CriuError> {
+/// What CRIU wrote about one process.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Dumped {
+    /// Its number inside the node.
+    pub(super) number: u32,
+    pub(super) private: Vec<Area>,
+    /// Memory that it shares without a file: the number of the kernel's file, and up to where it has it mapped, bytes.
+    pub(super) shared: Vec<(u64, u64)>,
+}
+
+/// What is in a set of images, process by process.
+pub(super) fn dumped(images: &Path) -> Result<Vec<Dumped>, CriuError> {
     let unreadable = |source| CriuError::Image {
         path: images.to_owned(),
         what: "cannot be listed".to_owned(),
@@ -92,33 +104,40 @@ pub(super) fn dumped(images: &Path) -> Result<Vec<(u32, Vec<Area>)>, CriuError> 
             .and_then(|name| name.strip_prefix("mm-")?.strip_suffix(".img")?.parse().ok());
         let Some(number) = number else { continue };
         for record in read_records(&path, &[COMMON_MAGIC, MM_MAGIC])? {
-            let mm: Mm = decode(&path, &record)?;
-            let areas = mm.vmas.iter().filter(|vma| {
-                // CRIU dumps vDSO and AIO rings whole, without asking for pages; the rest of these has no content
-                vma.status & REGULAR != 0
-                    && vma.status & (FILE_PRIVATE | ANON_PRIVATE) != 0
-                    && vma.status & (VDSO | VVAR | AIO_RING) == 0
-                    && vma.flags & MAP_DROPPABLE == 0
-            });
-            found.push((
-                number,
-                areas
-                    .map(|vma| {
-                        let anonymous =
-                            vma.status & ANON_PRIVATE != 0 && vma.flags & MAP_HUGETLB == 0;
-                        let is_plain = anonymous && vma.flags & (MAP_GROWSDOWN | MAP_LOCKED) == 0;
-                        Area::new(vma.start..vma.end, anonymous, is_plain)
-                    })
-                    .collect(),
-            ));
+            found.push(of_dumped(number, &decode(&path, &record)?));
         }
     }
     Ok(found)
 }
 
+fn of_dumped(number: u32, mm: &Mm) -> Dumped {
+    let mut dumped = Dumped {
+        number,
+        ..Dumped::default()
+    };
+    for vma in mm.vmas.iter().filter(|vma| vma.status & REGULAR != 0) {
+        if vma.status & ANON_SHARED != 0 && vma.status & SYSTEM_V == 0 {
+            let end = vma.offset.saturating_add(vma.end.saturating_sub(vma.start));
+            dumped.shared.push((vma.shared, end));
+        }
+        // CRIU dumps vDSO and AIO rings whole, without asking for pages; the rest of these has no content
+        if vma.status & (FILE_PRIVATE | ANON_PRIVATE) != 0
+            && vma.status & (VDSO | VVAR | AIO_RING) == 0
+            && vma.flags & MAP_DROPPABLE == 0
+        {
+            let anonymous = vma.status & ANON_PRIVATE != 0 && vma.flags & MAP_HUGETLB == 0;
+            let is_plain = anonymous && vma.flags & (MAP_GROWSDOWN | MAP_LOCKED) == 0;
+            let area = Area::new(vma.start..vma.end, anonymous, is_plain);
+            dumped.private.push(area);
+        }
+    }
+    dumped
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rpc::Vma;
 
     #[test]
     fn private_areas_are_found() {
@@ -153,5 +172,33 @@ rubbish
                 .unwrap()
                 .has_aio
         );
+    }
+
+    #[test]
+    fn areas_of_a_dump_are_told_apart() {
+        let vma = |start: u64, status: u32, flags: u32| Vma {
+            start,
+            end: start + 0x2000,
+            offset: 0x1000,
+            shared: 77,
+            flags,
+            status,
+        };
+        let mm = Mm {
+            vmas: vec![
+                vma(0x1_0000, REGULAR | ANON_PRIVATE, 0),
+                vma(0x2_0000, REGULAR | FILE_PRIVATE, 0),
+                vma(0x3_0000, REGULAR | ANON_SHARED, 0),
+                vma(0x4_0000, REGULAR | ANON_SHARED | SYSTEM_V, 0),
+                vma(0x5_0000, REGULAR | ANON_PRIVATE | VDSO, 0),
+                vma(0x6_0000, REGULAR | ANON_PRIVATE, MAP_DROPPABLE),
+                vma(0x7_0000, ANON_PRIVATE, 0),
+            ],
+        };
+        let dumped = of_dumped(5, &mm);
+        assert_eq!((dumped.number, dumped.shared), (5, vec![(77, 0x3000)]));
+        let private = dumped.private.iter();
+        let private: Vec<_> = private.map(|a| (a.range.start, a.anonymous)).collect();
+        assert_eq!(private, [(0x1_0000, true), (0x2_0000, false)]);
     }
 }

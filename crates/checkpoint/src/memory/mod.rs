@@ -324,23 +324,30 @@ impl NodeMemory {
             .saturating_add((written as u64).saturating_mul(PAGE))
     }
 
-    /// Copies what changed of the memory that processes share. The node stands still; CRIU may be at work.
+    /// Copies what changed of the memory that processes share, as far as it is known. The node stands still; CRIU may be at work.
     pub(crate) fn take_shared(&mut self, container: &Container) -> Result<Taken, CriuError> {
         self.shared
-            .take(&self.images, &container.processes())
+            .take()
             .map_err(|e| self.failed(container.pid, e))
     }
 
     /// Copies what changed. The node stands still, and CRIU, which is through with it, has written what areas there are.
     pub(crate) fn take(&mut self, container: &Container) -> Result<Taken, CriuError> {
-        let inner: HashMap<u32, i32> = container
-            .processes()
+        let processes = container.processes();
+        let dumped = areas::dumped(&self.images)?;
+        let mapped = dumped
+            .iter()
+            .flat_map(|process| process.shared.iter().copied());
+        let rest = self.shared.take_rest(&self.images, &processes, mapped);
+        let mut taken = rest.map_err(|e| self.failed(container.pid, e))?;
+        let inner: HashMap<u32, i32> = processes
             .into_iter()
             .filter_map(|pid| Some((inner_pid(pid)?, pid)))
             .collect();
         let mut rest = std::mem::take(&mut self.processes);
         let mut all = Vec::new();
-        for (number, areas) in areas::dumped(&self.images)? {
+        for process in dumped {
+            let (number, areas) = (process.number, process.private);
             let Some(pid) = inner.get(&number).copied() else {
                 return Err(CriuError::Unexpected(format!(
                     "it dumped process {number}, which is not in the node's cgroup"
@@ -359,7 +366,6 @@ impl NodeMemory {
                 .map_err(|e| self.failed(process.pid(), e))
         });
         self.processes = all.into_iter().map(|(process, ..)| process).collect();
-        let mut taken = Taken::default();
         for outcome in outcomes {
             taken.add(outcome?);
         }

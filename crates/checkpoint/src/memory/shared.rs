@@ -74,11 +74,35 @@ impl Shared {
         self.objects.iter().map(|object| object.size).sum()
     }
 
-    /// Copies what differs; the node stands still.
-    pub(super) fn take(&mut self, images: &Path, processes: &[i32]) -> io::Result<Taken> {
-        self.find(images, processes)?;
+    /// Copies what differs of all that is known; the node stands still.
+    pub(super) fn take(&mut self) -> io::Result<Taken> {
         let mut taken = Taken::default();
         for object in &mut self.objects {
+            taken.add(object.update()?);
+        }
+        Ok(taken)
+    }
+
+    /// Copies what is not known: `mapped` is what there is, and up to where. The node stands still.
+    pub(super) fn take_rest(
+        &mut self,
+        images: &Path,
+        processes: &[i32],
+        mapped: impl IntoIterator<Item = (u64, u64)>,
+    ) -> io::Result<Taken> {
+        let covers = |(inode, end): (u64, u64)| {
+            let mut known = self.objects.iter();
+            known.any(|object| object.inode == inode && object.size >= end)
+        };
+        if mapped.into_iter().all(covers) {
+            return Ok(Taken::default());
+        }
+        let size = |object: &Object| (object.inode, object.size);
+        let before: Vec<_> = self.objects.iter().map(size).collect();
+        self.find(images, processes)?;
+        let mut taken = Taken::default();
+        let is_new = |object: &&mut Object| !before.contains(&size(object));
+        for object in self.objects.iter_mut().filter(is_new) {
             taken.add(object.update()?);
         }
         Ok(taken)
@@ -234,5 +258,131 @@ impl Object {
         };
         let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?.min(self.size);
         Ok((start < end).then_some(start..end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::{Child, ChildStdout, Command, Stdio};
+
+    use super::*;
+
+    /// A program that does what it is told, and has a MiB of such memory with three pages in it.
+    struct Program {
+        process: Child,
+        answers: BufReader<ChildStdout>,
+    }
+
+    const CODE: &str = "import mmap, sys
+a = mmap.mmap(-1, 1 << 20)
+a[:3 * 4096] = b'a' * 3 * 4096
+print(flush=True)
+for line in sys.stdin:
+    exec(line)
+    print(flush=True)";
+
+    impl Program {
+        fn start() -> Self {
+            let mut process = Command::new("python3")
+                .args(["-c", CODE])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let answers = BufReader::new(process.stdout.take().unwrap());
+            let mut program = Self { process, answers };
+            program.wait();
+            program
+        }
+
+        fn wait(&mut self) {
+            self.answers.read_line(&mut String::new()).unwrap();
+        }
+
+        fn does(&mut self, line: &str) {
+            let mut input = self.process.stdin.as_ref().unwrap();
+            writeln!(input, "{line}").unwrap();
+            self.wait();
+        }
+
+        fn processes(&self) -> [i32; 1] {
+            [i32::try_from(self.process.id()).unwrap()]
+        }
+
+        /// What a dump says of it.
+        fn mapped(&self) -> Vec<(u64, u64)> {
+            let areas = memory::areas(self.processes()[0]).unwrap();
+            let shared = areas.into_iter().filter(is_shared);
+            shared
+                .map(|a| (a.inode, a.offset + a.range.end - a.range.start))
+                .collect()
+        }
+    }
+
+    impl Drop for Program {
+        fn drop(&mut self) {
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+    }
+
+    fn page(object: &Object, at: u64) -> u8 {
+        let mut byte = [0];
+        object.copy.read_exact_at(&mut byte, at * PAGE).unwrap();
+        byte[0]
+    }
+
+    #[test]
+    fn the_copy_has_what_was_written_and_mapped_until_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut program = Program::start();
+        let mut shared = Shared::default();
+        let processes = program.processes();
+        assert_eq!(shared.round(dir.path(), &processes).unwrap(), 3);
+        assert_eq!(shared.bytes(), 1 << 20);
+        assert_eq!(
+            shared.take().unwrap(),
+            Taken {
+                all: 3 * PAGE,
+                frozen: 0
+            }
+        );
+
+        program.does("a[4096] = 98; a[9 * 4096] = 99");
+        let taken = shared.take().unwrap();
+        assert_eq!(
+            taken,
+            Taken {
+                all: 4 * PAGE,
+                frozen: 2 * PAGE
+            }
+        );
+        assert_eq!(
+            [0, 1, 2, 9].map(|at| page(&shared.objects[0], at)),
+            *b"abac"
+        );
+        let nothing = shared.take_rest(dir.path(), &processes, program.mapped());
+        assert_eq!(nothing.unwrap(), Taken::default());
+
+        program.does("b = mmap.mmap(-1, 8192); b[0] = 100; a[5] = 0");
+        let rest = shared.take_rest(dir.path(), &processes, program.mapped());
+        assert_eq!(
+            rest.unwrap(),
+            Taken {
+                all: PAGE,
+                frozen: PAGE
+            }
+        );
+        assert_eq!(page(&shared.objects[1], 0), b'd');
+        assert_eq!(shared.objects[1].runs.len(), 1);
+        // A page that was given back, and one that came again.
+        program.does("a.madvise(mmap.MADV_REMOVE, 4096, 4096)");
+        assert_eq!(shared.objects[0].update().unwrap().all, 3 * PAGE);
+        program.does("a[4096] = 101");
+        shared.take().unwrap();
+        assert_eq!(page(&shared.objects[0], 1), b'e');
+        drop(shared);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
