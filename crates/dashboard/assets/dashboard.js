@@ -4,6 +4,7 @@
 (() => {
   const $ = (selector, root = document) => root.querySelector(selector);
   const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const own = document.currentScript;
   // Whether the libraries are still on their way.
   document.documentElement.dataset.coming = "";
   const coming = () => document.documentElement.dataset.coming !== undefined;
@@ -274,9 +275,9 @@
   // What is not seen comes after it, the libraries among it: until then links are links and forms are forms.
   async function begin() {
     await seen();
-    const libraries = $$("link[rel=preload][as=script]").map((link) => {
+    const libraries = own.dataset.libraries.split(" ").map((name) => {
       const script = document.createElement("script");
-      script.src = link.href;
+      script.src = new URL(name, own.src);
       script.async = false;
       document.head.append(script);
       return new Promise((loaded, failed) => Object.assign(script, { onload: loaded, onerror: failed }));

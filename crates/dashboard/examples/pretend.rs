@@ -3,7 +3,8 @@
 //!
 //!     cargo run -p offshoot-dashboard --example pretend -- 100
 //!
-//! At `/smallest` is a page of a few words, to tell a browser's own part. It prints a link to sign in, and ends with its standard input.
+//! At `/smallest` is a page of a few words, to tell a browser's own part. From a look at `/watch/N` on, browsers are asked to tell when the
+//! list's row N (from 0) was painted. It prints a link to sign in, and ends with its standard input.
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub, missing_docs)]
 
 #[path = "../tests/common/fake.rs"]
@@ -15,13 +16,49 @@ mod traffic;
 
 use std::io::Read as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::response::Html;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Path, Request};
+use axum::middleware::{Next, from_fn};
+use axum::response::{Html, Response};
 use axum::routing::get;
 use fake::Fake;
 use offshoot_dashboard::{Dashboard, Settings, Transport};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+/// The row that is watched.
+static WATCHED: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Marks the name in the row that is watched (W3C Element Timing).
+async fn mark(request: Request, next: Next) -> Response {
+    let is_list = request.uri().path() == "/";
+    let response = next.run(request).await;
+    if !is_list {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let page = to_bytes(body, usize::MAX).await.unwrap();
+    let page = String::from_utf8(page.to_vec()).unwrap();
+    let name = "<th scope=\"row\"";
+    let row = page
+        .match_indices(name)
+        .nth(WATCHED.load(Ordering::Relaxed));
+    let page = match row {
+        Some((at, _)) => {
+            let (before, after) = page.split_at(at + name.len());
+            format!("{before} elementtiming=\"row\"{after}")
+        }
+        None => page,
+    };
+    Response::from_parts(parts, Body::from(page))
+}
+
+async fn watch(Path(row): Path<usize>) -> &'static str {
+    WATCHED.store(row, Ordering::Relaxed);
+    "watched\n"
+}
 
 #[tokio::main]
 async fn main() {
@@ -52,7 +89,9 @@ async fn main() {
     let smallest = "<!doctype html><html lang=\"en\"><title>Smallest</title><p>smallest";
     let router = dashboard
         .router(Arc::new(fake), CancellationToken::new())
-        .route("/smallest", get(async move || Html(smallest)));
+        .layer(from_fn(mark))
+        .route("/smallest", get(async move || Html(smallest)))
+        .route("/watch/{row}", get(watch));
     let end = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
     tokio::select! {
         served = axum::serve(listener, router) => served.unwrap(),

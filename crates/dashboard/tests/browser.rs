@@ -225,6 +225,25 @@ async fn from_a_clone_to_what_it_has_become() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rows_that_wait_for_the_first_paint_come_without_scripts() {
+    let environments = (10..70).map(|n| sample::environment(&format!("shop-{n}"), None));
+    let Some(browser) = start(Fake::new(environments.collect(), Vec::new())).await else {
+        return;
+    };
+    browser.without_scripts().await;
+    browser.sign_in().await;
+    let come = "return getComputedStyle(document.getElementById('e-shop-69')).contentVisibility === 'auto'";
+    browser.wait("the rows below", come, vec![]).await;
+    browser
+        .script("document.getElementById('e-shop-69').scrollIntoView()")
+        .await;
+    let seen = "return document.querySelector('#e-shop-69 th a').checkVisibility({contentVisibilityAuto: true})";
+    browser.wait("the last row", seen, vec![]).await;
+    browser.no_complaints().await;
+    browser.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_scripts_everything_is_a_page() {
     let Some(browser) = start(fake()).await else {
         return;

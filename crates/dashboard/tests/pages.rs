@@ -111,6 +111,12 @@ async fn a_hundred_environments_are_a_small_page_at_once() {
     let took = begun.elapsed();
     is_page(&page);
     assert_eq!(page.text.matches("<tr id=\"e-").count(), 100);
+    // What is shown first has the first sixteen rows.
+    let (_, last) = page.text.split_once("rel=\"expect\" href=\"#").unwrap();
+    let (last, _) = last.split_once('"').unwrap();
+    let row = format!("<tr id=\"{last}\"");
+    let (above, _) = page.text.split_once(&row).expect(&row);
+    assert_eq!(above.matches("<tr id=\"e-").count(), 15);
     println!("{} bytes in {took:?}", page.text.len());
     assert!(took < Duration::from_millis(200), "{took:?}");
 }

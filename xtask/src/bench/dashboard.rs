@@ -28,6 +28,12 @@ const PAINTED: Duration = Duration::from_secs(30);
 const TIMES: &str = "const paint = performance.getEntriesByName('first-contentful-paint')[0]; \
     const page = performance.getEntriesByType('navigation')[0]; \
     return paint && page ? {paint: paint.startTime, byte: page.responseStart, bytes: page.decodedBodySize} : null";
+/// The last row of which all is seen without scrolling, from 0.
+const LAST_ROW: &str = "return [...document.querySelectorAll('table.list tbody tr')] \
+    .findLastIndex(row => row.getBoundingClientRect().bottom <= innerHeight)";
+/// When the row that is watched was painted (W3C Element Timing), as `TIMES`.
+const ROW_TIME: &str = "const done = arguments[0]; \
+    new PerformanceObserver(seen => done(seen.getEntries()[0].startTime)).observe({type: 'element', buffered: true})";
 
 /// Options of the benchmark.
 #[derive(clap::Args)]
@@ -54,6 +60,7 @@ pub(crate) struct Arguments {
 struct Run {
     environments: u32,
     paint: Spread,
+    rows: Spread,
     cold: Spread,
     smallest: Spread,
     byte: Spread,
@@ -63,6 +70,8 @@ struct Run {
 /// One load.
 struct Load {
     paint: f64,
+    /// When the last row of the first screen was painted, where a row is watched.
+    rows: Option<f64>,
     byte: f64,
     kib: f64,
 }
@@ -161,24 +170,32 @@ fn measure(program: &Path, environments: u32, loads: u32) -> anyhow::Result<Run>
     if shown != json!(environments) {
         bail!("the list shows {shown} environments, not {environments}");
     }
+    let last = client.execute(LAST_ROW, &[])?;
+    client.goto(&format!("{origin}/watch/{last}"))?;
+    let load_list = || {
+        let mut load = load(&client, &list)?;
+        load.rows = client.execute_async(ROW_TIME, &[])?.as_f64();
+        anyhow::Ok(load)
+    };
     for _ in 0..loads {
         interrupt::check()?;
         smallest.push(load(&client, &format!("{origin}/smallest"))?);
-        warm.push(load(&client, &list)?);
+        warm.push(load_list()?);
         client.chromium("Network.clearBrowserCache", json!({}))?;
-        cold.push(load(&client, &list)?);
+        cold.push(load_list()?);
     }
-    let spread = |loads: &[Load], of: fn(&Load) -> f64| {
-        let all = loads.iter().map(|load| Some(of(load))).collect();
+    let spread = |loads: &[Load], of: fn(&Load) -> Option<f64>| {
+        let all = loads.iter().map(of).collect();
         Spread::of(all).context("nothing was measured")
     };
     Ok(Run {
         environments,
-        paint: spread(&warm, |load| load.paint)?,
-        cold: spread(&cold, |load| load.paint)?,
-        smallest: spread(&smallest, |load| load.paint)?,
-        byte: spread(&warm, |load| load.byte)?,
-        kib: spread(&warm, |load| load.kib)?,
+        paint: spread(&warm, |load| Some(load.paint))?,
+        rows: spread(&warm, |load| load.rows)?,
+        cold: spread(&cold, |load| Some(load.paint))?,
+        smallest: spread(&smallest, |load| Some(load.paint))?,
+        byte: spread(&warm, |load| Some(load.byte))?,
+        kib: spread(&warm, |load| Some(load.kib))?,
     })
 }
 
@@ -194,6 +211,7 @@ fn load(client: &Client, url: &str) -> anyhow::Result<Load> {
         {
             return Ok(Load {
                 paint,
+                rows: None,
                 byte,
                 kib: bytes / 1024.0,
             });
@@ -206,9 +224,10 @@ fn load(client: &Client, url: &str) -> anyhow::Result<Load> {
 }
 
 impl Run {
-    fn figures(&self) -> [(&'static str, &Spread); 5] {
+    fn figures(&self) -> [(&'static str, &Spread); 6] {
         [
             ("first_paint_ms", &self.paint),
+            ("first_rows_ms", &self.rows),
             ("first_paint_cold_ms", &self.cold),
             ("smallest_paint_ms", &self.smallest),
             ("first_byte_ms", &self.byte),
@@ -236,6 +255,7 @@ fn rendered(runs: &[Run]) -> String {
     let heads = [
         "environments",
         "first paint ms",
+        "rows in sight",
         "with an empty cache",
         "smallest page",
         "first byte ms",
@@ -262,6 +282,7 @@ mod tests {
         let run = Run {
             environments: 100,
             paint: spread(80.0),
+            rows: spread(84.0),
             cold: spread(120.0),
             smallest: spread(60.0),
             byte: spread(9.0),
@@ -269,6 +290,7 @@ mod tests {
         };
         assert_eq!(run.json()["name"], "environments-100");
         assert_eq!(run.json()["first_paint_ms"], 81.0);
+        assert_eq!(run.json()["first_rows_ms"], 85.0);
         assert_eq!(run.json()["first_paint_cold_ms_max"], 122.0);
         assert_eq!(run.json()["first_byte_ms_all"], json!([9.0, 11.0]));
         let text = rendered(&[run]);

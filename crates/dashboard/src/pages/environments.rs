@@ -19,6 +19,8 @@ use crate::tree::{Filter, Placed, Selection, Sort, Usage, arrange};
 
 /// Generations that are drawn; later ones stand where the last of them does.
 const DEPTH_MAX: usize = 6;
+/// Rows that are laid out for the first paint, as in the style sheet.
+const SEEN: usize = 16;
 /// Element that holds the list.
 const LIST: &str = "environments";
 
@@ -40,6 +42,14 @@ struct List {
     total: usize,
     summary: String,
     examples: &'static [Example],
+}
+
+impl List {
+    /// The last row that browsers wait for before they show anything (HTML, link type `expect`): a frame without rows
+    /// would only be in the way of the one that has them.
+    fn last_seen(&self) -> Option<&Row> {
+        self.rows.get(SEEN - 1).or(self.rows.last())
+    }
 }
 
 struct FilterLink {
