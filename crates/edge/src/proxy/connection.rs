@@ -296,7 +296,7 @@ impl Http {
     }
 
     async fn serve_http2(&self, connection: Box<Connection>, visit: &Visit) {
-        let stream = connection.into_library(visit.peer);
+        let (stream, outlet) = connection.into_library_held(visit.peer);
         let limits = &self.edge.config.limits;
         let digest = Arc::new(Digest {
             socket_digest: stream.get_socket_digest(),
@@ -354,6 +354,8 @@ impl Http {
                     idle_over.as_mut().reset(used + idle);
                     continue;
                 }
+                // the last: when all of them wait, what they had to say goes out
+                _ = outlet.failed() => break,
             };
             used = Instant::now();
             match accepted {

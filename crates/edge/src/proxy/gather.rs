@@ -5,8 +5,10 @@
 //! a packet instead of two or three.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use pingora_core::protocols::l4::virt::{VirtualSockOpt, VirtualSocket};
@@ -15,11 +17,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// What is collected at most, bytes: a header and a small body. Memory that waits for nothing: it is given back at each
 /// flush.
 const COLLECTED_MAX: usize = 4 << 10;
+/// The same for HTTP/2: as much as a TLS record holds (RFC 8446, 5.1).
+const HELD_MAX: usize = 16 << 10;
 
 /// A connection that collects small writes until a flush.
 pub(super) struct Gather<S> {
     stream: S,
     collected: Vec<u8>,
+    most: usize,
 }
 
 impl<S> Gather<S> {
@@ -27,6 +32,7 @@ impl<S> Gather<S> {
         Self {
             stream,
             collected: Vec::new(),
+            most: COLLECTED_MAX,
         }
     }
 }
@@ -69,7 +75,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gather<S> {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         loop {
-            if this.collected.len() + content.len() <= COLLECTED_MAX {
+            if this.collected.len() + content.len() <= this.most {
                 this.collected.extend_from_slice(content);
                 return Poll::Ready(Ok(content.len()));
             }
@@ -107,8 +113,83 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + Sync> VirtualSocket for Gather<S
     }
 }
 
+/// What a client's connection is to the proxy.
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// The same for HTTP/2, where many answers share a connection. Its library (h2) flushes after each part of each of them, so a
+/// flush sends nothing here: whoever drives the connection says when everything was written that there is ([`Held::failed`]).
+#[derive(Clone)]
+pub(super) struct Held(Arc<Mutex<Gather<Box<dyn Duplex>>>>);
+
+impl Held {
+    pub(super) fn new(stream: Box<dyn Duplex>) -> Self {
+        Self(Arc::new(Mutex::new(Gather {
+            stream,
+            collected: Vec::new(),
+            most: HELD_MAX,
+        })))
+    }
+
+    /// Sends what was collected, each time that it is polled. Ends when that cannot be done.
+    pub(super) async fn failed(&self) -> io::Error {
+        poll_fn(|context| match self.gather().poll_send(context) {
+            Poll::Ready(Err(error)) => Poll::Ready(error),
+            _ => Poll::Pending,
+        })
+        .await
+    }
+
+    fn gather(&self) -> MutexGuard<'_, Gather<Box<dyn Duplex>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.gather().fmt(f)
+    }
+}
+
+impl AsyncRead for Held {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.gather()).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Held {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        content: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.gather()).poll_write(context, content)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.gather()).poll_shutdown(context)
+    }
+}
+
+impl VirtualSocket for Held {
+    fn set_socket_option(&self, _option: VirtualSockOpt) -> io::Result<()> {
+        // `tune` has set them on the TCP socket
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use proptest::prelude::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -164,6 +245,31 @@ mod tests {
             assert_eq!(stream.collected.capacity(), 0);
             let mut read = [0; 64];
             assert_eq!(far.read(&mut read).await.unwrap(), 10);
+        });
+    }
+
+    #[test]
+    fn by_http2_answers_go_out_together_when_it_is_said() {
+        run(async {
+            let (near, mut far) = tokio::io::duplex(64 << 10);
+            let held = Held::new(Box::new(near));
+            let mut stream = held.clone();
+            for _ in 0..3 {
+                stream.write_all(b"answer").await.unwrap();
+                stream.flush().await.unwrap();
+            }
+            assert_eq!(held.gather().collected.len(), 18);
+            assert!(held.failed().now_or_never().is_none());
+            assert_eq!(held.gather().collected.capacity(), 0);
+            let mut read = [0; 64];
+            assert_eq!(far.read(&mut read).await.unwrap(), 18);
+            stream.write_all(b"bye").await.unwrap();
+            stream.shutdown().await.unwrap();
+            assert_eq!(far.read(&mut read).await.unwrap(), 3);
+            drop(far);
+            stream.write_all(b"nobody").await.unwrap();
+            let error = held.failed().now_or_never().unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         });
     }
 }

@@ -14,14 +14,14 @@ use bytes::BytesMut;
 use pingora_core::protocols::l4::stream::Stream;
 use pingora_core::protocols::l4::virt::{VirtualSocket, VirtualSocketStream};
 use pingora_core::protocols::{GetSocketDigest, SocketDigest};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
 use super::super::Http;
-use super::super::gather::Gather;
+use super::super::gather::{Duplex, Gather, Held};
 use super::answer::{End, Part};
 use super::request::{Read, Request};
 use super::{Asked, Client, Downstream, Next};
@@ -149,6 +149,21 @@ impl Connection {
         stream
     }
 
+    /// The same for HTTP/2, with what sends what the library has written.
+    pub(in super::super) fn into_library_held(self, client: SocketAddr) -> (Stream, Held) {
+        let (fd, stream): (_, Box<dyn Duplex>) = match self.wire {
+            Wire::Socket(stream) => (stream.as_raw_fd(), Box::new(stream)),
+            Wire::Tls(stream) => (stream.as_raw_fd(), stream),
+            Wire::Library(stream) => (stream.as_raw_fd(), stream),
+        };
+        let held = Held::new(stream);
+        let mut stream = library(fd, client, held.clone());
+        if !self.ahead.is_empty() {
+            stream.rewind(&self.ahead);
+        }
+        (stream, held)
+    }
+
     /// Puts back what was read.
     fn back(&mut self, mut raw: Vec<u8>) {
         raw.append(&mut self.ahead);
@@ -185,11 +200,6 @@ impl Connection {
         }
     }
 }
-
-/// What all of them are to us.
-trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 fn library(fd: RawFd, client: SocketAddr, stream: impl VirtualSocket + 'static) -> Stream {
     let digest = SocketDigest::from_raw_fd(fd);

@@ -8,9 +8,12 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 use super::super::{KEPT, KEPT_CONNECTIONS};
+use super::PATIENCE;
 
-/// How often those are closed that were kept for long enough.
-const CLEARED_EVERY: Duration = Duration::from_secs(5);
+/// How often those are closed that were kept for long enough. It is less than [`PATIENCE`], so that a request's bound is never
+/// the first of all timers: setting the first one takes a system call.
+const CLEARED_EVERY: Duration = Duration::from_millis(500);
+const _: () = assert!(CLEARED_EVERY.as_millis() < PATIENCE.as_millis());
 
 /// By the key of their upstream, the one that was used last at the end.
 #[derive(Default)]
