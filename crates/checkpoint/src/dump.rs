@@ -29,6 +29,8 @@ pub(crate) const LOG_LEVEL: i32 = 2;
 const START_TIME: Duration = Duration::from_secs(5);
 /// The stage that it has by `offshoot_sys::preload`, where it is about to get hold of the processes.
 const FREEZING: &str = "freezing";
+/// What a pre-dump does.
+const COPY_AHEAD: &str = "copy ahead";
 /// CRIU's own time for getting hold of the processes, seconds.
 pub(crate) const SEIZE_TIME: u32 = 2;
 
@@ -77,7 +79,7 @@ impl Dump {
         };
         let pid = node.container.pid;
         if let Err(why) = pre_dump.copy_ahead(&mut dump.swrk, &node.images, pid, until) {
-            dump.fall_back(node, plant, until, why)?;
+            dump.fall_back(node, plant, until, COPY_AHEAD, why)?;
         }
         Ok(dump)
     }
@@ -146,23 +148,26 @@ impl Dump {
         if self.memory.is_some() {
             // Some of what it does now needs no frozen node either.
             self.swrk.go_on()?;
-            self.swrk.next_stage(FREEZING, until)?;
+            if let Err(why) = self.swrk.next_stage(FREEZING, until) {
+                return self.fall_back(node, plant, until, "be held before the freeze", why);
+            }
         }
         Ok(())
     }
 
-    /// After a pre-dump that failed: begins again as if there were none.
+    /// After CRIU could not do `what`: begins again in the way for which it need not.
     fn fall_back(
         &mut self,
         node: &CutNode,
         plant: &dyn Plant,
         until: Until<'_>,
+        what: &str,
         why: CriuError,
     ) -> Result<(), CriuError> {
         if until.stop.load(Ordering::Relaxed) {
             return Err(why);
         }
-        let why = format!("CRIU could not copy ahead: {}", why.chain());
+        let why = format!("CRIU could not {what}: {}", why.chain());
         tracing::info!(node = node.node, why, "its memory is copied in the freeze");
         self.swrk.abort();
         let reasons: Vec<String> = [Some(why), self.how.why.take()]
@@ -216,7 +221,7 @@ impl Dump {
         if let Some(pre_dump) = self.pre_dump.as_mut()
             && let Err(why) = pre_dump.round(&mut self.swrk, &node.images, container.pid, until)
         {
-            self.fall_back(node, plant, until, why)?;
+            self.fall_back(node, plant, until, COPY_AHEAD, why)?;
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! Equal memory of clones and their parents is kept once: the kernel's merging thread runs while there are clones that came with their
 //! memory, and is put back as it was found afterwards.
 //!
-//! It is one for the whole host. So it is taken only when it stands, and left to whoever else sets it. What was found is noted at one
-//! place of the host, which is locked: should this daemon be killed, any other one finds it there.
+//! It is one for the whole host. So it is taken only when it stands, and left to whoever else sets it. It is locked, and what was found is
+//! noted at one place of the host: should this daemon be killed, any other one finds it there.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,7 +14,6 @@ use std::time::Duration;
 use offshoot_model::{EnvId, NodeId};
 use offshoot_runtime::{NodeSpec, RunState, SPEC_FILE, Start, observe};
 use offshoot_sys::merge::{self, Merger, Run, Settings};
-use rustix::fs::FlockOperation;
 
 use crate::config::LocalConfig;
 use crate::nodes::{names_in, node_dir};
@@ -80,7 +79,7 @@ struct Keeper {
     merger: Merger,
     /// A directory like the kernel's with what was found; there while the merging thread is ours.
     note: PathBuf,
-    /// Held while the merging thread is ours (flock(2)).
+    /// Held while the merging thread is ours.
     lock: Option<File>,
     owner: Owner,
     seen: BTreeMap<NodeId, Clone>,
@@ -123,10 +122,7 @@ impl Keeper {
     /// Whether no other daemon has the merging thread, or is about to take it.
     fn hold(&mut self) -> bool {
         if self.lock.is_none() {
-            let file = File::create(self.note.with_extension("lock"));
-            self.lock = file.ok().filter(|file| {
-                rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).is_ok()
-            });
+            self.lock = self.merger.hold();
         }
         self.lock.is_some()
     }

@@ -290,6 +290,7 @@ fn hurry(command: &mut Command, spec: &NodeSpec) -> Result<()> {
     let object = spec.run_dir.join("criu.so");
     write_atomic(&object, preload::CRIU)?;
     command.env("LD_PRELOAD", object);
+    command.env("OFFSHOOT_STAGE", hold::STAGE);
     if let Some(kernel) = &spec.tools.criu_kernel {
         command.env("OFFSHOOT_KERNEL", kernel);
     }

@@ -6,13 +6,16 @@
 //!   a child, and when that would end, once more as in its parent, with the stack that was there ("returns twice", setjmp(3)). What such a child opens
 //!   stays open, as it stays in CRIU's memory that it is. If it enters a namespace that there is no way back from, it becomes a child then.
 //!
+//! In a restore CRIU runs a script at each of its stages. Where the environment variable `OFFSHOOT_STAGE` names the only one that is of interest, it is
+//! not run at others.
+//!
 //! CRIU is told by [`waitpid`] how they ended.
 
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char, c_int, c_void};
 
 use crate::ids;
-use crate::{AT_FDCWD, O_CLOEXEC, SYS_OPENAT, archive, close, is_dump, syscall};
+use crate::{AT_FDCWD, O_CLOEXEC, SYS_OPENAT, archive, close, getenv, is_dump, syscall};
 
 const O_CREAT: c_int = 0o100;
 const SYS_WAIT4: i64 = 61;
@@ -170,6 +173,9 @@ unsafe extern "C" fn resume(frame: *mut u8, stack: *const u8, length: usize, chi
 /// What [`fork`], with this frame, returns.
 extern "C" fn begin(frame: *mut u8) -> c_int {
     with(|now| {
+        if !is_dump() && script_does_nothing() {
+            return now.nobody_ended(0);
+        }
         if !is_dump() || now.child.is_some() {
             return really(now);
         }
@@ -194,6 +200,15 @@ extern "C" fn begin(frame: *mut u8) -> c_int {
             }
         }
     })
+}
+
+/// Whether CRIU is about to run a script, at a stage that is of no interest.
+fn script_does_nothing() -> bool {
+    // SAFETY: strings; what comes back are strings of the environment, or null.
+    unsafe {
+        let (wanted, now) = (getenv(c"OFFSHOOT_STAGE".as_ptr()), getenv(c"CRTOOLS_SCRIPT_ACTION".as_ptr()));
+        !wanted.is_null() && !now.is_null() && CStr::from_ptr(wanted) != CStr::from_ptr(now)
+    }
 }
 
 /// A namespace of CRIU's own.

@@ -13,7 +13,7 @@
 //! - What takes less time than a child does is done without one: [`child`].
 //! - It stops before the first look at the processes: [`gate`].
 //!
-//! In dumps and restores, [`kernel`] and [`request`].
+//! In dumps and restores, [`kernel`] and [`request`]; in restores, scripts ([`child`]).
 #![no_std]
 
 #[path = "../src/pagemap/abi.rs"]

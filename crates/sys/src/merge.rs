@@ -1,12 +1,13 @@
 //! Kernel same-page merging: equal private memory of processes that allow it is kept once (Documentation/admin-guide/mm/ksm.rst).
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::libc;
+use rustix::fs::{FlockOperation, flock};
 
 /// Where the kernel has its switches, when it can merge.
 pub const DIR: &str = "/sys/kernel/mm/ksm";
@@ -71,6 +72,14 @@ impl Merger {
         Self {
             dir: dir.to_owned(),
         }
+    }
+
+    /// Keeps others of this host out who ask here too (flock(2)), until what is returned is dropped; `None` while somebody else does.
+    #[must_use]
+    pub fn hold(&self) -> Option<File> {
+        let dir = File::open(&self.dir).ok()?;
+        flock(&dir, FlockOperation::NonBlockingLockExclusive).ok()?;
+        Some(dir)
     }
 
     /// How the switches are.

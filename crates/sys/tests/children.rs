@@ -73,6 +73,48 @@ fn it_does_not_go_on_where_it_is_not_told_to() {
 }
 
 #[test]
+fn scripts_are_run_at_one_stage() {
+    let dir = tempfile::tempdir().unwrap();
+    let object = dir.path().join("criu.so");
+    fs::write(&object, offshoot_sys::preload::CRIU).unwrap();
+    for (wanted, stage, is_run) in [
+        (Some("pre-resume"), Some("post-restore"), false),
+        (Some("pre-resume"), Some("pre-resume"), true),
+        (Some("pre-resume"), None, true),
+        (None, Some("post-restore"), true),
+    ] {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", "as_restoring_criu", "--ignored", "--nocapture"])
+            .arg("--test-threads=1")
+            .env("LD_PRELOAD", &object)
+            .env(ANSWER, if is_run { "run" } else { "not run" });
+        let variables = [("OFFSHOOT_STAGE", wanted), ("CRTOOLS_SCRIPT_ACTION", stage)];
+        command.envs(
+            variables
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{wanted:?} {stage:?}: {out:?}");
+        let text = String::from_utf8(out.stdout).unwrap();
+        assert!(text.contains("1 passed"), "{text}");
+    }
+}
+
+#[test]
+#[ignore = "run by another, with the shared object"]
+fn as_restoring_criu() {
+    let child = fork(|| 7);
+    if std::env::var(ANSWER).unwrap() == "run" {
+        assert!(is_real(child, 7));
+    } else {
+        assert_eq!(child, NOBODY);
+        assert_eq!((ended(child), ended(-1)), (0, -1));
+    }
+}
+
+#[test]
 #[ignore = "run by the others, with the shared object"]
 fn as_criu() {
     let answer = std::env::var(ANSWER).unwrap();

@@ -1,5 +1,6 @@
 //! Every way to take memory, and what the bound on the freeze promises.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use offshoot_checkpoint::{
@@ -135,6 +136,34 @@ fn a_node_whose_memory_is_copied_in_the_freeze() {
     );
     still_counts(&node, "the parent");
     let clone = clone_of(&place, &make, "plain-2", 500_000, None, &criu);
+    still_counts(&clone, "the clone");
+}
+
+/// As one that is linked statically is.
+#[test]
+fn a_criu_that_takes_nothing_between_itself_and_its_library() {
+    let Some(criu) = host() else { return };
+    let place = Place::new();
+    let (make, node) = counting(&place, "static-1");
+    let script = place.dir.path().join("criu");
+    let text = format!(
+        "#!/bin/sh\nunset LD_PRELOAD\nexec {} \"$@\"\n",
+        criu.path().display()
+    );
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let best = Ladder::of_host().best().way;
+    let report = taken_by(&place, &Criu::at(script), &node, best);
+    let memory = report.nodes[0].memory.as_ref().unwrap();
+    if best == MemoryWay::Tracked {
+        assert_eq!(memory.way, MemoryWay::Dump);
+        let why = memory.why.as_deref().unwrap();
+        assert!(why.contains("could not be held before the freeze"), "{why}");
+    } else {
+        println!("SKIPPED: that it is held: this kernel does not track pages");
+    }
+    still_counts(&node, "the parent");
+    let clone = clone_of(&place, &make, "static-2", 500_000, None, &criu);
     still_counts(&clone, "the clone");
 }
 

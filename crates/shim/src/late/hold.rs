@@ -1,4 +1,4 @@
-//! Run by CRIU at every stage of a restore (its `action-script`): freezes the node before any of its processes goes on, where memory comes
+//! Run by CRIU at a stage of a restore (its `action-script`), or at all of them: freezes the node before any of its processes goes on, where memory comes
 //! late, or stops the schedulers in it, where jobs are held.
 
 use std::os::unix::fs::symlink;
@@ -18,7 +18,7 @@ use crate::jobs;
 /// Name of the link to this program in the node's directory: CRIU gives its script no arguments.
 pub(crate) const NAME: &str = "criu-action";
 /// The stage at which all processes are complete and still held by CRIU.
-const STAGE: &str = "pre-resume";
+pub(crate) const STAGE: &str = "pre-resume";
 
 /// Has CRIU run this in the restore of the node described by `spec`.
 pub(crate) fn prepare(spec: &NodeSpec) -> offshoot_runtime::Result<()> {
