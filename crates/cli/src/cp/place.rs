@@ -67,15 +67,11 @@ impl Place {
 
 /// Splits what a path ends in from it.
 pub(crate) fn ending(path: &str) -> (&str, Ending) {
-    if let Some(dir) = path.strip_suffix("/.") {
-        return (dir.trim_end_matches('/'), Ending::Content);
-    }
-    if path == "." {
-        return ("", Ending::Content);
-    }
-    match path.strip_suffix('/') {
-        Some(dir) => (dir.trim_end_matches('/'), Ending::Slash),
-        None => (path, Ending::Name),
+    let bare = path.trim_end_matches('/');
+    match bare.strip_suffix('.') {
+        Some(dir) if dir.is_empty() || dir.ends_with('/') => (ending(dir).0, Ending::Content),
+        _ if bare.len() < path.len() => (bare, Ending::Slash),
+        _ => (path, Ending::Name),
     }
 }
 
@@ -135,6 +131,10 @@ mod tests {
             ("shop/web:", "/", Ending::Name),
             ("shop/web:.", "/", Ending::Content),
             ("shop/web:/.", "/", Ending::Content),
+            ("shop/web:./", "/", Ending::Content),
+            ("shop/web:/etc/./", "/etc", Ending::Content),
+            ("shop/web:/etc/.//./", "/etc", Ending::Content),
+            ("shop/web:/etc/a.", "/etc/a.", Ending::Name),
             ("shop/web:/a:b", "/a:b", Ending::Name),
             ("shop/web:/..", "/..", Ending::Name),
         ] {
