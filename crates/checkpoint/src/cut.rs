@@ -1,9 +1,9 @@
 //! The cut: all nodes of an environment stand still together, their memory and disks are taken, and they go on.
 //!
 //! ```text
-//! before   CRIU is started for every live node, probes the kernel, and waits at its stage `pre-dump`;
+//! before   CRIU is started for every live node, probes the kernel, and waits before it touches the node;
 //!          memory is copied ahead, in rounds (see `memory`)
-//! frozen   freeze all -> isolate them from each other -> dump all, and snapshot the disks -> CRIU lets go -> thaw
+//! frozen   freeze all -> isolate them from each other -> dump all, CRIU letting go of each, and snapshot the disks -> thaw
 //! after    the images are completed
 //! ```
 //!

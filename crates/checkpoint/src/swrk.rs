@@ -243,30 +243,31 @@ impl Swrk {
 
     /// Waits until CRIU stops at `stage`, letting it pass every other stage on the way.
     pub(crate) fn wait_stage(&self, stage: &str, until: Until<'_>) -> Result<(), CriuError> {
-        loop {
-            let answer = self.receive(until)?;
-            if answer.kind != Kind::Notify as i32 {
-                return Err(self.judge(&answer).err().unwrap_or_else(|| {
-                    CriuError::Unexpected(format!("it was through before it came to {stage}"))
-                }));
-            }
-            match answer.notify.and_then(|n| n.script) {
-                Some(script) if script == stage => return Ok(()),
-                _ => self.go_on()?,
-            }
+        while !self.stops_at(stage, until)? {
+            self.go_on()?;
         }
+        Ok(())
+    }
+
+    /// Waits until CRIU stops; whether that is at `stage`.
+    fn stops_at(&self, stage: &str, until: Until<'_>) -> Result<bool, CriuError> {
+        let answer = self.receive(until)?;
+        if answer.kind != Kind::Notify as i32 {
+            return Err(self.judge(&answer).err().unwrap_or_else(|| {
+                CriuError::Unexpected(format!("it was through before it came to {stage}"))
+            }));
+        }
+        let script = answer.notify.and_then(|notify| notify.script);
+        Ok(script.as_deref() == Some(stage))
     }
 
     /// Waits until CRIU stops, which has to be at `stage`.
     pub(crate) fn next_stage(&self, stage: &str, until: Until<'_>) -> Result<(), CriuError> {
-        let answer = self.receive(until)?;
-        self.judge(&answer)?;
-        match answer.notify.and_then(|n| n.script) {
-            Some(script) if script == stage => Ok(()),
-            _ => Err(CriuError::Unexpected(format!(
-                "it went on without the stage {stage}"
-            ))),
+        if self.stops_at(stage, until)? {
+            return Ok(());
         }
+        let what = format!("it went on without the stage {stage}");
+        Err(CriuError::Unexpected(what))
     }
 
     /// Lets CRIU have processor time before others of this session (setpriority(2)), as far as that is granted. Not before the

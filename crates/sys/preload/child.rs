@@ -124,6 +124,13 @@ pub(crate) fn opened(name: &[u8], flags: c_int, file: c_int) {
     });
 }
 
+/// Takes from the stack what a function has to leave as it was, and returns.
+macro_rules! leave {
+    () => {
+        "pop rbp\npop rbx\npop r12\npop r13\npop r14\npop r15\nret"
+    };
+}
+
 /// fork(2), in the place of the C library's.
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
@@ -140,13 +147,7 @@ pub extern "C" fn fork() -> c_int {
         "sub rsp, 8",
         "call {begin}",
         "add rsp, 8",
-        "pop rbp",
-        "pop rbx",
-        "pop r12",
-        "pop r13",
-        "pop r14",
-        "pop r15",
-        "ret",
+        leave!(),
         begin = sym begin,
     )
 }
@@ -160,35 +161,23 @@ unsafe extern "C" fn resume(frame: *mut u8, stack: *const u8, length: usize, chi
         "mov rcx, rdx",
         "cld",
         "rep movsb",
-        "pop rbp",
-        "pop rbx",
-        "pop r12",
-        "pop r13",
-        "pop r14",
-        "pop r15",
-        "ret",
+        leave!(),
     )
 }
 
 /// What [`fork`], with this frame, returns.
 extern "C" fn begin(frame: *mut u8) -> c_int {
     with(|now| {
-        if !is_dump() && script_does_nothing() {
-            return now.nobody_ended(0);
-        }
-        if !is_dump() || now.child.is_some() {
-            return really(now);
+        if !is_dump() {
+            return if script_does_nothing() { now.nobody_ended(0) } else { really(now) };
         }
         match now.place {
-            Place::Elsewhere => really(now),
+            _ if now.child.is_some() => really(now),
             Place::TriesNamespaces => now.nobody_ended(0),
-            Place::Archives { directory, image } => {
-                if archive::write_empty(directory, image, &ids::owners()) {
-                    now.nobody_ended(0)
-                } else {
-                    really(now)
-                }
+            Place::Archives { directory, image } if archive::write_empty(directory, image, &ids::owners()) => {
+                now.nobody_ended(0)
             }
+            Place::Elsewhere | Place::Archives { .. } => really(now),
             Place::LooksIntoNamespaces => {
                 let (Some(names), Some(system_v)) = (own(c"/proc/thread-self/ns/uts"), own(c"/proc/thread-self/ns/ipc")) else {
                     return really(now);

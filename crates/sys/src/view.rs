@@ -26,7 +26,8 @@ impl View {
     ///
     /// # Errors
     /// As mmap(2); `EINVAL` when `length` is 0.
-    pub fn of(file: &File, length: usize) -> io::Result<Self> {
+    pub fn of(file: &File, length: u64) -> io::Result<Self> {
+        let length = usize::try_from(length).map_err(io::Error::other)?;
         // SAFETY: new memory of the kernel's choice, which nobody writes to by this address.
         let start = unsafe {
             libc::mmap(
@@ -47,22 +48,24 @@ impl View {
 
     /// How many bytes there are.
     #[must_use]
-    pub fn length(&self) -> usize {
-        self.length
+    pub fn length(&self) -> u64 {
+        self.length as u64
     }
 
     /// Whether both have the same bytes in `range`; `false` where one of them ends before. Bytes that are written meanwhile may be seen
     /// either way.
     #[must_use]
-    pub fn is_equal(&self, other: &Self, range: Range<usize>) -> bool {
-        if range.start > range.end || range.end > self.length.min(other.length) {
+    pub fn is_equal(&self, other: &Self, range: Range<u64>) -> bool {
+        if range.start > range.end || range.end > self.length().min(other.length()) {
             return false;
         }
+        // Less than the length, which is one.
+        let (start, length) = (range.start as usize, (range.end - range.start) as usize);
         // SAFETY: `range` is mapped in both. No reference is made, for others may write.
         unsafe {
-            let one = self.start.as_ptr().add(range.start);
-            let two = other.start.as_ptr().add(range.start);
-            libc::memcmp(one.cast(), two.cast(), range.end - range.start) == 0
+            let one = self.start.as_ptr().add(start);
+            let two = other.start.as_ptr().add(start);
+            libc::memcmp(one.cast(), two.cast(), length) == 0
         }
     }
 }

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::libc;
@@ -20,17 +20,25 @@ const NOBODY: i32 = i32::MAX;
 const FOLDER: &str = "OFFSHOOT_KNOWN";
 const ANSWER: &str = "ANSWER";
 
-fn start(folder: &Path, answer: &str) -> Output {
+/// Runs one of the ignored tests in a process of its own that has the shared object and these variables; it has to pass.
+fn pass(test: &str, folder: &Path, variables: &[(&str, &str)]) {
     let object = folder.join("criu.so");
     fs::write(&object, offshoot_sys::preload::CRIU).unwrap();
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "as_criu", "--ignored", "--nocapture"])
+    let out = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--ignored", "--nocapture"])
         .arg("--test-threads=1")
         .env("LD_PRELOAD", object)
-        .env(FOLDER, folder)
-        .env(ANSWER, answer)
+        .envs(variables.iter().copied())
         .output()
-        .unwrap()
+        .unwrap();
+    assert!(out.status.success(), "{variables:?}: {out:?}");
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(text.contains("1 passed"), "{text}");
+}
+
+fn pass_as_criu(folder: &Path, answer: &str) {
+    let known = folder.to_str().unwrap();
+    pass("as_criu", folder, &[(FOLDER, known), (ANSWER, answer)]);
 }
 
 #[test]
@@ -42,10 +50,7 @@ fn what_takes_less_time_than_a_child_is_done_without_one() {
     fs::write(dir.path().join("full/file"), "x").unwrap();
     let sticky = fs::Permissions::from_mode(0o1770);
     fs::set_permissions(dir.path().join("empty"), sticky).unwrap();
-    let out = start(dir.path(), "go on");
-    assert!(out.status.success(), "{out:?}");
-    let text = String::from_utf8(out.stdout).unwrap();
-    assert!(text.contains("1 passed"), "{text}");
+    pass_as_criu(dir.path(), "go on");
 
     let archive = dir.path().join("tmpfs-empty.img");
     let out = Command::new("tar")
@@ -65,40 +70,30 @@ fn what_takes_less_time_than_a_child_is_done_without_one() {
 fn it_does_not_go_on_where_it_is_not_told_to() {
     for answer in ["no", "nothing"] {
         let dir = tempfile::tempdir().unwrap();
-        let out = start(dir.path(), answer);
-        assert!(out.status.success(), "{out:?}");
-        let text = String::from_utf8(out.stdout).unwrap();
-        assert!(text.contains("1 passed"), "{text}");
+        pass_as_criu(dir.path(), answer);
     }
 }
 
 #[test]
 fn scripts_are_run_at_one_stage() {
     let dir = tempfile::tempdir().unwrap();
-    let object = dir.path().join("criu.so");
-    fs::write(&object, offshoot_sys::preload::CRIU).unwrap();
     for (wanted, stage, is_run) in [
         (Some("pre-resume"), Some("post-restore"), false),
         (Some("pre-resume"), Some("pre-resume"), true),
         (Some("pre-resume"), None, true),
         (None, Some("post-restore"), true),
     ] {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
-            .args(["--exact", "as_restoring_criu", "--ignored", "--nocapture"])
-            .arg("--test-threads=1")
-            .env("LD_PRELOAD", &object)
-            .env(ANSWER, if is_run { "run" } else { "not run" });
-        let variables = [("OFFSHOOT_STAGE", wanted), ("CRTOOLS_SCRIPT_ACTION", stage)];
-        command.envs(
-            variables
-                .into_iter()
-                .filter_map(|(name, value)| Some((name, value?))),
-        );
-        let out = command.output().unwrap();
-        assert!(out.status.success(), "{wanted:?} {stage:?}: {out:?}");
-        let text = String::from_utf8(out.stdout).unwrap();
-        assert!(text.contains("1 passed"), "{text}");
+        let answer = if is_run { "run" } else { "not run" };
+        let told = [
+            ("OFFSHOOT_STAGE", wanted),
+            ("CRTOOLS_SCRIPT_ACTION", stage),
+            (ANSWER, Some(answer)),
+        ];
+        let told: Vec<_> = told
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect();
+        pass("as_restoring_criu", dir.path(), &told);
     }
 }
 

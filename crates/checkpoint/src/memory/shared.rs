@@ -231,20 +231,15 @@ impl Object {
 
     /// Whether the copy has the same there. Both have pages there: looking where there is none would make one.
     fn is_equal(&mut self, part: Range<u64>) -> io::Result<bool> {
-        let [start, end, size] = [part.start, part.end, self.size].map(usize::try_from);
-        let (start, end) = (
-            start.map_err(io::Error::other)?,
-            end.map_err(io::Error::other)?,
-        );
-        let size = size.map_err(io::Error::other)?;
+        let size = self.size;
         let [now, then] = match &mut self.views {
             Some(views) if views.iter().all(|view| view.length() == size) => views,
             views => {
-                self.copy.set_len(self.size)?;
+                self.copy.set_len(size)?;
                 views.insert([View::of(&self.file, size)?, View::of(&self.copy, size)?])
             }
         };
-        Ok(now.is_equal(then, start..end))
+        Ok(now.is_equal(then, part))
     }
 
     /// The next pages that there are, at or after `from`.

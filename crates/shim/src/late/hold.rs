@@ -1,5 +1,5 @@
-//! Run by CRIU at a stage of a restore (its `action-script`), or at all of them: freezes the node before any of its processes goes on, where memory comes
-//! late, or stops the schedulers in it, where jobs are held.
+//! Run by CRIU at a stage of a restore (its `action-script`), or at all of them: freezes the node before any of its processes goes on, where
+//! memory comes late, or stops the schedulers in it, where jobs are held.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
